@@ -1,0 +1,57 @@
+//! The only room with storage system calls: one small trait and its faces.
+//!
+//! | face | file | for |
+//! |---|---|---|
+//! | `FileDevice` | `file.rs` | files and block devices, buffered or `O_DIRECT` |
+//! | `RamDevice` | `ram.rs` | tests, benchmarks, the demo's shadow |
+//! | `FaultyDevice` | `faulty.rs` | any device, with errors injected by a plan |
+//! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
+
+mod buffer;
+mod ram;
+
+use std::fmt::Debug;
+
+pub use buffer::{AlignedBuffer, Payload};
+pub use ram::RamDevice;
+
+use crate::error::Result;
+use crate::extent::ByteRange;
+
+/// A linear array of bytes that survives, seen through six operations.
+///
+/// * Offsets and lengths are multiples of `sector_size()`; buffers are of any alignment.
+/// * An operation that returns `Ok` did all of it; an error leaves the bytes of that range undefined.
+/// * Operations on overlapping ranges at the same time are the caller's affair.
+/// * What was written is durable once a `flush` that began after the write has returned `Ok`;
+///   until then any subset of its sectors may survive a crash, in any order.
+/// * After a failed `flush` nothing is known of the writes before it: callers stop (law 11).
+pub trait Device: Send + Sync + Debug {
+    /// Bytes; fixed for the life of the object.
+    fn size(&self) -> u64;
+
+    /// The smallest unit that can be addressed, 512 or 4096 bytes.
+    fn sector_size(&self) -> u32;
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Afterwards the range reads as zeros; space may be given back (never "undefined", I14).
+    fn zero_at(&self, offset: u64, length: u64) -> Result<()>;
+
+    fn flush(&self) -> Result<()>;
+
+    /// The first stretch at or after `offset` that may hold anything but zeros; `None` if there is
+    /// none. A device that cannot tell answers the whole rest.
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
+        let rest = self.size().saturating_sub(offset);
+        Ok((rest > 0).then_some(ByteRange::new(offset, rest)))
+    }
+
+    /// Whether reads and writes usually return without waiting for a disk (memory, page cache), so
+    /// that doing them on the calling thread is cheaper than handing them to another.
+    fn answers_at_once(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,3 @@
+//! Live requests ordered against the rest: the state machines of both roles and their drivers.
+
+pub mod service;
