@@ -23,9 +23,11 @@ pub const NBD_HANDSHAKE_MS: u64 = 10_000;
 /// Connections of one listener at a time.
 pub const NBD_CONNECTIONS_MAX: usize = 100;
 
-/// Largest payload of a link frame. Small, so that a demand read never waits long behind one:
-/// 128 KiB take 5 ms at 200 Mbit/s.
-pub const LINK_PAYLOAD_BYTES_MAX: u32 = 128 << 10;
+/// Largest payload of a link frame: the largest block.
+pub const LINK_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
+/// What is sent in one frame where blocks are not larger. Small, so that nothing waits long behind
+/// one: 128 KiB take 5 ms at 200 Mbit/s.
+pub const LINK_PIECE_BYTES: u64 = 128 << 10;
 /// Bytes of mirrored writes sent and not yet applied by the backup; further writes wait.
 pub const MIRROR_WINDOW_BYTES: u64 = 16 << 20;
 /// Demand fetches on the wire at a time; further ones wait.
