@@ -8,11 +8,13 @@
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 
 mod buffer;
+mod folder;
 mod ram;
 
 use std::fmt::Debug;
 
 pub use buffer::{AlignedBuffer, Payload};
+pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
 pub use ram::RamDevice;
 
 use crate::error::Result;
