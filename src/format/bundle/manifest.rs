@@ -44,9 +44,9 @@ pub struct BeginManifest {
     pub version: u32,
     /// Names of features that a reader must know; none exist in version 1.
     pub features: Vec<String>,
-    pub bundle: Uuid,
+    pub bundle: UuidText,
     /// Absent: made from a plain image, bound to no volume.
-    pub volume: Option<Uuid>,
+    pub volume: Option<UuidText>,
     pub generation: u64,
     pub cut: u64,
     pub size: u64,
@@ -114,6 +114,30 @@ impl TryFrom<String> for HexHash {
     }
 }
 
+/// A UUID in its usual lower-case form with hyphens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UuidText(pub Uuid);
+
+impl From<UuidText> for String {
+    fn from(uuid: UuidText) -> Self {
+        uuid.0.hyphenated().to_string()
+    }
+}
+
+impl TryFrom<String> for UuidText {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        let uuid = Uuid::try_parse(&text).map_err(|_| format!("not a UUID: {text:?}"))?;
+        if uuid.hyphenated().to_string() == text {
+            Ok(Self(uuid))
+        } else {
+            Err(format!("not a UUID in its usual form: {text:?}"))
+        }
+    }
+}
+
 /// The file name of a segment.
 #[must_use]
 pub fn segment_name(number: u32) -> String {
@@ -128,8 +152,8 @@ impl BeginManifest {
             format: BEGIN_FORMAT.into(),
             version: VERSION,
             features: Vec::new(),
-            bundle,
-            volume: (!volume.is_nil()).then_some(volume),
+            bundle: UuidText(bundle),
+            volume: (!volume.is_nil()).then_some(UuidText(volume)),
             generation,
             cut,
             size: geometry.size(),
@@ -161,7 +185,7 @@ impl BeginManifest {
             )));
         }
         let geometry = self.geometry()?;
-        if self.volume == Some(Uuid::nil()) {
+        if self.volume == Some(UuidText(Uuid::nil())) {
             return Err(Error::format("the volume of the bundle is the nil UUID"));
         }
         if self.selection.is_empty() {

@@ -8,11 +8,11 @@ mod segment;
 
 pub use batch::{
     Batch, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, PageHead, encode_batch, parse_batch,
-    parse_page_head,
+    pages_for, parse_page_head,
 };
-pub use manifest::{BeginManifest, Manifest, Run, SegmentEntry, segment_name};
-pub use page::{PAGE_BYTES, padded};
-pub use segment::{IndexEntry, SegmentHeader, Trailer, encode_index, parse_index};
+pub use manifest::{BeginManifest, HexHash, Manifest, Run, SegmentEntry, segment_name};
+pub use page::{PAGE_BYTES, Page, padded};
+pub use segment::{IndexEntry, SegmentHeader, Trailer, encode_index, index_bytes, parse_index};
 
 /// BLAKE3, 32 bytes.
 pub type Hash = [u8; 32];
