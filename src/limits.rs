@@ -85,3 +85,5 @@ pub const MERGE_READ_FAILURES_MAX: u32 = 8;
 pub const MERGE_SEAMS_MAX: usize = 16;
 /// Runs that a report lists one by one; further ones are only counted.
 pub const REPORT_RUNS_MAX: usize = 10_000;
+/// Callers of long operations hear of progress, and may stop them, about this often.
+pub const PROGRESS_INTERVAL_MS: u64 = 100;
