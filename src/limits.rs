@@ -55,3 +55,37 @@ pub const SNAPSHOTS_MAX: usize = 64;
 
 /// Threads that do device operations, for all volumes of the process together.
 pub const DEVICE_THREADS: usize = 8;
+
+/// Largest segment file of a bundle: under the 4 GiB of FAT, and the most that a crash of the
+/// writer costs. The least still takes one chunk that does not shrink.
+pub const BUNDLE_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+pub const BUNDLE_SEGMENT_BYTES_MIN: u64 = 2 << 20;
+/// Segments of one bundle: 16 EiB of full ones.
+pub const BUNDLE_SEGMENTS_MAX: u32 = 1 << 24;
+/// Bytes of the volume in one stored chunk: the unit of verification and of a request.
+pub const BUNDLE_CHUNK_BYTES_MAX: u64 = 1 << 20;
+/// Payload and descriptor pages of one batch: what a writer holds before it knows the pages, and
+/// what one damaged page costs. 64 pages describe 16 MiB of isolated 4 KiB blocks.
+pub const BUNDLE_BATCH_BYTES_MAX: u32 = 16 << 20;
+pub const BUNDLE_BATCH_PAGES_MAX: u16 = 64;
+/// Zeros inside a chunk are told apart in runs of this many bytes (a sparse file's usual grain).
+pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
+/// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
+pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
+pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Chunks read ahead of the threads that encode or verify them; 1 or 2 MiB of memory each.
+pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
+/// Longest run of zeros handed on at a time, so that progress and stopping stay fine-grained.
+pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
+
+/// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.
+pub const MERGE_COMMIT_BYTES: u64 = 256 << 20;
+pub const MERGE_COMMIT_MS: u64 = 2_000;
+/// Chunks in a row that the medium fails to read before it counts as gone.
+pub const MERGE_READ_FAILURES_MAX: u32 = 8;
+/// Blocks at a time that are put together from pieces smaller than the block.
+pub const MERGE_SEAMS_MAX: usize = 16;
+/// Runs that a report lists one by one; further ones are only counted.
+pub const REPORT_RUNS_MAX: usize = 10_000;
+/// Callers of long operations hear of progress, and may stop them, about this often.
+pub const PROGRESS_INTERVAL_MS: u64 = 100;
