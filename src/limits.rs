@@ -22,6 +22,26 @@ pub const NBD_STATUS_EXTENTS_MAX: usize = 4096;
 pub const NBD_HANDSHAKE_MS: u64 = 10_000;
 /// Connections of one listener at a time.
 pub const NBD_CONNECTIONS_MAX: usize = 100;
+/// Bytes of a whole handshake; several times what the longest sensible one takes.
+pub const NBD_HANDSHAKE_BYTES_MAX: u64 = 64 << 10;
+/// Longest name an export can be given (the longest name of a file; clients cope with it).
+pub const NBD_EXPORT_NAME_BYTES_MAX: usize = 255;
+/// Longest description of an export.
+pub const NBD_DESCRIPTION_BYTES_MAX: usize = 1024;
+/// Exports of one table; a `LIST` answers with all of them.
+pub const NBD_EXPORTS_MAX: usize = 4096;
+/// Longest payload of a refused write that is read and thrown away to keep the stream in step; a
+/// longer one ends the connection.
+pub const NBD_DRAIN_BYTES_MAX: u32 = 64 << 20;
+/// What is read from a socket at once: a queue of 32 writes of 4 KiB fits.
+pub const NBD_INCOMING_BYTES: usize = 256 << 10;
+/// Replies held for a client that reads slowly, before its requests wait: small enough to stay in
+/// the cache between the copy in and the copy to the socket.
+pub const NBD_OUTGOING_BYTES: usize = 512 << 10;
+/// All connections of a server have ended this long after `shutdown`.
+pub const NBD_SHUTDOWN_MS: u64 = 5_000;
+/// How much of that is left to requests in flight.
+pub const NBD_SHUTDOWN_GRACE_MS: u64 = 3_000;
 
 /// Largest payload of a link frame: the largest block.
 pub const LINK_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
