@@ -120,7 +120,8 @@ pub struct Welcome {
 /// Why a handshake was refused; stable numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalCode {
-    Version,
+    /// The Hello or Welcome is not understood: magic, version, layout.
+    Format,
     Feature,
     UnknownVolume,
     WrongRole,
@@ -138,7 +139,7 @@ pub enum RefusalCode {
 }
 
 const REFUSAL_CODES: [(u16, RefusalCode); 13] = [
-    (1, RefusalCode::Version),
+    (1, RefusalCode::Format),
     (2, RefusalCode::Feature),
     (3, RefusalCode::UnknownVolume),
     (4, RefusalCode::WrongRole),
@@ -183,7 +184,7 @@ impl RefusalCode {
     #[must_use]
     pub fn error_kind(self) -> ErrorKind {
         match self {
-            Self::Version | Self::Feature => ErrorKind::Format,
+            Self::Format | Self::Feature => ErrorKind::Format,
             Self::UnknownVolume
             | Self::WrongRole
             | Self::WrongVolume
@@ -257,7 +258,7 @@ struct WelcomeLayout {
 
 /// The versions a Hello offers, lowest and highest. Its first eight bytes mean the same in every
 /// version, so that a version that we do not speak can be refused with words.
-pub fn hello_versions(payload: &[u8]) -> Result<(u16, u16)> {
+fn hello_versions(payload: &[u8]) -> Result<(u16, u16)> {
     let Some((&[a, b, c, d, low, low_high, high, high_high], _)) = payload.split_first_chunk()
     else {
         return Err(short("Hello", 8, payload.len()));

@@ -222,9 +222,9 @@ impl<P: Deref<Target = [u8]>> Message<P> {
     pub fn range(&self) -> Option<ByteRange> {
         match self {
             Self::Write { offset, data, .. } => Some(ByteRange::new(*offset, data.len() as u64)),
-            Self::Zero { range, .. }
-            | Self::Fetch { range, .. }
-            | Self::Digest { range, .. } => Some(*range),
+            Self::Zero { range, .. } | Self::Fetch { range, .. } | Self::Digest { range, .. } => {
+                Some(*range)
+            }
             Self::Data { offset, content, .. } => Some(ByteRange::new(*offset, content.length())),
             _ => None,
         }
@@ -328,7 +328,8 @@ impl<P: Deref<Target = [u8]>> Message<P> {
             FrameKind::Applied => Self::Applied { sequence: number },
             FrameKind::Flushed => Self::Flushed { sequence: number },
             FrameKind::CutDone => {
-                let layout = CutDoneLayout::ref_from_bytes(payload).map_err(|_| short("CutDone"))?;
+                let layout =
+                    CutDoneLayout::ref_from_bytes(payload).map_err(|_| short("CutDone"))?;
                 Self::CutDone {
                     sequence: number,
                     snapshot: Uuid::from_bytes(layout.snapshot),
@@ -387,6 +388,13 @@ impl<P: Deref<Target = [u8]>> Message<P> {
                     ));
                 }
                 Ok(())
+            }
+            Self::Failed { failure, .. } | Self::FetchFailed { failure, .. } => {
+                let is_sound =
+                    text::is_text(&failure.text) && failure.errno.is_none_or(|errno| errno > 0);
+                is_sound.then_some(()).ok_or_else(|| {
+                    Error::format("link failure: expected clean text and an errno above 0")
+                })
             }
             _ => Ok(()),
         }
@@ -487,6 +495,7 @@ pub(super) fn words_length(text: &str) -> usize {
 }
 
 pub(super) fn encode_words(code: u16, errno: u32, text: &str, out: &mut Vec<u8>) {
+    assert!(text::is_text(text), "words are cleaned when they are made");
     let layout = WordsLayout { code: code.into(), zero: 0.into(), errno: errno.into() };
     out.extend_from_slice(layout.as_bytes());
     out.extend_from_slice(text.as_bytes());

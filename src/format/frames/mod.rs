@@ -19,7 +19,6 @@ mod text;
 pub use frame::{Frame, Goodbye, GoodbyeReason};
 pub use handshake::{
     BootId, Class, Hello, KNOWN_FEATURES, Refusal, RefusalCode, Role, VERSION, Welcome,
-    hello_versions,
 };
 pub use header::{FrameKind, HEADER_BYTES, Header, Rule, Sender, Traffic};
 pub use message::{Content, Failure, Message};

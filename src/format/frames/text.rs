@@ -37,6 +37,11 @@ pub(super) fn is_name(name: &str) -> bool {
     name.len() <= LINK_NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }
 
+/// Whether `read` would take it.
+pub(super) fn is_text(text: &str) -> bool {
+    text.len() <= LINK_TEXT_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
 fn read_within(bytes: &[u8], bytes_max: usize, what: &str) -> Result<String> {
     if bytes.len() > bytes_max {
         return Err(Error::format(format!(
