@@ -3,17 +3,17 @@
 //!
 //! | state | side | on | then |
 //! |---|---|---|---|
-//! | `AwaitHello` | backup | a Hello we can speak | event `HelloReceived`, `Deciding` |
-//! | | | a Hello of other versions or features | Refuse, `Ended` |
+//! | `AwaitHello` | backup | a Hello we understand | event `HelloReceived`, `Deciding` |
+//! | | | a Hello that requires unknown features | Refuse, `Ended` |
 //! | `Deciding` | backup | `accept` | Welcome, `Active` (`Introduced` if its session is 0) |
 //! | | | `refuse` | Refuse, `Ended` |
-//! | `AwaitWelcome` | primary | a Welcome that fits our Hello | event `Welcomed`, `Active` or `Introduced` |
-//! | | | a Welcome of another volume, size or generation | Refuse, `Ended` |
-//! | `Active` | both | a message that this peer may send here, and that the ledger takes | event `Received` |
+//! | `AwaitWelcome` | primary | a fitting Welcome | event `Welcomed`, `Active` or `Introduced` |
+//! | | | one of another volume, size, life | Refuse, event `Failed`, `Ended` |
+//! | `Active` | both | a message allowed here that the ledger takes | event `Received` |
 //! | | | Ping | Pong |
-//! | `Introduced` | both | Ping | Pong; nothing else is allowed: the primary learns who it is, and leaves |
-//! | any but `Ended` | both | Refuse, Goodbye | event, `Ended` |
-//! | | | silence, or a handshake that takes too long | event `Dead`, `Ended` |
+//! | `Introduced` | both | Ping | Pong (the primary has learnt who it is, and leaves) |
+//! | any but `Ended` | both | Refuse, Goodbye | event `Refused` or `Departed`, `Ended` |
+//! | | | silence, a handshake too long | event `Dead`, `Ended` |
 //! | | | anything else | Goodbye (Refuse before the session), event `Failed`, `Ended` |
 //! | `Ended` | both | anything | ignored; the last frame is still to be taken |
 //!
@@ -352,3 +352,6 @@ impl Connection {
         Error::link(format!("link: expected {expected}, found the connection {:?}", self.state))
     }
 }
+
+#[cfg(test)]
+mod tests;

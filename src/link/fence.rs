@@ -13,9 +13,13 @@
 //! | mirror | no session | accept; record identity or generation first if it is new |
 //! | mirror, same boot id | a session | accept, superseding it |
 //! | mirror, higher generation | a session | accept, superseding it: a declared new life |
-//! | mirror, other boot id | a session | refuse `Occupied` until that session has ended (a second primary, or the same restarted: the old connection dies within `LINK_SILENCE_MS`) |
-//! | demand, bulk: epoch, both boot ids and generation of the open session | a session, open | accept |
+//! | mirror, other boot id | a session | refuse `Occupied` until that session has ended |
+//! | demand, bulk: all fields as in the open session | a session, open | accept |
 //! | demand, bulk: anything else | any | refuse `StaleSession` |
+//!
+//! A primary that was restarted while its old connection hangs half open is `Occupied` as well: it
+//! is let in once that is found dead, within `LINK_SILENCE_MS`. So no second primary can push out
+//! the first.
 //!
 //! | session state | on | then |
 //! |---|---|---|
@@ -261,4 +265,230 @@ impl Fence {
 
 fn refuse<T>(code: RefusalCode, words: String) -> Result<T, Refusal> {
     Err(Refusal::new(code, &words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{BlockSize, MIB};
+
+    const OURS: BootId = BootId([0xbb; 16]);
+
+    fn geometry(mebibytes: u64) -> Geometry {
+        Geometry::new(mebibytes * MIB, BlockSize::DEFAULT).expect("valid")
+    }
+
+    fn identity(volume: u128, generation: u64) -> Identity {
+        Identity { volume: Uuid::from_u128(volume), generation }
+    }
+
+    fn fence(identity: Option<Identity>) -> Fence {
+        Fence::new(geometry(1), identity, OURS)
+    }
+
+    fn mirror(volume: u128, generation: u64, boot: u8) -> Hello {
+        Hello {
+            class: Class::Mirror,
+            role: Role::Primary,
+            name: "db".to_owned(),
+            volume: Uuid::from_u128(volume),
+            geometry: geometry(1),
+            generation,
+            session_epoch: 0,
+            boot_id: BootId([boot; 16]),
+            peer_boot_id: BootId::default(),
+            features_offered: 0,
+            features_required: 0,
+        }
+    }
+
+    fn reader(epoch: u64) -> Hello {
+        let peer_boot_id = OURS;
+        Hello { class: Class::Bulk, session_epoch: epoch, peer_boot_id, ..mirror(7, 3, 1) }
+    }
+
+    fn accepted(fence: &mut Fence, hello: &Hello) -> Acceptance {
+        match fence.hello(hello) {
+            Decision::Accept(acceptance) => acceptance,
+            Decision::Refuse(refusal) => panic!("refused: {refusal:?}"),
+        }
+    }
+
+    fn refused(fence: &mut Fence, hello: &Hello) -> RefusalCode {
+        match fence.hello(hello) {
+            Decision::Accept(acceptance) => panic!("accepted: {acceptance:?}"),
+            Decision::Refuse(refusal) => {
+                assert!(!refusal.text.is_empty());
+                refusal.code
+            }
+        }
+    }
+
+    /// A fence of volume 7, generation 3, with an open session of primary process 1.
+    fn open_fence() -> (Fence, u64) {
+        let mut fence = fence(Some(identity(7, 3)));
+        let epoch = accepted(&mut fence, &mirror(7, 3, 1)).welcome.session_epoch;
+        assert!(fence.opened(epoch));
+        (fence, epoch)
+    }
+
+    #[test]
+    fn a_hello_of_a_backup_is_refused() {
+        let hello = Hello { role: Role::Backup, ..mirror(7, 3, 1) };
+        assert_eq!(refused(&mut fence(Some(identity(7, 3))), &hello), RefusalCode::WrongRole);
+    }
+
+    #[test]
+    fn a_hello_of_another_geometry_is_refused() {
+        let hello = Hello { geometry: geometry(2), ..mirror(7, 3, 1) };
+        assert_eq!(refused(&mut fence(None), &hello), RefusalCode::WrongGeometry);
+    }
+
+    #[test]
+    fn two_sides_without_identity_are_sent_to_the_operator() {
+        assert_eq!(refused(&mut fence(None), &mirror(0, 0, 1)), RefusalCode::NoIdentity);
+    }
+
+    #[test]
+    fn a_primary_without_identity_is_told_and_disturbs_nobody() {
+        let (mut fence, epoch) = open_fence();
+        let acceptance = accepted(&mut fence, &mirror(0, 0, 9));
+        assert_eq!((acceptance.supersedes, acceptance.record), (None, None));
+        let Welcome { volume, generation, session_epoch, .. } = acceptance.welcome;
+        assert_eq!((volume.as_u128(), generation, session_epoch), (7, 3, 0));
+        assert!(fence.admits(epoch) && !fence.admits(0));
+    }
+
+    #[test]
+    fn another_volume_is_refused() {
+        assert_eq!(
+            refused(&mut fence(Some(identity(7, 3))), &mirror(8, 3, 1)),
+            RefusalCode::WrongVolume
+        );
+    }
+
+    #[test]
+    fn a_primary_of_an_older_generation_is_refused() {
+        let (mut fence, epoch) = open_fence();
+        assert_eq!(refused(&mut fence, &mirror(7, 2, 1)), RefusalCode::StaleGeneration);
+        assert!(fence.admits(epoch));
+    }
+
+    #[test]
+    fn a_known_primary_is_accepted_with_nothing_to_record() {
+        let mut fence = fence(Some(identity(7, 3)));
+        let acceptance = accepted(&mut fence, &mirror(7, 3, 1));
+        assert_eq!((acceptance.supersedes, acceptance.record), (None, None));
+        assert_eq!(acceptance.welcome.boot_id, OURS);
+        assert_eq!(acceptance.welcome.applied_sequence, 0);
+    }
+
+    #[test]
+    fn a_backup_without_identity_records_that_of_the_primary_first() {
+        let mut fence = fence(None);
+        let acceptance = accepted(&mut fence, &mirror(7, 3, 1));
+        assert_eq!(acceptance.record, Some(identity(7, 3)));
+        assert_eq!(fence.identity(), None);
+        assert!(fence.opened(acceptance.welcome.session_epoch));
+        assert_eq!(fence.identity(), Some(identity(7, 3)));
+    }
+
+    #[test]
+    fn a_higher_generation_is_recorded_before_its_session_opens() {
+        let (mut fence, old) = open_fence();
+        let acceptance = accepted(&mut fence, &mirror(7, 4, 2));
+        assert_eq!(acceptance.record, Some(identity(7, 4)));
+        assert_eq!(acceptance.supersedes, Some(old));
+        let epoch = acceptance.welcome.session_epoch;
+        assert!(!fence.admits(old) && !fence.admits(epoch));
+        assert!(fence.opened(epoch) && fence.admits(epoch));
+    }
+
+    #[test]
+    fn a_newer_connection_of_the_same_process_supersedes_the_older_at_once() {
+        let (mut fence, old) = open_fence();
+        let acceptance = accepted(&mut fence, &mirror(7, 3, 1));
+        assert_eq!((acceptance.supersedes, acceptance.record), (Some(old), None));
+        assert!(acceptance.welcome.session_epoch > old);
+        assert!(!fence.admits(old));
+        assert_eq!(refused(&mut fence, &reader(old)), RefusalCode::StaleSession);
+        // The late end of the old connection does not end the new session.
+        fence.ended(old);
+        assert!(fence.opened(acceptance.welcome.session_epoch));
+    }
+
+    #[test]
+    fn a_second_primary_is_refused_until_the_first_is_gone() {
+        let (mut fence, epoch) = open_fence();
+        assert_eq!(refused(&mut fence, &mirror(7, 3, 2)), RefusalCode::Occupied);
+        assert!(fence.admits(epoch));
+        fence.ended(epoch);
+        assert!(!fence.admits(epoch));
+        assert_eq!(accepted(&mut fence, &mirror(7, 3, 2)).supersedes, None);
+    }
+
+    #[test]
+    fn readers_are_let_in_to_the_open_session_only() {
+        let mut fence = fence(Some(identity(7, 3)));
+        assert_eq!(refused(&mut fence, &reader(1)), RefusalCode::StaleSession);
+        let epoch = accepted(&mut fence, &mirror(7, 3, 1)).welcome.session_epoch;
+        assert_eq!(refused(&mut fence, &reader(epoch)), RefusalCode::StaleSession);
+        assert!(fence.opened(epoch));
+        let acceptance = accepted(&mut fence, &reader(epoch));
+        assert_eq!((acceptance.supersedes, acceptance.record), (None, None));
+        assert_eq!(acceptance.welcome.session_epoch, epoch);
+        fence.ended(epoch);
+        assert_eq!(refused(&mut fence, &reader(epoch)), RefusalCode::StaleSession);
+    }
+
+    #[test]
+    fn readers_of_another_epoch_process_or_life_are_refused() {
+        let (mut fence, epoch) = open_fence();
+        let right = reader(epoch);
+        for stale in [
+            reader(epoch + 1),
+            Hello { boot_id: BootId([2; 16]), ..right.clone() },
+            Hello { peer_boot_id: BootId([2; 16]), ..right.clone() },
+            Hello { generation: 4, ..right.clone() },
+        ] {
+            assert_eq!(refused(&mut fence, &stale), RefusalCode::StaleSession, "{stale:?}");
+        }
+        accepted(&mut fence, &right);
+    }
+
+    #[test]
+    fn what_an_opening_session_brought_is_not_gone_back_behind() {
+        let mut fence = fence(None);
+        accepted(&mut fence, &mirror(7, 3, 1));
+        assert_eq!(refused(&mut fence, &mirror(8, 3, 1)), RefusalCode::WrongVolume);
+        assert_eq!(refused(&mut fence, &mirror(7, 2, 1)), RefusalCode::StaleGeneration);
+    }
+
+    #[test]
+    fn a_session_that_was_superseded_while_opening_does_not_open() {
+        let mut fence = fence(None);
+        let first = accepted(&mut fence, &mirror(7, 3, 1)).welcome.session_epoch;
+        let second = accepted(&mut fence, &mirror(7, 3, 1));
+        assert_eq!(second.supersedes, Some(first));
+        assert_eq!(second.record, Some(identity(7, 3)));
+        assert!(!fence.opened(first));
+        assert_eq!(fence.identity(), None);
+        assert!(fence.opened(second.welcome.session_epoch));
+    }
+
+    #[test]
+    fn a_promoted_backup_hears_no_primary_of_the_life_before() {
+        let (mut fence, epoch) = open_fence();
+        assert_eq!(fence.advance(identity(7, 4)), Some(epoch));
+        assert!(!fence.admits(epoch));
+        assert_eq!(refused(&mut fence, &mirror(7, 3, 1)), RefusalCode::StaleGeneration);
+    }
+
+    #[test]
+    fn only_features_that_were_offered_are_welcomed() {
+        let mut fence = fence(None);
+        let hello = Hello { features_offered: u64::MAX, ..mirror(7, 3, 1) };
+        let features = accepted(&mut fence, &hello).welcome.features;
+        assert_eq!(features, KNOWN_FEATURES);
+    }
 }

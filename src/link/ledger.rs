@@ -8,7 +8,7 @@
 //! | message | condition | effect |
 //! |---|---|---|
 //! | Write, Zero, Flush, Cut | sequence above all before | awaits its answer |
-//! | Applied n | a sequence that left, not below the last Applied | Write and Zero up to n answered |
+//! | Applied n | left already, not below the last Applied | Write and Zero up to n answered |
 //! | Flushed n | n is a Flush that awaits | Write, Zero and Flush up to n answered |
 //! | CutDone n | n is a Cut of that snapshot that awaits | answered |
 //! | Failed n | n is a Flush or Cut that awaits, or above the last Applied | n answered |
@@ -98,7 +98,8 @@ impl Ledger {
         }
         if let Some(range) = message.range().filter(|range| !self.geometry.contains(*range)) {
             return Err(Error::link(format!(
-                "link {:?}: expected a range within the {} bytes of the volume, found {} bytes at {}",
+                "link {:?}: expected a range within the {} bytes of the volume, found {} bytes \
+                 at {}",
                 message.kind(),
                 self.geometry.size(),
                 range.length,
@@ -246,4 +247,171 @@ fn unexpected(kind: &str, number: u64) -> Error {
     Error::link(format!(
         "link {kind} {number}: expected the answer to a request that waits, found none such"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Payload;
+    use crate::format::frames::{Content, Failure};
+    use crate::units::{BlockSize, MIB};
+
+    fn ledger() -> Ledger {
+        Ledger::new(Geometry::new(MIB, BlockSize::DEFAULT).expect("valid"), 0)
+    }
+
+    fn write(sequence: u64, offset: u64) -> Message {
+        Message::Write { sequence, offset, data: Payload::copy_of(&[1; 4096]) }
+    }
+
+    fn cut(sequence: u64) -> Message {
+        let snapshot = Uuid::from_u128(5);
+        Message::Cut { sequence, snapshot, selection: Vec::new(), label: String::new() }
+    }
+
+    fn cut_done(sequence: u64, snapshot: u128) -> Message {
+        let snapshot = Uuid::from_u128(snapshot);
+        Message::CutDone { sequence, snapshot, generation: 1, cut_sequence: 9 }
+    }
+
+    fn failure() -> Failure {
+        Failure { kind: crate::error::ErrorKind::Device, errno: Some(5), text: "no".to_owned() }
+    }
+
+    fn failed(sequence: u64) -> Message {
+        Message::Failed { sequence, failure: failure() }
+    }
+
+    fn fetch(tag: u64) -> Message {
+        Message::Fetch { tag, range: ByteRange::new(4096, 8192), after_sequence: 0 }
+    }
+
+    fn zeros(tag: u64, offset: u64, length: u64) -> Message {
+        Message::Data { tag, offset, content: Content::Zero(length) }
+    }
+
+    fn takes(ledger: &mut Ledger, messages: &[Message]) {
+        for message in messages {
+            ledger.note(message).expect("allowed");
+        }
+    }
+
+    fn refuses(ledger: &mut Ledger, message: &Message) {
+        assert!(ledger.note(message).is_err(), "{message:?}");
+    }
+
+    #[test]
+    fn everything_that_was_asked_and_answered_leaves_nothing_behind() {
+        let mut ledger = ledger();
+        let range = ByteRange::new(0, MIB);
+        takes(
+            &mut ledger,
+            &[
+                write(1, 0),
+                Message::Zero { sequence: 2, range },
+                Message::Flush { sequence: 4 },
+                cut(5),
+                write(6, 4096),
+                fetch(1),
+                fetch(2),
+                Message::Digest { tag: 3, range, after_sequence: 6 },
+            ],
+        );
+        assert_eq!(ledger.unanswered_bytes(), 2 * 4096 + 2 * 8192 + 8 * LINK_ANSWER_BYTES);
+        takes(
+            &mut ledger,
+            &[
+                Message::Applied { sequence: 1 },
+                failed(2),
+                Message::Flushed { sequence: 4 },
+                cut_done(5, 5),
+                Message::Applied { sequence: 6 },
+                Message::DigestReply { tag: 3, digest: [0; 32] },
+                Message::FetchFailed { tag: 2, failure: failure() },
+                zeros(1, 4096, 8192),
+            ],
+        );
+        assert_eq!(ledger.unanswered_bytes(), 0);
+    }
+
+    #[test]
+    fn sequences_ascend() {
+        let mut ledger = ledger();
+        takes(&mut ledger, &[write(5, 0)]);
+        refuses(&mut ledger, &write(5, 0));
+        refuses(&mut ledger, &Message::Flush { sequence: 4 });
+        refuses(&mut ledger, &cut(0));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_awaits_is_refused() {
+        let mut ledger = ledger();
+        takes(&mut ledger, &[write(1, 0), Message::Flush { sequence: 2 }, cut(3), fetch(7)]);
+        refuses(&mut ledger, &Message::Applied { sequence: 4 });
+        refuses(&mut ledger, &Message::Flushed { sequence: 1 });
+        refuses(&mut ledger, &failed(9));
+        refuses(&mut ledger, &zeros(8, 4096, 8192));
+        refuses(&mut ledger, &zeros(7, 0, 8192));
+        refuses(&mut ledger, &zeros(7, 4096, 4096));
+        refuses(&mut ledger, &Message::DigestReply { tag: 7, digest: [0; 32] });
+        refuses(&mut ledger, &cut_done(2, 5));
+        takes(&mut ledger, &[Message::Flushed { sequence: 2 }, Message::Applied { sequence: 3 }]);
+        refuses(&mut ledger, &Message::Flushed { sequence: 2 });
+        refuses(&mut ledger, &Message::Applied { sequence: 1 });
+        refuses(&mut ledger, &failed(1));
+    }
+
+    #[test]
+    fn a_cut_is_not_answered_by_another_snapshot() {
+        let mut ledger = ledger();
+        takes(&mut ledger, &[cut(1)]);
+        refuses(&mut ledger, &cut_done(1, 6));
+    }
+
+    #[test]
+    fn a_tag_in_use_is_not_used_again_until_it_was_answered() {
+        let mut ledger = ledger();
+        takes(&mut ledger, &[fetch(7)]);
+        refuses(&mut ledger, &fetch(7));
+        takes(&mut ledger, &[zeros(7, 4096, 8192), fetch(7)]);
+    }
+
+    #[test]
+    fn ranges_outside_the_volume_are_refused() {
+        let mut ledger = ledger();
+        refuses(&mut ledger, &write(1, MIB - 512));
+        refuses(&mut ledger, &Message::Zero { sequence: 1, range: ByteRange::new(0, MIB + 512) });
+        let range = ByteRange::new(MIB, 512);
+        refuses(&mut ledger, &Message::Fetch { tag: 1, range, after_sequence: 0 });
+        let (snapshot, label) = (Uuid::from_u128(5), String::new());
+        let selection = vec![ByteRange::new(0, 512), range];
+        refuses(&mut ledger, &Message::Cut { sequence: 1, snapshot, selection, label });
+    }
+
+    #[test]
+    fn what_a_peer_can_make_us_hold_is_bounded() {
+        let mut ledger = ledger();
+        for tag in 0..LINK_REQUESTS_MAX as u64 {
+            ledger.note(&fetch(tag)).expect("within the limit");
+        }
+        assert!(!ledger.has_room(&fetch(u64::MAX)));
+        refuses(&mut ledger, &fetch(u64::MAX));
+
+        let mut ledger = self::ledger();
+        let mut sequence = 0;
+        while ledger.has_room(&write(sequence + 1, 0)) {
+            sequence += 1;
+            ledger.note(&write(sequence, 0)).expect("within the limit");
+        }
+        assert!(ledger.unanswered_bytes() <= LINK_UNANSWERED_BYTES_MAX);
+        refuses(&mut ledger, &write(sequence + 1, 0));
+        takes(&mut ledger, &[Message::Applied { sequence: 1 }, write(sequence + 1, 0)]);
+    }
+
+    #[test]
+    fn the_window_of_the_mirror_fits_however_small_its_writes_are() {
+        let writes = crate::limits::MIRROR_WINDOW_BYTES / 512;
+        let cost = writes * (512 + LINK_ANSWER_BYTES);
+        assert!(cost <= LINK_UNANSWERED_BYTES_MAX, "{cost}");
+    }
 }

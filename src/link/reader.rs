@@ -104,3 +104,72 @@ fn take(source: &mut &[u8], target: &mut [u8]) -> usize {
     *source = rest;
     length
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    const GOLDEN: &[u8] = include_bytes!("../../tests/golden/link-v1.bin");
+
+    fn read_in_pieces(stream: &[u8], piece_bytes: usize) -> Vec<Frame> {
+        let mut reader = FrameReader::new();
+        let mut frames = Vec::new();
+        for mut piece in stream.chunks(piece_bytes) {
+            while let Some(frame) = reader.next(&mut piece, |_| Ok(())).expect("golden") {
+                frames.push(frame);
+            }
+            assert!(piece.is_empty(), "it stops only when all is taken");
+        }
+        assert!(!reader.is_inside_frame());
+        frames
+    }
+
+    #[test]
+    fn frames_do_not_depend_on_how_the_stream_is_cut() {
+        let whole = read_in_pieces(GOLDEN, GOLDEN.len());
+        assert_eq!(whole.len(), 20);
+        for piece_bytes in [1, 2, 3, 5, 31, 32, 33, 64, 511, 4096] {
+            assert_eq!(read_in_pieces(GOLDEN, piece_bytes), whole, "{piece_bytes}");
+        }
+        for cut in 0..=GOLDEN.len() {
+            let mut reader = FrameReader::new();
+            let mut frames = Vec::new();
+            for mut piece in [&GOLDEN[..cut], &GOLDEN[cut..]] {
+                while let Some(frame) = reader.next(&mut piece, |_| Ok(())).expect("golden") {
+                    frames.push(frame);
+                }
+            }
+            assert!(frames == whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn blocks_land_in_aligned_memory() {
+        let aligned = |frame: &Frame| match frame {
+            Frame::Message(crate::link::Message::Write { data, .. }) => {
+                Some(data.as_ptr().align_offset(4096) == 0)
+            }
+            _ => None,
+        };
+        let frames = read_in_pieces(GOLDEN, 100);
+        assert_eq!(frames.iter().find_map(aligned), Some(true));
+    }
+
+    #[test]
+    fn a_frame_that_is_not_permitted_allocates_nothing() {
+        let mut reader = FrameReader::new();
+        let mut bytes = GOLDEN;
+        let refused = reader.next(&mut bytes, |_| Err(Error::link("no")));
+        assert!(refused.is_err() && reader.body.is_none());
+        assert_eq!(bytes.len(), GOLDEN.len() - HEADER_BYTES);
+    }
+
+    #[test]
+    fn a_stream_whose_first_frame_is_missing_is_refused() {
+        let mut reader = FrameReader::new();
+        let first = HEADER_BYTES + 106;
+        let refused = reader.next(&mut &GOLDEN[first..], |_| Ok(()));
+        assert!(refused.expect_err("refused").to_string().contains("lost, repeated"));
+    }
+}
