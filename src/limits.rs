@@ -58,6 +58,31 @@ pub const BULK_IN_FLIGHT_MAX: usize = 32;
 /// noticed within 10 s).
 pub const LINK_SILENCE_MS: u64 = 8_000;
 pub const LINK_HEARTBEAT_MS: u64 = 2_000;
+/// A link handshake that is not finished by then is ended.
+pub const LINK_HANDSHAKE_MS: u64 = 10_000;
+/// Longest name of a volume in a Hello, in bytes of UTF-8.
+pub const LINK_NAME_BYTES_MAX: usize = 255;
+/// Longest text of a refusal, failure or goodbye. With it, every answer is shorter than
+/// `LINK_ANSWER_BYTES`.
+pub const LINK_TEXT_BYTES_MAX: usize = 400;
+/// What an unanswered request counts beside its payload: room for its answer.
+pub const LINK_ANSWER_BYTES: u64 = 512;
+/// Bytes of requests of one connection (payloads sent or asked for, and `LINK_ANSWER_BYTES` each)
+/// without an answer: the mirror's window and one whole NBD request, with room for small ones. It
+/// bounds what a peer can make us hold.
+pub const LINK_UNANSWERED_BYTES_MAX: u64 = 64 << 20;
+/// Fetches and digests of one connection without an answer: four times what we ask ourselves.
+pub const LINK_REQUESTS_MAX: usize = 1024;
+/// Bytes queued on one connection and not yet taken by the transport. More than all answers to
+/// `LINK_UNANSWERED_BYTES_MAX`, so only a fault of ours reaches it.
+pub const LINK_OUTGOING_BYTES_MAX: usize = 80 << 20;
+/// Longest range of one digest: a disk reads it in some ten milliseconds.
+pub const LINK_DIGEST_BYTES_MAX: u32 = 16 << 20;
+/// Ranges that one cut may select: they fit one frame.
+pub const LINK_CUT_RANGES_MAX: usize = 4096;
+/// First and longest delay before connecting again.
+pub const LINK_RECONNECT_MS_MIN: u64 = 100;
+pub const LINK_RECONNECT_MS_MAX: u64 = 10_000;
 
 /// Bytes of one hot extent of the write-intent log.
 pub const HOT_EXTENT_BYTES: u64 = 1 << 20;
