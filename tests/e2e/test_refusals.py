@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.harness import MIB, PROGRAM, Daemon, Pair, dualrestore, free_port, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 USAGE, WRONG, BUSY = 2, 5, 11
 SIZE = 4 * MIB
