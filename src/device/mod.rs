@@ -6,13 +6,32 @@
 //! | `RamDevice` | `ram.rs` | tests, benchmarks, the demo's shadow |
 //! | `FaultyDevice` | `faulty.rs` | any device, with errors injected by a plan |
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
+//!
+//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
+//! `WorkerPool`, the threads that do device operations.
 
 mod buffer;
+mod crashing;
+mod crashing_directory;
+mod direct;
+mod directory;
+mod faulty;
+mod file;
+mod mounted;
+mod opening;
+mod pool;
 mod ram;
 
 use std::fmt::Debug;
 
 pub use buffer::{AlignedBuffer, Payload};
+pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
+pub use crashing_directory::{CrashingDirectory, Wrapper};
+pub use directory::{Directory, FileDirectory, Space};
+pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
+pub use file::FileDevice;
+pub use opening::OpenOptions;
+pub use pool::WorkerPool;
 pub use ram::RamDevice;
 
 use crate::error::Result;

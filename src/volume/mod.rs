@@ -1,3 +1,5 @@
 //! Live requests ordered against the rest: the state machines of both roles and their drivers.
 
+pub mod content;
+pub mod primary;
 pub mod service;
