@@ -42,7 +42,8 @@ use crate::extent::ByteRange;
 /// A linear array of bytes that survives, seen through six operations.
 ///
 /// * Offsets and lengths are multiples of `sector_size()`; buffers are of any alignment.
-/// * An operation that returns `Ok` did all of it; an error leaves the bytes of that range undefined.
+/// * An operation that returns `Ok` did all of it; an error leaves the bytes of that range
+///   undefined.
 /// * Operations on overlapping ranges at the same time are the caller's affair.
 /// * What was written is durable once a `flush` that began after the write has returned `Ok`;
 ///   until then any subset of its sectors may survive a crash, in any order.
