@@ -18,15 +18,15 @@ Common to everything here:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
-type Range = tuple[int, int]
+Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
 
-type Progress = Callable[[dict[str, int]], None]
+Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
 
-type LinkClass = Literal["demand", "mirror", "bulk"]
+LinkClass: TypeAlias = Literal["demand", "mirror", "bulk"]
 
 @final
 class ByteBuffer:
@@ -213,9 +213,9 @@ class PrimaryVolume:
     def commit(self) -> None:
         """Makes the map durable now instead of within a second."""
 
-    def map_extents(self, plane: Literal["current", "missing", "unsent", "link_only"]) -> list[
-        Range
-    ]: ...
+    def map_extents(
+        self, plane: Literal["current", "missing", "unsent", "link_only"]
+    ) -> list[Range]: ...
     def picture(self, cells: int) -> list[int]: ...
     def close(self) -> None:
         """Refuses new requests, lets those in flight end, flushes, commits, marks a clean stop."""
@@ -243,9 +243,7 @@ class BackupVolume:
 
         `state`: `empty` (never met its primary), `idle` (not connected), `mirroring`, `failed`."""
 
-    def snapshot(
-        self, label: str, *, selection: Sequence[Range] | None = None
-    ) -> dict[str, Any]:
+    def snapshot(self, label: str, *, selection: Sequence[Range] | None = None) -> dict[str, Any]:
         """A cut without the primary, for when it does not run (`BusyError` while connected)."""
 
     def snapshots(self) -> list[dict[str, Any]]:
