@@ -88,7 +88,7 @@ class OverwriteMap:
 
 @final
 class SnapshotSource:
-    """A snapshot of a backup volume as something a bundle can be made of. Keeps it from deletion."""
+    """A snapshot of a backup volume as the source of a bundle. Keeps it from deletion."""
 
     @property
     def snapshot(self) -> str: ...

@@ -39,7 +39,7 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. A name other than localhost is not known to be."""
+        """Whether only this machine can reach it (of names, only localhost is known to be so)."""
         if self.host == "localhost":
             return True
         try:

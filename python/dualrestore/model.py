@@ -246,5 +246,6 @@ def read(kind: type[RecordType], document: object) -> RecordType:
 
 def volume_status(document: dict[str, Any]) -> PrimaryStatus | BackupStatus:
     """The status of a volume of either role."""
-    kind = PrimaryStatus if document.get("role") == "primary" else BackupStatus
-    return read(kind, document)  # type: ignore[type-var]  # the union of two Records
+    if document.get("role") == "primary":
+        return read(PrimaryStatus, document)
+    return read(BackupStatus, document)

@@ -41,7 +41,7 @@ def parse_size(text: str) -> int:
         )
     whole, _, fraction = number.partition(".")
     scaled = int(whole + fraction) * factor
-    size, rest = divmod(scaled, 10 ** len(fraction))
+    size, rest = divmod(scaled, int(10 ** len(fraction)))
     if rest:
         raise UsageError(f"expected a whole number of bytes, found {text!r}")
     if size > SIZE_MAX:
