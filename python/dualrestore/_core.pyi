@@ -325,8 +325,8 @@ class NbdServer:
     def add_volume(self, name: str, volume: PrimaryVolume) -> None:
         """Read-write export. While the volume waits for the operator's word it is refused."""
 
-    def add_snapshot(self, name: str, volume: BackupVolume, snapshot: str) -> None:
-        """Read-only export, named by convention `NAME@SNAPSHOT`."""
+    def add_backup(self, name: str, volume: BackupVolume) -> None:
+        """Read-only exports `NAME@SNAPSHOT`, one for each snapshot as they come and go."""
 
     def remove(self, name: str) -> None:
         """Its sessions are ended."""

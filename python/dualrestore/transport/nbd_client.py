@@ -34,7 +34,7 @@ class NbdClient:
                 self._socket.connect(str(where.path))
             else:
                 address = where if isinstance(where, Address) else where.address
-                self._socket = socket.create_connection(tuple(address), timeout)
+                self._socket = socket.create_connection((address.host, address.port), timeout)
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as problem:
             raise LinkError(f"{place}: cannot connect: {problem.strerror or problem}") from problem
@@ -51,12 +51,12 @@ class NbdClient:
 
     def _exactly(self, count: int) -> bytes:
         try:
-            received = self._reader.read(count)
+            received: bytes = self._reader.read(count)
         except TimeoutError as problem:
             raise LinkError("the NBD server did not answer in time") from problem
         except OSError as problem:
             raise LinkError(f"the NBD connection was lost: {problem.strerror}") from problem
-        if received is None or len(received) < count:
+        if len(received) < count:
             raise LinkError("the NBD server closed the connection")
         return received
 

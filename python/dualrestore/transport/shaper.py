@@ -22,6 +22,8 @@ PIECES_MAX = 1024
 """Pieces under way in one connection and direction."""
 SOCKET_BYTES = 256 * 1024
 """Buffers of the relay's sockets: deep ones would hide the thin link from its users."""
+TIMER_SECONDS = 0.004
+"""What a sleep may take too long: that much of the wire's time may be used afterwards."""
 CONNECT_SECONDS = 10.0
 
 
@@ -39,7 +41,7 @@ class Direction:
         self.bytes_carried += count
         if self.rate is None:
             return now
-        self._free_at = max(self._free_at, now) + count / self.rate
+        self._free_at = max(self._free_at, now - TIMER_SECONDS) + count / self.rate
         return self._free_at
 
 
@@ -118,7 +120,6 @@ class ShapedLink:
                 left = direction.reserve(len(piece), now)
                 await under_way.put((left + direction.delay, piece))
                 if left > now:
-                    # A timer is no finer than a millisecond; short debts are paid together.
                     await asyncio.sleep(left - now)
             await under_way.put((0.0, b""))
             await deliverer
