@@ -134,13 +134,6 @@ impl Error {
         self.inner.kind
     }
 
-    /// The errno of a system call that failed elsewhere, e.g. at the peer.
-    #[must_use]
-    pub fn with_errno(mut self, errno: i32) -> Self {
-        self.inner_mut().errno = Some(errno);
-        self
-    }
-
     /// The errno of the failed system call, if one failed.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
