@@ -1,3 +1,5 @@
 //! Live requests ordered against the rest: the state machines of both roles and their drivers.
 
+pub mod backup;
 pub mod service;
+pub mod snapshot_service;
