@@ -3,4 +3,6 @@
 pub mod content;
 pub mod engine;
 pub mod primary;
+pub mod backup;
 pub mod service;
+pub mod snapshot_service;
