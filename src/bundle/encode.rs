@@ -209,7 +209,9 @@ mod tests {
     fn shapes(parts: &[Part]) -> Vec<(ChunkKind, u64, u64)> {
         parts
             .iter()
-            .map(|part| (part.descriptor.kind, part.descriptor.range.offset, part.descriptor.range.length))
+            .map(|part| {
+                (part.descriptor.kind, part.descriptor.range.offset, part.descriptor.range.length)
+            })
             .collect()
     }
 

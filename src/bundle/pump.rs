@@ -109,7 +109,10 @@ pub fn run<C: Consumer>(
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
             if heard.is_break() {
-                return Err(Error::new(ErrorKind::Interrupted, "stopped on request; may be resumed"));
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "stopped on request; may be resumed",
+                ));
             }
         }
     })

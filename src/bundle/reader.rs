@@ -243,11 +243,7 @@ impl Pieces<'_> {
                     }
                     _ => self.found.push(descriptor.range),
                 }
-                self.queue.push_back(piece_of(
-                    descriptor,
-                    reader.file(),
-                    found.payload_position,
-                ));
+                self.queue.push_back(piece_of(descriptor, reader.file(), found.payload_position));
             }
         } else {
             self.found.sort_unstable();
@@ -325,10 +321,7 @@ mod tests {
         let run = |start: u64, end: u64| ByteRange::new(start, end - start);
         let coverage = [run(0, 10), run(20, 30), run(40, 50)];
         let found = [run(2, 5), run(8, 25), run(40, 50)];
-        assert_eq!(
-            gaps(coverage.into_iter(), &found),
-            [run(0, 2), run(5, 8), run(25, 30)]
-        );
+        assert_eq!(gaps(coverage.into_iter(), &found), [run(0, 2), run(5, 8), run(25, 30)]);
         assert_eq!(gaps(coverage.into_iter(), &[]), coverage);
     }
 }

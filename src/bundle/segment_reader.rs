@@ -142,8 +142,7 @@ impl SegmentReader {
         let mut pages = vec![0; usize::from(head.pages) * PAGE_BYTES];
         self.file.read_at(at, &mut pages)?;
         let mut root = self.root.clone();
-        let batch =
-            parse_batch(&pages, self.number, self.geometry, &self.header_hash, &mut root)?;
+        let batch = parse_batch(&pages, self.number, self.geometry, &self.header_hash, &mut root)?;
         self.root = root;
         Ok(batch)
     }

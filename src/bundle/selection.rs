@@ -7,9 +7,7 @@
 use crate::bundle::source::Source;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::limits::{
-    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX, BUNDLE_ZERO_GRAIN_BYTES,
-};
+use crate::limits::{BUNDLE_CHUNK_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX, BUNDLE_ZERO_GRAIN_BYTES};
 use crate::units::Geometry;
 
 /// Ascending, disjoint, not adjacent, whole blocks; nothing given means everything.
@@ -173,11 +171,12 @@ mod tests {
         let size = bytes.len() as u64;
         let device = Arc::new(RamDevice::from_bytes(bytes));
         let source = ImageSource::new(device, BlockSize::DEFAULT).expect("an image");
-        let selection =
-            vec![ByteRange::new(8192, (1 << 20) + 65_536), ByteRange::new(3 << 20, size - (3 << 20))];
-        let pieces: Vec<Stretch> = Stretches::new(&source, selection)
-            .map(|piece| piece.expect("no error"))
-            .collect();
+        let selection = vec![
+            ByteRange::new(8192, (1 << 20) + 65_536),
+            ByteRange::new(3 << 20, size - (3 << 20)),
+        ];
+        let pieces: Vec<Stretch> =
+            Stretches::new(&source, selection).map(|piece| piece.expect("no error")).collect();
         let zero = |start: u64, end: u64| Stretch {
             range: ByteRange::new(start, end - start),
             zero: true,

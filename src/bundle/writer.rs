@@ -49,6 +49,8 @@ pub struct WriterOptions {
     pub bundle: Uuid,
     /// Seconds since 1970, 0 if unknown.
     pub created_unix_s: u64,
+    /// What made it, for humans.
+    pub software: String,
     pub segment_bytes_max: u64,
     /// Threads that hash and compress.
     pub threads: usize,
@@ -61,6 +63,7 @@ impl Default for WriterOptions {
             compression: Compression::None,
             bundle: Uuid::new_v4(),
             created_unix_s: 0,
+            software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
             segment_bytes_max: BUNDLE_SEGMENT_BYTES_MAX,
             threads: super::threads(),
         }
@@ -135,6 +138,7 @@ impl BundleWriter {
         );
         begin.compression = options.compression.to_string();
         begin.created_unix_s = options.created_unix_s;
+        begin.software.clone_from(&options.software);
         begin.selection = selection.iter().map(|range| Run::from(*range)).collect();
         let begin_bytes = begin.encode();
         for (name, bytes) in
@@ -212,11 +216,7 @@ struct Making<'p> {
 }
 
 impl<'p> Making<'p> {
-    fn new(
-        clock: MonotonicClock,
-        selection: &[ByteRange],
-        progress: OnBundleProgress<'p>,
-    ) -> Self {
+    fn new(clock: MonotonicClock, selection: &[ByteRange], progress: OnBundleProgress<'p>) -> Self {
         let bytes_total = selection.iter().map(|range| range.length).sum();
         let state = BundleProgress { bytes_total, ..BundleProgress::default() };
         Self { clock, told: None, progress, state, unreadable: Vec::new() }
@@ -253,9 +253,8 @@ impl<'p> Making<'p> {
                 let staging = AlignedBuffer::zeroed(STAGING_BYTES);
                 written_in.send(staging).expect("as many as places");
             }
-            let files = spawn(scope, "bundle-write", move || {
-                carry_out(folder, &orders_out, &written_in)
-            })?;
+            let files =
+                spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
             let assembler =
                 Assembler::new(Outlet { orders, written }, header, options.segment_bytes_max)?;
             let segments = self.assemble(assembler, &encoded, &free);
@@ -280,7 +279,8 @@ impl<'p> Making<'p> {
             while let Some(piece) = early.remove(&next) {
                 self.store(&mut assembler, &piece)?;
                 if let Some(slot) = piece.slot {
-                    free.send(slot).map_err(|_| interrupted())?;
+                    // The reader may have come to its end; then nobody needs the slot.
+                    let _unneeded = free.send(slot);
                 }
                 next += 1;
                 if self.is_due() {

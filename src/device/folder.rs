@@ -82,8 +82,8 @@ impl FileFolder {
 
     /// A folder that exists.
     pub fn open(path: &Path) -> Result<Self> {
-        let found =
-            std::fs::metadata(path).map_err(|source| Error::device("open", &source).at_path(path))?;
+        let found = std::fs::metadata(path)
+            .map_err(|source| Error::device("open", &source).at_path(path))?;
         if !found.is_dir() {
             return Err(Error::format("expected a directory, found something else").at_path(path));
         }

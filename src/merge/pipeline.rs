@@ -22,9 +22,7 @@ use crate::bundle::{Consumer, Event, Identity, Opened, Outcome, PieceSource, run
 use crate::clock::{Instant, MonotonicClock};
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
-use crate::limits::{
-    MERGE_COMMIT_BYTES, MERGE_COMMIT_MS, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
-};
+use crate::limits::{MERGE_COMMIT_BYTES, MERGE_COMMIT_MS, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX};
 
 /// How a merge is done.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +97,8 @@ pub fn run(
     let committed = target.commit();
     done?;
     committed?;
-    merge.tell();
+    // All is done: a wish to stop comes too late.
+    let _too_late = merge.tell();
     let mut report = merge.report;
     report.bytes_skipped = report.bytes_skipped.saturating_sub(report.bytes_written);
     join(&mut report.damaged);

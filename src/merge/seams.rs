@@ -76,9 +76,7 @@ pub struct Cut {
 #[must_use]
 pub fn cut(range: ByteRange, geometry: Geometry) -> Cut {
     let blocks = geometry.covered(range);
-    let part = |start: u64, end: u64| {
-        (start < end).then(|| ByteRange::new(start, end - start))
-    };
+    let part = |start: u64, end: u64| (start < end).then(|| ByteRange::new(start, end - start));
     if blocks.is_empty() {
         let boundary = (range.offset + 1).next_multiple_of(geometry.block_size().bytes());
         let middle = boundary.min(range.end());

@@ -237,7 +237,12 @@ pub fn parse_batch(
         expect_zero(unused, "descriptor page")?;
     }
     expect_packed(&descriptors, head.payload_bytes)?;
-    Ok(Batch { batch: head.batch, pages: head.pages, payload_bytes: head.payload_bytes, descriptors })
+    Ok(Batch {
+        batch: head.batch,
+        pages: head.pages,
+        payload_bytes: head.payload_bytes,
+        descriptors,
+    })
 }
 
 fn parse_descriptor(slot: &[u8], geometry: Geometry) -> Result<Descriptor> {
@@ -279,7 +284,8 @@ fn parse_descriptor(slot: &[u8], geometry: Geometry) -> Result<Descriptor> {
 fn expect_packed(descriptors: &[Descriptor], payload_bytes: u32) -> Result<()> {
     let (mut at, mut payload_at) = (0, 0);
     for descriptor in descriptors {
-        let packed = !descriptor.kind.is_stored() || u64::from(descriptor.payload_offset) == payload_at;
+        let packed =
+            !descriptor.kind.is_stored() || u64::from(descriptor.payload_offset) == payload_at;
         if descriptor.range.offset < at || !packed {
             return Err(Error::format("descriptors of a batch overlap or leave gaps"));
         }

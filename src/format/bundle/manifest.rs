@@ -145,7 +145,7 @@ pub fn segment_name(number: u32) -> String {
 }
 
 impl BeginManifest {
-    /// With the format, version and features of this software filled in.
+    /// With the format, version and features filled in; the rest is for the maker to say.
     #[must_use]
     pub fn new(bundle: Uuid, volume: Uuid, geometry: Geometry, generation: u64, cut: u64) -> Self {
         Self {
@@ -160,7 +160,7 @@ impl BeginManifest {
             block_size: geometry.block_size().bytes_u32(),
             compression: String::new(),
             created_unix_s: 0,
-            software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
+            software: String::new(),
             selection: Vec::new(),
         }
     }
@@ -195,14 +195,14 @@ impl BeginManifest {
     }
 
     pub fn geometry(&self) -> Result<Geometry> {
-        BlockSize::new(self.block_size).and_then(|block| Geometry::new(self.size, block)).ok_or_else(
-            || {
+        BlockSize::new(self.block_size)
+            .and_then(|block| Geometry::new(self.size, block))
+            .ok_or_else(|| {
                 Error::format(format!(
                     "the bundle states an impossible volume: {} bytes in blocks of {}",
                     self.size, self.block_size
                 ))
-            },
-        )
+            })
     }
 }
 
@@ -275,8 +275,8 @@ fn expect_runs(runs: &[Run], geometry: Geometry, what: &str) -> Result<()> {
     let block = geometry.block_size().bytes();
     let mut at = 0;
     for &Run(start, end) in runs {
-        let whole_blocks = start.is_multiple_of(block)
-            && (end.is_multiple_of(block) || end == geometry.size());
+        let whole_blocks =
+            start.is_multiple_of(block) && (end.is_multiple_of(block) || end == geometry.size());
         if start < at || start >= end || end > geometry.size() || !whole_blocks {
             return Err(Error::format(format!(
                 "the {what} has an impossible run from {start} to {end}"

@@ -7,8 +7,8 @@ mod page;
 mod segment;
 
 pub use batch::{
-    Batch, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, PageHead, encode_batch, parse_batch,
-    pages_for, parse_page_head,
+    Batch, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, PageHead, encode_batch, pages_for,
+    parse_batch, parse_page_head,
 };
 pub use manifest::{BeginManifest, HexHash, Manifest, Run, SegmentEntry, segment_name};
 pub use page::{PAGE_BYTES, Page, padded};
