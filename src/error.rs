@@ -122,16 +122,16 @@ impl Error {
         self
     }
 
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        self.inner.kind
-    }
-
-    /// The errno of a system call that failed elsewhere, e.g. at the peer.
+    /// The errno that an application should see, where the words are ours.
     #[must_use]
     pub fn with_errno(mut self, errno: i32) -> Self {
         self.inner_mut().errno = Some(errno);
         self
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
     }
 
     /// The errno of the failed system call, if one failed.
