@@ -61,9 +61,7 @@ def test_nbd_read_of_four_kibibytes(benchmark: BenchmarkFixture, mirrored: Pair)
         assert len(benchmark(client.read, 8 * MIB, 4096)) == 4096
 
 
-def test_nbd_mirrored_write_of_four_kibibytes(
-    benchmark: BenchmarkFixture, mirrored: Pair
-) -> None:
+def test_nbd_mirrored_write_of_four_kibibytes(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
     with NbdClient(mirrored.socket, "v") as client:
         benchmark(client.write, 8 * MIB, b"\x33" * 4096)
 
