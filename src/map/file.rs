@@ -102,6 +102,17 @@ impl MapFile {
         role: MapRole,
         planes: usize,
     ) -> Result<Self> {
+        Self::create_filled(device, identity, role, &vec![false; planes])
+    }
+
+    /// As `create`, with every bit of plane `p` equal to `base[p]`.
+    pub fn create_filled(
+        device: Arc<dyn Device>,
+        identity: MapIdentity,
+        role: MapRole,
+        base: &[bool],
+    ) -> Result<Self> {
+        let planes = base.len();
         assert!((1..=PLANES_MAX).contains(&planes));
         let needed = Self::bytes_needed(identity.geometry, planes);
         if device.size() < needed {
@@ -116,7 +127,7 @@ impl MapFile {
             planes,
             sequence: 1,
             void_through: 0,
-            base: [false; PLANES_MAX],
+            base: std::array::from_fn(|plane| base.get(plane).copied().unwrap_or(false)),
         };
         device.write_at(0, &header.encode())?;
         device.flush()?;
@@ -234,6 +245,20 @@ impl MapFile {
             None if damaged || best.is_some() => damage.lost.push((plane, blocks)),
             None => {}
         }
+    }
+
+    /// Whether no map was ever written there: what a crash between making the file and writing its
+    /// header leaves.
+    pub fn is_blank(device: &dyn Device) -> Result<bool> {
+        let mut bytes = AlignedBuffer::zeroed(2 * SLOT_BYTES);
+        let length = bytes.len().min(device.size() as usize);
+        device.read_at(0, &mut bytes[..length])?;
+        Ok(bytes.iter().all(|byte| *byte == 0))
+    }
+
+    /// Whose map it is, without reading its pages.
+    pub fn read_identity(device: &dyn Device) -> Result<MapIdentity> {
+        Ok(read_header(device)?.0.identity)
     }
 
     #[must_use]

@@ -62,6 +62,17 @@ impl OverwriteMap {
         Ok(Self { file, geometry: identity.geometry })
     }
 
+    /// A new map with every block current, and unsent if the backup has nothing yet.
+    pub fn create_current(
+        device: Arc<dyn Device>,
+        identity: MapIdentity,
+        unsent: bool,
+    ) -> Result<Self> {
+        let base = [true, false, unsent];
+        let file = MapFile::create_filled(device, identity, MapRole::Overwrite, &base)?;
+        Ok(Self { file, geometry: identity.geometry })
+    }
+
     /// Opens a map and makes it safe by what the intent log says (`None`: there is no log, the map
     /// is used offline, where nothing is written without its bits).
     pub fn open(device: Arc<dyn Device>, intents: Option<&Intents>) -> Result<(Self, Recovery)> {
@@ -215,6 +226,25 @@ impl OverwriteMap {
             .runs(blocks, false)
             .flat_map(|run| link_only.runs(run, false).collect::<Vec<_>>())
             .collect()
+    }
+
+    /// A new life of the volume in which every block is missing (`current` false), or current and
+    /// unsent or not. One durable step for any size. Nothing may change bits meanwhile.
+    pub fn begin_generation(&self, generation: u64, current: bool, unsent: bool) -> Result<()> {
+        self.file.reset(self.identity().volume, generation, &[current, false, unsent])
+    }
+
+    /// A new life of the volume in which these blocks are missing and the rest is as it was.
+    /// Durable when it returns.
+    pub fn begin_generation_without(&self, generation: u64, lost: &[BlockRange]) -> Result<()> {
+        // First, so that after a crash in between no bundle of the life before is merged.
+        self.file.set_generation(generation)?;
+        for blocks in lost {
+            self.file.fill(CURRENT, *blocks, false);
+            self.file.fill(LINK_ONLY, *blocks, false);
+            self.file.fill(UNSENT, *blocks, false);
+        }
+        self.file.commit_all()
     }
 
     /// A volume that is bound to no identity takes this one.

@@ -1,5 +1,6 @@
 //! Live requests ordered against the rest: the state machines of both roles and their drivers.
 
 pub mod content;
+pub mod engine;
 pub mod primary;
 pub mod service;

@@ -17,7 +17,7 @@ use super::requests::Pending;
 use super::state::Primary;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
-use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PAYLOAD_BYTES_MAX};
+use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
 use crate::volume::content::Content;
 
 #[derive(Debug)]
@@ -96,8 +96,7 @@ impl Primary {
     }
 
     fn fetch_pieces(&self, run: BlockRange) -> Vec<BlockRange> {
-        let per_fetch =
-            (u64::from(LINK_PAYLOAD_BYTES_MAX) >> self.geometry.block_size().shift()).max(1);
+        let per_fetch = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
         (run.start..run.end)
             .step_by(per_fetch as usize)
             .map(|start| BlockRange::new(start, (start + per_fetch).min(run.end)))

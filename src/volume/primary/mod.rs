@@ -12,6 +12,7 @@
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod claims;
+mod driver;
 mod event;
 mod fetch;
 mod hot;
@@ -19,7 +20,10 @@ mod mirror;
 mod requests;
 mod resync;
 mod state;
+mod volume;
 
 pub use claims::ClaimId;
+pub use driver::{Caller, Driver, Outbox};
 pub use event::{Action, Event, FetchClass, MirrorPolicy, Options, OutgoingMessage};
 pub use state::{Counters, Primary, WatchId};
+pub use volume::{Comparison, Lost, PrimaryStatus, PrimaryVolume};

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::claims::{ClaimId, ClaimKind};
 use super::event::{Action, FetchClass, MirrorPolicy, OutgoingMessage};
 use super::hot::Pin;
+use super::resync::ZERO_MESSAGE_BYTES;
 use super::state::Primary;
 use crate::clock::Instant;
 use crate::device::AlignedBuffer;
@@ -31,8 +32,6 @@ use crate::volume::service::Command;
 /// Larger requests are done in segments of this length, so that a trim of gigabytes neither needs
 /// more hot extents than there are nor holds its claim for long.
 const SEGMENT_BYTES: u64 = 32 << 20;
-/// Bytes that a message without payload counts for in the mirror window.
-const MESSAGE_BYTES: u64 = 64;
 
 #[derive(Debug)]
 pub(super) enum Operation {
@@ -436,13 +435,7 @@ impl Primary {
         if self.options.backup {
             self.map.file().fill(UNSENT, blocks, true);
             if self.mirror.up {
-                let sequence = self.mirror.send_write(blocks, write.wire_bytes());
-                write.sequence = Some(sequence);
-                actions.push(Action::Send(OutgoingMessage::Write {
-                    sequence,
-                    offset: write.segment.offset,
-                    content: content.clone(),
-                }));
+                write.sequence = Some(self.send_content(write.segment.offset, &content, actions));
             }
         }
         write.stage = Stage::Writing;
@@ -612,6 +605,9 @@ impl Primary {
                 any = true;
             }
         }
+        let cuts = self.operations.iter().filter(|(_, held)| matches!(held, Operation::Cut(_)));
+        let cuts: Vec<u64> = cuts.map(|(id, _)| *id).collect();
+        self.ready.extend(cuts);
         if any {
             self.request_commit(actions);
         }
@@ -684,8 +680,8 @@ impl Read {
 impl Write {
     fn wire_bytes(&self) -> u64 {
         match &self.rest {
-            Content::Bytes(_) => self.segment.length + MESSAGE_BYTES,
-            Content::Zeros(_) => MESSAGE_BYTES,
+            Content::Bytes(_) => self.segment.length,
+            Content::Zeros(_) => ZERO_MESSAGE_BYTES,
         }
     }
 }

@@ -10,11 +10,46 @@ use super::requests::Pending;
 use super::state::Primary;
 use crate::device::{AlignedBuffer, Payload};
 use crate::error::Result;
-use crate::extent::BlockRange;
-use crate::limits::{BULK_IN_FLIGHT_MAX, LINK_PAYLOAD_BYTES_MAX};
+use crate::extent::{BlockRange, ByteRange};
+use crate::limits::{BULK_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
 use crate::volume::content::Content;
 
+/// What a message without payload counts for in the mirror window.
+pub(super) const ZERO_MESSAGE_BYTES: u64 = 64;
+
 impl Primary {
+    /// Sends content in pieces that nothing waits long behind; returns the last sequence.
+    pub(super) fn send_content(
+        &mut self,
+        offset: u64,
+        content: &Content,
+        actions: &mut Vec<Action>,
+    ) -> u64 {
+        let piece = LINK_PIECE_BYTES.max(self.geometry.block_size().bytes());
+        let mut done = 0;
+        let mut last = 0;
+        while done < content.len() {
+            let at = offset + done;
+            let left = content.len() - done;
+            let (length, cost) = match content {
+                // Cut where blocks end, so that a block is rarely in two pieces.
+                Content::Bytes(_) => {
+                    let length = left.min(piece - at % piece);
+                    (length, length)
+                }
+                Content::Zeros(_) => (left, ZERO_MESSAGE_BYTES),
+            };
+            last = self.mirror.send_write(self.geometry.touched(ByteRange::new(at, length)), cost);
+            actions.push(Action::Send(OutgoingMessage::Write {
+                sequence: last,
+                offset: at,
+                content: content.slice(done, length),
+            }));
+            done += length;
+        }
+        last
+    }
+
     pub(super) fn pump_resync(&mut self, actions: &mut Vec<Action>) {
         while self.mirror.up
             && self.mirror.backlog
@@ -44,8 +79,7 @@ impl Primary {
 
     /// The next unsent current blocks that this session has not sent, as many as fit one message.
     fn next_unsent(&self) -> Option<BlockRange> {
-        let per_message =
-            (u64::from(LINK_PAYLOAD_BYTES_MAX) >> self.geometry.block_size().shift()).max(1);
+        let per_message = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
         let rest = BlockRange::new(self.mirror.cursor, self.geometry.blocks());
         self.map.unsent().runs(rest, true).find_map(|run| {
             self.mirror.not_sent(run).into_iter().find_map(|part| {
@@ -80,13 +114,8 @@ impl Primary {
                 } else {
                     Content::Bytes(Payload::new(buffer))
                 };
-                let sequence = self.mirror.send_write(blocks, range.length);
+                self.send_content(range.offset, &content, actions);
                 self.counters.bytes_resent += range.length;
-                actions.push(Action::Send(OutgoingMessage::Write {
-                    sequence,
-                    offset: range.offset,
-                    content,
-                }));
             }
             Ok(_) => {}
             // Neither side has these bytes for sure: they stay unsent and the backlog stays.

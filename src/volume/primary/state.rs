@@ -330,6 +330,17 @@ impl Primary {
         self.apply(Event::Tick, now, actions);
     }
 
+    /// Fails every request that waits for something other than this machine's own devices; what
+    /// is under way locally ends as usual. For the operator's word on what is lost.
+    pub fn fail_waiting_requests(&mut self, error: &Error, actions: &mut Vec<Action>) {
+        self.link_down(actions);
+        let all: Vec<u64> = self.operations.keys().copied().collect();
+        for id in all {
+            self.fail_waiting(id, error, actions);
+        }
+        self.settle(actions);
+    }
+
     // What it looks like from outside.
 
     #[must_use]
