@@ -129,9 +129,10 @@ impl BackupSide {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         let state = self.lock();
-        state.endpoints.values().any(|(_, class, epoch)| {
-            *class == Class::Mirror && state.fence.admits(*epoch)
-        })
+        state
+            .endpoints
+            .values()
+            .any(|(_, class, epoch)| *class == Class::Mirror && state.fence.admits(*epoch))
     }
 
     /// A hello named this volume.
@@ -282,12 +283,7 @@ impl BackupSide {
         }
     }
 
-    fn apply(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        epoch: u64,
-        batch: &[(Arc<Endpoint>, u64, Message)],
-    ) {
+    fn apply(&self, endpoint: &Arc<Endpoint>, epoch: u64, batch: &[(Arc<Endpoint>, u64, Message)]) {
         let operations: Vec<MirrorOperation> =
             batch.iter().map(|(_, _, message)| self.operation(message)).collect();
         self.count(&operations);
@@ -321,11 +317,9 @@ impl BackupSide {
 
     fn operation(&self, message: &Message) -> MirrorOperation {
         match message {
-            Message::Write { sequence, offset, data } => MirrorOperation::Write {
-                sequence: *sequence,
-                offset: *offset,
-                data: data.clone(),
-            },
+            Message::Write { sequence, offset, data } => {
+                MirrorOperation::Write { sequence: *sequence, offset: *offset, data: data.clone() }
+            }
             Message::Zero { sequence, range } => {
                 MirrorOperation::Zero { sequence: *sequence, range: *range }
             }
@@ -394,12 +388,7 @@ impl BackupSide {
         let _ended = endpoint.send(reply);
     }
 
-    fn fetch(
-        &self,
-        epoch: u64,
-        range: ByteRange,
-        after_sequence: u64,
-    ) -> Result<Content<Payload>> {
+    fn fetch(&self, epoch: u64, range: ByteRange, after_sequence: u64) -> Result<Content<Payload>> {
         let mut buffer = AlignedBuffer::zeroed(range.length as usize);
         self.volume.read(epoch, range.offset, &mut buffer, after_sequence, NO_WAIT)?;
         let mut state = self.lock();
@@ -517,11 +506,8 @@ impl Side for Reception {
     }
 
     fn closed(&self, endpoint: &Arc<Endpoint>) {
-        let side = self
-            .by_endpoint
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&endpoint.id());
+        let side =
+            self.by_endpoint.lock().unwrap_or_else(PoisonError::into_inner).remove(&endpoint.id());
         if let Some(side) = side {
             side.ended(endpoint);
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::wake::Wake;
 use super::{Connection, Event, Message};
-use crate::clock::Instant;
+use crate::clock::MonotonicClock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::frames::{Goodbye, GoodbyeReason, Hello, Refusal, Welcome};
 
@@ -28,6 +28,7 @@ struct End {
 
 pub struct Endpoint {
     id: u64,
+    clock: MonotonicClock,
     wake: Arc<Wake>,
     side: Arc<dyn Side>,
     state: Mutex<State>,
@@ -53,13 +54,14 @@ impl Endpoint {
     #[must_use]
     pub fn new(
         id: u64,
+        clock: MonotonicClock,
         wake: Arc<Wake>,
         side: Arc<dyn Side>,
         connection: Option<Connection>,
         label: String,
     ) -> Arc<Self> {
         let state = State { connection, label, epoch: 0, end: None, closed: false };
-        Arc::new(Self { id, wake, side, state: Mutex::new(state) })
+        Arc::new(Self { id, clock, wake, side, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -74,28 +76,29 @@ impl Endpoint {
     // For the transport.
 
     /// Bytes that the peer sent.
-    pub fn receive(self: &Arc<Self>, bytes: &[u8], now: Instant) {
+    pub fn receive(self: &Arc<Self>, bytes: &[u8]) {
         let mut state = self.lock();
         if let Some(connection) = &mut state.connection {
             // The failure is told as an event.
-            let _told = connection.receive(bytes, now);
+            let _told = connection.receive(bytes, self.clock.now());
         }
         self.hand_over(state);
     }
 
-    pub fn take_outgoing(&self, bytes_max: usize, now: Instant) -> Option<Vec<u8>> {
-        self.lock().connection.as_mut()?.take_outgoing(bytes_max, now)
+    pub fn take_outgoing(&self, bytes_max: usize) -> Option<Vec<u8>> {
+        self.lock().connection.as_mut()?.take_outgoing(bytes_max, self.clock.now())
     }
 
-    /// Lets time pass; returns when it wants to be called again.
-    pub fn tick(self: &Arc<Self>, now: Instant) -> Option<Instant> {
+    /// Lets time pass; returns in how many milliseconds it wants to be called again.
+    pub fn tick(self: &Arc<Self>) -> Option<u64> {
+        let now = self.clock.now();
         let mut state = self.lock();
         let next = state.connection.as_mut().and_then(|connection| {
             connection.tick(now);
             connection.next_deadline()
         });
         self.hand_over(state);
-        next
+        next.map(|deadline| deadline.since_ms(now))
     }
 
     /// The socket is gone.
@@ -148,10 +151,10 @@ impl Endpoint {
     }
 
     /// The hello that had to wait.
-    pub fn begin(&self, hello: Hello, now: Instant) -> Result<()> {
+    pub fn begin(&self, hello: Hello) -> Result<()> {
         let mut state = self.lock();
         if state.connection.is_none() && !state.closed {
-            state.connection = Some(Connection::client(hello, now)?);
+            state.connection = Some(Connection::client(hello, self.clock.now())?);
         }
         drop(state);
         self.wake.name(self.id);
@@ -172,7 +175,7 @@ impl Endpoint {
         let mut state = self.lock();
         state.epoch = welcome.session_epoch;
         let connection = state.connection.as_mut().ok_or_else(not_open)?;
-        connection.accept(welcome)?;
+        connection.accept(welcome, self.clock.now())?;
         drop(state);
         self.wake.name(self.id);
         Ok(())
@@ -192,7 +195,6 @@ impl Endpoint {
     pub fn depart(&self, reason: GoodbyeReason, words: &str) {
         let mut state = self.lock();
         if let Some(connection) = &mut state.connection {
-            connection.discard_queued();
             connection.depart(Goodbye::new(reason, words));
         }
         state.closed = true;
@@ -209,7 +211,7 @@ impl Endpoint {
             }
             events.push(event);
         }
-        let waits = state.connection.as_ref().is_some_and(|held| held.outgoing_bytes() > 0);
+        let waits = state.connection.as_ref().is_some_and(Connection::is_ready);
         let over = state.end.is_some();
         drop(state);
         if waits || over {

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
+use super::Connection;
 use super::backup_side::{BackupSide, Reception};
 use super::endpoint::{Endpoint, Side};
 use super::primary_side::PrimarySide;
 use super::wake::Wake;
-use super::Connection;
 use crate::clock::MonotonicClock;
 use crate::error::Result;
 use crate::format::frames::{BootId, Class};
@@ -74,7 +74,14 @@ impl Hub {
         let connection = Connection::server(self.clock.now());
         let side = Arc::clone(&self.reception) as Arc<dyn Side>;
         let label = "unknown".to_owned();
-        Endpoint::new(self.number(), Arc::clone(&self.wake), side, Some(connection), label)
+        Endpoint::new(
+            self.number(),
+            self.clock,
+            Arc::clone(&self.wake),
+            side,
+            Some(connection),
+            label,
+        )
     }
 
     fn side_of(&self, volume: &Arc<PrimaryVolume>, remote_name: &str) -> Arc<PrimarySide> {
@@ -82,12 +89,7 @@ impl Hub {
         if let Some(side) = primaries.iter().find(|side| Arc::ptr_eq(side.volume(), volume)) {
             return Arc::clone(side);
         }
-        let side = PrimarySide::new(
-            Arc::clone(volume),
-            remote_name.to_owned(),
-            self.boot_id,
-            self.clock,
-        );
+        let side = PrimarySide::new(Arc::clone(volume), remote_name.to_owned(), self.boot_id);
         primaries.push(Arc::clone(&side));
         side
     }
@@ -115,6 +117,7 @@ impl Hub {
         let label = format!("{} {class:?}", volume.name()).to_lowercase();
         let endpoint = Endpoint::new(
             self.number(),
+            self.clock,
             Arc::clone(&self.wake),
             Arc::clone(&side) as Arc<dyn Side>,
             connection,

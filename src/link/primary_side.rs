@@ -15,8 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::endpoint::{Endpoint, Side};
 use super::{Event, Message};
-use crate::clock::MonotonicClock;
-use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::frames::{
     BootId, Class, Content as FrameContent, GoodbyeReason, Hello, Role, Welcome,
@@ -35,7 +33,6 @@ pub struct PrimarySide {
     /// The volume's name at the backup.
     remote_name: String,
     boot_id: BootId,
-    clock: MonotonicClock,
     state: Mutex<State>,
     this: Weak<PrimarySide>,
 }
@@ -52,17 +49,11 @@ struct State {
 
 impl PrimarySide {
     #[must_use]
-    pub fn new(
-        volume: Arc<PrimaryVolume>,
-        remote_name: String,
-        boot_id: BootId,
-        clock: MonotonicClock,
-    ) -> Arc<Self> {
+    pub fn new(volume: Arc<PrimaryVolume>, remote_name: String, boot_id: BootId) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             volume,
             remote_name,
             boot_id,
-            clock,
             state: Mutex::default(),
             this: Weak::clone(this),
         })
@@ -115,7 +106,7 @@ impl PrimarySide {
         self.lock().endpoints.insert(class, Arc::clone(endpoint));
         // A session may have begun between the hello that was not possible and now.
         if let (true, Some(hello)) = (class != Class::Mirror, self.hello(class)) {
-            let _ended = endpoint.begin(hello, self.clock.now());
+            let _ended = endpoint.begin(hello);
         }
     }
 
@@ -163,7 +154,7 @@ impl PrimarySide {
             drop(state);
             for (class, endpoint) in waiting {
                 if let Some(hello) = self.hello_in(class, Some(&welcome)) {
-                    let _ended = endpoint.begin(hello, self.clock.now());
+                    let _ended = endpoint.begin(hello);
                 }
             }
             return;
@@ -240,10 +231,8 @@ impl PrimarySide {
     fn end_session(&self, ended: &Arc<Endpoint>, words: &str) {
         let (up, others) = {
             let mut state = self.lock();
-            let mirror_ended = state
-                .endpoints
-                .get(&Class::Mirror)
-                .is_none_or(|mirror| Arc::ptr_eq(mirror, ended));
+            let mirror_ended =
+                state.endpoints.get(&Class::Mirror).is_none_or(|mirror| Arc::ptr_eq(mirror, ended));
             let was_active = !state.active.is_empty();
             let others: Vec<_> = if was_active || mirror_ended {
                 let active = std::mem::take(&mut state.active);
@@ -338,13 +327,12 @@ impl Outbox for Lines {
             side.lock().cuts.insert(*sequence);
         }
         // A connection that has ended takes nothing; the volume is about to hear of it.
-        let _ended: Result<(), Error> = self.line(class).send(message);
+        let _ended = self.line(class).send(message);
     }
 
     fn ask_digest(&self, tag: u64, range: ByteRange) {
         let tag = tag | DIGEST_TAG;
-        let _ended: Result<(), Error> =
-            self.bulk.send(Message::Digest { tag, range, after_sequence: 0 });
+        let _ended = self.bulk.send(Message::Digest { tag, range, after_sequence: 0 });
     }
 
     fn close(&self, reason: &str) {

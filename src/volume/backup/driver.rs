@@ -195,6 +195,14 @@ impl BackupVolume {
         self.device.read_at(offset, buffer)
     }
 
+    /// Whether a fetch of this session that must see everything up to `sequence` would not wait;
+    /// true as well if it would be refused.
+    #[must_use]
+    pub fn has_applied(&self, epoch: u64, sequence: u64) -> bool {
+        let progress = lock(&self.progress);
+        progress.epoch != epoch || progress.applied >= sequence || progress.failure.is_some()
+    }
+
     fn wait_applied(&self, epoch: u64, sequence: u64, wait: Duration) -> Result<()> {
         let pending = |progress: &mut Progress| {
             progress.epoch == epoch && progress.applied < sequence && progress.failure.is_none()
