@@ -53,7 +53,7 @@ pub trait MergeTarget: Sync {
 #[derive(Debug)]
 pub struct OfflineTarget {
     device: Arc<dyn Device>,
-    map: OverwriteMap,
+    map: Arc<OverwriteMap>,
     claims: Mutex<ExtentMap<()>>,
     /// A flush failed: nothing is known of what was written, so nothing more is committed.
     poisoned: AtomicBool,
@@ -61,7 +61,7 @@ pub struct OfflineTarget {
 
 impl OfflineTarget {
     /// The device may be larger than the volume, never smaller.
-    pub fn new(device: Arc<dyn Device>, map: OverwriteMap) -> Result<Self> {
+    pub fn new(device: Arc<dyn Device>, map: Arc<OverwriteMap>) -> Result<Self> {
         let size = map.geometry().size();
         if device.size() < size {
             return Err(Error::identity(format!(
@@ -173,7 +173,8 @@ mod tests {
         let identity = MapIdentity { volume: Uuid::nil(), geometry, generation: 0 };
         let map = OverwriteMap::create(map, identity).expect("created");
         let device = Arc::new(RamDevice::from_bytes(vec![7; (1 << 20) + 512]));
-        let target = OfflineTarget::new(Arc::clone(&device) as _, map).expect("large enough");
+        let target =
+            OfflineTarget::new(Arc::clone(&device) as _, Arc::new(map)).expect("large enough");
         (device, target)
     }
 

@@ -64,7 +64,7 @@ fn place_with(block_bytes: u32, volume: Uuid, generation: u64) -> Place {
     let identity = MapIdentity { volume, geometry, generation };
     let map = OverwriteMap::create(map, identity).expect("created");
     let device = Arc::new(RamDevice::from_bytes(vec![GROUND; SIZE]));
-    let target = OfflineTarget::new(Arc::clone(&device) as _, map).expect("large enough");
+    let target = OfflineTarget::new(Arc::clone(&device) as _, Arc::new(map)).expect("large enough");
     Place { device, target }
 }
 
@@ -331,7 +331,7 @@ fn after_a_failed_flush_nothing_more_is_committed() {
     let identity = MapIdentity { volume: Uuid::nil(), geometry, generation: 0 };
     let map = OverwriteMap::create(map, identity).expect("created");
     let device = Arc::new(FlushFails(RamDevice::new(SIZE as u64)));
-    let target = OfflineTarget::new(device, map).expect("large enough");
+    let target = OfflineTarget::new(device, Arc::new(map)).expect("large enough");
     target.fill(BlockRange::new(0, 1), None).expect("filled");
     assert_eq!(target.commit().expect_err("not durable").kind(), ErrorKind::Device);
     target.fill(BlockRange::new(2, 5), None).expect("filled");

@@ -336,13 +336,18 @@ impl Driver {
         snapshot: uuid::Uuid,
         label: String,
         selection: Vec<ByteRange>,
+        timeout_ms: u64,
     ) -> Result<(u64, u64)> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         let mut state = self.lock();
         state.next_id += 1;
         let id = state.next_id;
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
         state.cuts.insert(id, sender);
-        self.run(state, Event::Cut { id, snapshot, label, selection }, Caller::Other);
+        let event = Event::Cut { id, snapshot, label, selection, timeout_ms };
+        self.run(state, event, Caller::Other);
         receiver.recv().map_err(|_| link_is_down())?
     }
 
@@ -385,6 +390,11 @@ impl Driver {
         let value = look(&mut state.machine, self.engine.now(), &mut actions);
         self.settle_elsewhere(state, actions);
         value
+    }
+
+    #[must_use]
+    pub fn map(&self) -> &Arc<OverwriteMap> {
+        &self.map
     }
 
     #[must_use]

@@ -51,6 +51,7 @@ pub enum Event {
         snapshot: Uuid,
         label: String,
         selection: Vec<ByteRange>,
+        timeout_ms: u64,
     },
     ReadDone {
         token: u64,

@@ -173,15 +173,7 @@ impl Primary {
         })
     }
 
-    pub(super) fn begin_cut(
-        &mut self,
-        id: u64,
-        snapshot: Uuid,
-        label: String,
-        selection: Vec<ByteRange>,
-    ) {
-        let deadline = self.now.plus_ms(self.options.missing_deadline_ms);
-        let cut = Cut { snapshot, label, selection, sequence: None, deadline };
+    pub(super) fn begin_cut(&mut self, id: u64, cut: Cut) {
         self.operations.insert(id, Operation::Cut(cut));
         self.ready.push_back(id);
     }
@@ -674,6 +666,17 @@ impl Primary {
             self.operations.remove(&id);
             actions.push(Action::CutDone { id, result });
         }
+    }
+}
+
+impl Cut {
+    pub(super) fn new(
+        snapshot: Uuid,
+        label: String,
+        selection: Vec<ByteRange>,
+        deadline: Instant,
+    ) -> Self {
+        Self { snapshot, label, selection, sequence: None, deadline }
     }
 }
 

@@ -21,7 +21,7 @@ use super::event::{Action, Event, MirrorPolicy, Options, OutgoingMessage};
 use super::fetch::Fetches;
 use super::hot::HotExtents;
 use super::mirror::MirrorLeg;
-use super::requests::{Operation, Pending};
+use super::requests::{Cut, Operation, Pending};
 use crate::clock::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
@@ -137,8 +137,9 @@ impl Primary {
         self.now = now;
         match event {
             Event::Request { id, command } => self.begin(id, command),
-            Event::Cut { id, snapshot, label, selection } => {
-                self.begin_cut(id, snapshot, label, selection);
+            Event::Cut { id, snapshot, label, selection, timeout_ms } => {
+                let deadline = now.plus_ms(timeout_ms);
+                self.begin_cut(id, Cut::new(snapshot, label, selection, deadline));
             }
             Event::ReadDone { token, result } => self.read_done(token, result, actions),
             Event::WriteDone { token, result } => self.write_done(token, result, actions),
