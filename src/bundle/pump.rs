@@ -17,8 +17,8 @@ use crate::device::AlignedBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::limits::{
-    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_ZERO_STEP_BYTES, MERGE_READ_FAILURES_MAX,
-    PROGRESS_INTERVAL_MS,
+    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_THREADS_MAX, BUNDLE_ZERO_STEP_BYTES,
+    MERGE_READ_FAILURES_MAX, PROGRESS_INTERVAL_MS,
 };
 
 const CHUNK: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
@@ -26,6 +26,12 @@ const CHUNK: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
 pub const MEMORY_BYTES: usize = BUNDLE_CHUNKS_AHEAD * CHUNK;
 /// Memory of each verifying thread, for unpacked chunks.
 pub const MEMORY_BYTES_PER_THREAD: usize = CHUNK;
+
+/// Threads that hash, verify and unpack, if the caller does not say.
+#[must_use]
+pub fn threads_default() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(BUNDLE_THREADS_MAX)
+}
 
 /// What a piece turned out to be.
 #[derive(Clone, Copy, Debug)]
