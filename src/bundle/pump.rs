@@ -172,7 +172,8 @@ fn read_ahead<'a, C: Consumer>(
 /// Long runs without bytes are dealt with step by step.
 fn steps(piece: Piece) -> impl Iterator<Item = Piece> {
     let Piece { range, content } = piece;
-    let step = if matches!(content, Content::Zero) { BUNDLE_ZERO_STEP_BYTES } else { u64::MAX };
+    let bytes = matches!(content, Content::Stored { .. } | Content::Plain(_));
+    let step = if bytes { u64::MAX } else { BUNDLE_ZERO_STEP_BYTES };
     let mut at = range.offset;
     std::iter::from_fn(move || {
         if at >= range.end() {
