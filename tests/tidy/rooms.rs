@@ -42,7 +42,11 @@ const DOORS: &[Door] = &[
         instead: "storage system calls live in src/device, socket calls in src/nbd",
     },
     Door { name: "std::env", rooms: &[], instead: "python/dualrestore/config.py reads it" },
-    Door { name: "std::process", rooms: &[], instead: "return an Error; the CLI ends processes" },
+    Door {
+        name: "std::process",
+        rooms: &["device/pool.rs"],
+        instead: "return an Error; the CLI ends processes",
+    },
     Door {
         name: "std::time::Instant",
         rooms: &["clock.rs"],
