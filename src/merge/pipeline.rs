@@ -33,7 +33,7 @@ pub struct MergeOptions {
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { threads: crate::bundle::threads() }
+        Self { threads: crate::bundle::threads_default() }
     }
 }
 
