@@ -27,6 +27,7 @@ pub struct MonotonicClock {
 }
 
 impl Default for MonotonicClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
     fn default() -> Self {
         Self { origin: StdInstant::now() }
     }

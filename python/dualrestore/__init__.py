@@ -1,0 +1,89 @@
+"""Dual-channel restoration of a volume: live over a thin link, bulk from a shipped medium.
+
+>>> import dualrestore as dr
+>>> dr.Extent(4096, 8192).end
+12288
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dualrestore.core import Bundle, OverwriteMap, merge
+    from dualrestore.errors import (
+        BusyError,
+        ConfigurationError,
+        DeadlineError,
+        DeviceError,
+        DualRestoreError,
+        FormatError,
+        IdentityError,
+        IntegrityError,
+        InterruptedJobError,
+        LinkError,
+        PoisonedError,
+        UsageError,
+    )
+    from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport
+
+_HOMES = {
+    "Bundle": "core",
+    "BundleReport": "model",
+    "BundleVerification": "model",
+    "BusyError": "errors",
+    "ConfigurationError": "errors",
+    "DeadlineError": "errors",
+    "DeviceError": "errors",
+    "DualRestoreError": "errors",
+    "Extent": "model",
+    "FormatError": "errors",
+    "IdentityError": "errors",
+    "IntegrityError": "errors",
+    "InterruptedJobError": "errors",
+    "LinkError": "errors",
+    "MergeReport": "model",
+    "OverwriteMap": "core",
+    "PoisonedError": "errors",
+    "UsageError": "errors",
+    "merge": "core",
+}
+
+__all__ = [
+    "Bundle",
+    "BundleReport",
+    "BundleVerification",
+    "BusyError",
+    "ConfigurationError",
+    "DeadlineError",
+    "DeviceError",
+    "DualRestoreError",
+    "Extent",
+    "FormatError",
+    "IdentityError",
+    "IntegrityError",
+    "InterruptedJobError",
+    "LinkError",
+    "MergeReport",
+    "OverwriteMap",
+    "PoisonedError",
+    "UsageError",
+    "__version__",
+    "merge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The command line asks for the version every few seconds; nothing else is loaded for that.
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'dualrestore' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"dualrestore.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

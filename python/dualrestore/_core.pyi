@@ -1,0 +1,343 @@
+"""The Rust core as Python sees it. Only `dualrestore.core` imports it.
+
+Common to everything here:
+
+* Offsets, lengths and sizes are bytes. Paths are `str`. UUIDs are `str` with hyphens.
+* Every object may be used from several threads at once. A call that can wait for a disk, the link
+  or a lock detaches from the interpreter; `close` may be called twice.
+* Reports and statuses are plain `dict`s of numbers, strings, lists and dicts, as drawn in the
+  docstrings; `dualrestore.model` gives them types. Further keys may appear at any time.
+* Errors are raised as the classes of `dualrestore.errors`:
+  `UsageError(message)`, `FormatError(message)`, `IntegrityError(message)`,
+  `IdentityError(message)`, `DeviceError(errno, message)`, `LinkError(message)`,
+  `BusyError(message)`, `PoisonedError(errno, message)`, `DeadlineError(message)`,
+  `InterruptedJobError(message)`.
+* `progress` is called from the calling thread about ten times a second and once at the end; an
+  exception that it raises ends the job at the next safe point and is raised to the caller.
+  Signals are polled at the same places.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, final
+
+Range: TypeAlias = tuple[int, int]
+"""(offset, length)"""
+
+Progress: TypeAlias = Callable[[dict[str, int]], None]
+"""Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
+
+LinkClass: TypeAlias = Literal["demand", "mirror", "bulk"]
+
+@final
+class ByteBuffer:
+    """Bytes that Rust owns, seen through the read-only buffer protocol: `memoryview(buffer)`."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class OverwriteMap:
+    """A map file: which blocks of a volume are current. The file is locked while open."""
+
+    @staticmethod
+    def create(
+        path: str,
+        size: int,
+        block_size: int,
+        volume: str | None = None,
+        generation: int = 1,
+    ) -> OverwriteMap:
+        """A new file, durable on return; everything missing. `volume` defaults to a new UUID.
+
+        An existing file is refused (`UsageError`)."""
+
+    @staticmethod
+    def open(path: str) -> OverwriteMap: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def volume(self) -> str: ...
+    @property
+    def current_bytes(self) -> int: ...
+    @property
+    def missing_bytes(self) -> int: ...
+    def mark_current(self, offset: int, length: int) -> int:
+        """Block-aligned (the end of the volume counts as aligned). Returns the bytes changed.
+        Durable after `commit` or `close`."""
+
+    def is_current(self, offset: int, length: int) -> bool:
+        """Whether every block touched by the range is current."""
+
+    def current_extents(self) -> Iterator[Range]: ...
+    def missing_extents(self) -> Iterator[Range]: ...
+    def bits(self) -> ByteBuffer:
+        """A copy at one moment: one bit a block, least significant first, 1 = current."""
+
+    def picture(self, cells: int) -> list[int]:
+        """Current bytes of each of `cells` equal stretches of the volume, in order."""
+
+    def commit(self) -> None: ...
+    def close(self) -> None:
+        """Commits and gives the lock back. Any other use afterwards is a `UsageError`."""
+
+@final
+class SnapshotSource:
+    """A snapshot of a backup volume as the source of a bundle. Keeps it from deletion."""
+
+    @property
+    def snapshot(self) -> str: ...
+
+def bundle_create(
+    source: str | SnapshotSource,
+    destination: str,
+    *,
+    selection: Sequence[Range] | None = None,
+    compression: Literal["none", "zstd"] = "none",
+    level: int = 1,
+    block_size: int = 4096,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes a bundle directory from an image or a snapshot.
+
+    `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
+    segments, seconds}`. The destination must not exist or be an empty directory."""
+
+def bundle_show(path: str) -> dict[str, Any]:
+    """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
+    complete, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
+    bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
+
+def bundle_verify(path: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Reads every chunk. Damage is reported, not raised.
+
+    `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
+    ..] (at most 1000), problems: [text, ..] (at most 100), seconds}`"""
+
+def merge(
+    source: str,
+    target: str,
+    map: OverwriteMap,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Merges a bundle directory or a raw image into a file or device that nobody serves.
+
+    `{bytes_written, bytes_skipped, bytes_zeroed, chunks_repaired, chunks_damaged, bytes_total,
+    bytes_read, seconds}`. `bytes_skipped`: of the selection, because they were current. A damaged
+    chunk stays missing and is counted."""
+
+def merge_into_volume(
+    source: str,
+    volume: PrimaryVolume,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The same into a live volume, under its claims. Damaged chunks are fetched over the link when
+    it is up (`chunks_repaired`), else left missing (`chunks_damaged`)."""
+
+@final
+class PrimaryVolume:
+    """A volume in the role primary: its device, map, hot extents and threads."""
+
+    @staticmethod
+    def open(
+        state_directory: str,
+        name: str,
+        device: str,
+        *,
+        size: int | None,
+        block_size: int,
+        mirror: Literal["flush", "write", "async"],
+        backups: int,
+        missing_deadline_ms: int,
+        direct: bool = False,
+    ) -> PrimaryVolume:
+        """`backups`: how many there are. A missing file is created sparse when `size` is given.
+        `missing_deadline_ms`: how long a read of a missing block waits for a link that is down.
+        Files of the volume live in `state_directory` (made by the caller, one per volume)."""
+
+    @property
+    def name(self) -> str: ...
+    def status(self) -> dict[str, Any]:
+        """`{state, volume, size, block_size, generation, current_bytes, missing_bytes,
+        link_only_bytes, unsent_bytes, hot_extents, hydrating, mirrored, error,
+        backups: [{connected, demand, mirror, bulk (states of the link classes), unsent_bytes,
+        resyncing, in_flight_bytes, error}, ..],
+        reads, writes, flushes, bytes_read, bytes_written_live, fetches, bytes_fetched,
+        bytes_hydrated, bytes_merged, bytes_skipped_current, bytes_resent, errors}`
+
+        `state`: `waiting` (for the operator's word), `restoring` (something is missing),
+        `resyncing` (nothing missing, something unsent), `mirrored`, `degraded` (a backup is not
+        connected), `failed` (poisoned). `mirrored` is law 10. Counters begin at the opening."""
+
+    def restore(self, lost: Sequence[Range] | Literal["all", "none"]) -> dict[str, Any]:
+        """The operator's word: declares what is lost, durable on return, with a new generation.
+        `{generation, missing_bytes}`. `none` on a waiting volume: the primary is the truth and
+        everything is unsent. The link connections are closed and must be made again."""
+
+    def hydrate(self, enabled: bool) -> None:
+        """Fetch missing blocks over the bulk connection in the background (until told else)."""
+
+    def snapshot(
+        self,
+        label: str,
+        *,
+        selection: Sequence[Range] | None = None,
+        backup: int = 0,
+        timeout_ms: int,
+    ) -> dict[str, Any]:
+        """An in-stream cut at the backup, durable there on return.
+        `{snapshot, label, generation, sequence, created, selection: [[offset, length], ..]}`"""
+
+    def compare(
+        self, offset: int, length: int, *, backup: int = 0, timeout_ms: int
+    ) -> dict[str, Any]:
+        """Digests of both sides of one range, at most 16 MiB.
+
+        `{state, compared_bytes, missing_bytes, different: [[offset, length], ..]}`; `state` is
+        `same`, `different`, or `busy`: a write, fetch, merge or resend touched the range meanwhile
+        or is pending, so nothing can be said; ask again. Missing blocks are not compared."""
+
+    def repair(self, ranges: Sequence[Range], *, backup: int = 0) -> int:
+        """Marks the current blocks of the ranges unsent, so that they are sent again."""
+
+    def flush(self) -> None:
+        """As a flush of an application: devices, and the backup by policy."""
+
+    def commit(self) -> None:
+        """Makes the map durable now instead of within a second."""
+
+    def map_extents(
+        self, plane: Literal["current", "missing", "unsent", "link_only"]
+    ) -> list[Range]: ...
+    def picture(self, cells: int) -> list[int]: ...
+    def close(self) -> None:
+        """Refuses new requests, lets those in flight end, flushes, commits, marks a clean stop."""
+
+@final
+class BackupVolume:
+    """A volume in the role backup: mirror device, changed map, snapshots."""
+
+    @staticmethod
+    def open(
+        state_directory: str,
+        name: str,
+        device: str,
+        *,
+        size: int | None,
+        block_size: int,
+        direct: bool = False,
+    ) -> BackupVolume: ...
+    @property
+    def name(self) -> str: ...
+    def status(self) -> dict[str, Any]:
+        """`{state, volume, size, block_size, generation, changed_bytes, connected, error,
+        links: {demand, mirror, bulk}, primary (text), reads, writes, flushes, bytes_sent,
+        bytes_mirrored, bytes_preserved, snapshots: [as in snapshots()]}`
+
+        `state`: `empty` (never met its primary), `idle` (not connected), `mirroring`, `failed`."""
+
+    def snapshot(self, label: str, *, selection: Sequence[Range] | None = None) -> dict[str, Any]:
+        """A cut without the primary, for when it does not run (`BusyError` while connected)."""
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """`[{snapshot, label, generation, sequence, created, size, preserved_bytes, broken,
+        selection}, ..]`, oldest first."""
+
+    def delete_snapshot(self, snapshot: str) -> None: ...
+    def source(self, snapshot: str) -> SnapshotSource: ...
+    def digest(self, offset: int, length: int) -> str: ...
+    def close(self) -> None: ...
+
+@final
+class LinkHub:
+    """All link connections of this process, and what they lead to."""
+
+    def __init__(self) -> None: ...
+    @property
+    def wake_descriptor(self) -> int:
+        """Becomes readable when a connection has outgoing bytes or must be closed. Owned here."""
+
+    def ready(self) -> list[int]:
+        """The ids of those connections; clears the descriptor."""
+
+    def serve(self, volume: BackupVolume) -> None:
+        """Lets accepted connections lead to this volume."""
+
+    def withdraw(self, volume: BackupVolume) -> None: ...
+    def connect(
+        self, volume: PrimaryVolume, backup: int, remote_name: str, link_class: LinkClass
+    ) -> LinkConnection:
+        """The client side: speaks first."""
+
+    def accept(self) -> LinkConnection:
+        """The server side: volume and class come with the hello."""
+
+    def close(self) -> None: ...
+
+@final
+class LinkConnection:
+    """The protocol of one TCP connection, without the socket."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def state(self) -> Literal["handshake", "active", "closed", "failed"]: ...
+    @property
+    def error(self) -> str | None:
+        """Why it failed, in words for the operator."""
+
+    @property
+    def refused(self) -> bool:
+        """Failed because the peer is the wrong one (volume, role, geometry, generation, version):
+        trying again soon is useless."""
+
+    @property
+    def label(self) -> str:
+        """Volume and class, once known: `v demand`."""
+
+    def receive(self, buffer: bytearray | memoryview, length: int) -> None:
+        """The first `length` bytes of the buffer came from the peer; they are copied or used
+        before it returns. After a protocol error the state is `failed`; nothing is raised."""
+
+    def take_outgoing(self, limit: int) -> ByteBuffer | None:
+        """At most about `limit` bytes (whole frames), or None."""
+
+    def tick(self) -> float:
+        """Heartbeats and silence. Returns the seconds until it wants to be called again."""
+
+    def close(self) -> None:
+        """The socket is gone: the volume learns that this link class is down."""
+
+@final
+class NbdServer:
+    """NBD sessions over descriptors that Python accepted. Guest I/O runs in Rust threads only."""
+
+    def __init__(self, default: str | None = None) -> None:
+        """`default`: the export that the empty name means."""
+
+    def add_volume(self, name: str, volume: PrimaryVolume) -> None:
+        """Read-write export. While the volume waits for the operator's word it is refused."""
+
+    def add_backup(self, name: str, volume: BackupVolume) -> None:
+        """Read-only exports `NAME@SNAPSHOT`, one for each snapshot as they come and go."""
+
+    def remove(self, name: str) -> None:
+        """Its sessions are ended."""
+
+    def exports(self) -> list[str]: ...
+    def serve(self, descriptor: int, peer: str) -> None:
+        """Takes ownership of a connected stream socket. `BusyError` (and the descriptor is
+        closed) when too many are open."""
+
+    def connections(self) -> list[dict[str, Any]]:
+        """`[{peer, export, requests, bytes_read, bytes_written}, ..]`"""
+
+    def shutdown(self, timeout_ms: int) -> bool:
+        """Ends all sessions after the requests in flight; whether all ended in time."""

@@ -1,0 +1,79 @@
+"""Words of the command line as values: sizes, ranges, rates, and the options all verbs share.
+
+Guarantees: a bad word is a usage error of click (exit code 2) with an example of a good one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass
+class Invocation:
+    """What was said before and around the verb."""
+
+    config: str | None = None
+    as_json: bool = False
+
+
+class _Parsed(click.ParamType[Any]):
+    """A word that a function of `sizes` reads."""
+
+    def __init__(self, name: str, parser: str) -> None:
+        self.name = name
+        self._parser = parser
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        from dualrestore import sizes
+        from dualrestore.errors import UsageError
+
+        try:
+            return getattr(sizes, self._parser)(value)
+        except UsageError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+SIZE = _Parsed("SIZE", "parse_size")
+RANGE = _Parsed("RANGE", "parse_range")
+RATE = _Parsed("RATE", "parse_rate")
+DURATION = _Parsed("DURATION", "parse_duration")
+
+
+def _remember_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Invocation).config = value
+
+
+def _remember_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Invocation).as_json = True
+
+
+def config_option(function: Function) -> Function:
+    """`-c FILE`, before the verb or after it."""
+    return click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        expose_value=False,
+        callback=_remember_config,
+        help="Configuration of the daemon; else DUALRESTORE_CONFIG.",
+    )(function)
+
+
+def json_option(function: Function) -> Function:
+    """`--json`: one document on standard output, errors as one on standard error."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember_json,
+        help="Print one JSON document for machines.",
+    )(function)

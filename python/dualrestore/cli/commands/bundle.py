@@ -1,0 +1,144 @@
+"""`dualrestore bundle`: create, verify, show."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from dualrestore.cli.arguments import RANGE, Invocation, config_option, json_option
+
+
+@click.group("bundle")
+def command() -> None:
+    """Create, verify or show a bundle: the snapshot copy in its shippable form.
+
+    \b
+    Example:
+      dualrestore bundle create disk.img --to /media/truck/disk.drb
+    """
+
+
+@command.command("create")
+@click.argument("source")
+@click.option("--to", "destination", required=True, metavar="DIR", help="A new directory.")
+@click.option("--select", "select", multiple=True, type=RANGE, metavar="RANGE")
+@click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", show_default=True)
+@click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True)
+@config_option
+@json_option
+@click.pass_obj
+def create(
+    invocation: Invocation,
+    source: str,
+    destination: str,
+    select: tuple[tuple[int, int], ...],
+    compress: Literal["none", "zstd"],
+    level: int,
+) -> None:
+    """Write a bundle of SOURCE: an image or device, or NAME@SNAPSHOT at its backup's daemon.
+
+    \b
+    Example:
+      dualrestore bundle create disk.img --to disk.drb --compress zstd
+      dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
+    """
+    from dualrestore.cli.daemon import daemon_of
+    from dualrestore.cli.printer import Printer, speed
+    from dualrestore.model import BundleReport, read
+    from dualrestore.sizes import format_size
+
+    printer = Printer(as_json=invocation.as_json)
+    target = Path(destination).absolute()
+    selection = list(select) or None
+    with printer.progress("bundle") as progress:
+        if "@" in source and not Path(source).exists():
+            name, _, snapshot = source.partition("@")
+            body = {
+                "snapshot": snapshot,
+                "destination": str(target),
+                "selection": selection,
+                "compression": compress,
+                "level": level,
+            }
+            client = daemon_of(invocation)
+            report = read(BundleReport, client.job(f"/v1/volumes/{name}/bundle", body, progress))
+        else:
+            from dualrestore.jobs.bundle import BundleOptions, create_bundle
+
+            options = BundleOptions(selection, compress, level)
+            report = create_bundle(Path(source), target, options, progress)
+    printer.report(
+        {"path": str(target), **report.document()},
+        [
+            f"{target}: {speed(report.bytes_selected, report.seconds)}, "
+            f"{format_size(report.bytes_stored)} stored in {report.segments} segments, "
+            f"{format_size(report.bytes_zero)} zeros"
+        ],
+    )
+
+
+@command.command("verify")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def verify(invocation: Invocation, bundle: Path) -> int:
+    """Read and check every chunk of BUNDLE; exit code 4 if anything is damaged or absent.
+
+    \b
+    Example:
+      dualrestore bundle verify /media/truck/db.drb
+    """
+    from dualrestore.cli.printer import Printer, speed
+    from dualrestore.errors import ExitCode
+    from dualrestore.jobs.bundle import verify_bundle
+    from dualrestore.sizes import format_range
+
+    printer = Printer(as_json=invocation.as_json)
+    with printer.progress("verify") as progress:
+        found = verify_bundle(bundle, progress)
+    lines = [
+        f"{bundle}: {speed(found.bytes_checked, found.seconds)}, {found.chunks_checked} chunks"
+    ]
+    lines += [f"damaged: {format_range(*run)}" for run in found.damaged]
+    lines += [f"problem: {problem}" for problem in found.problems]
+    lines.append("sound" if found.sound else f"NOT SOUND: {found.chunks_damaged} chunks damaged")
+    printer.report({"sound": found.sound, **found.document()}, lines)
+    if found.sound:
+        return ExitCode.DONE
+    printer.error(
+        "IntegrityError",
+        f"{bundle}: expected every chunk to match its checksums, found {found.chunks_damaged} "
+        f"damaged and {found.segments_missing} segments missing; a merge leaves these blocks "
+        "missing, or copy the bundle again",
+        ExitCode.DIFFERENCES,
+    )
+    return ExitCode.DIFFERENCES
+
+
+@command.command("show")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def show(invocation: Invocation, bundle: Path) -> None:
+    """Show what the manifest of BUNDLE says.
+
+    \b
+    Example:
+      dualrestore bundle show /media/truck/db.drb
+    """
+    from dualrestore.cli.printer import Printer, table
+    from dualrestore.core import Bundle
+    from dualrestore.sizes import format_range, format_size
+
+    told: dict[str, Any] = Bundle.open(bundle).show()
+    rows: list[tuple[str, str]] = []
+    for key, value in told.items():
+        if key in {"extents", "segments"}:
+            continue
+        is_size = isinstance(value, int) and ("bytes" in key or key in {"size", "block_size"})
+        rows.append((key.replace("_", " "), format_size(value) if is_size else str(value)))
+    extents = [format_range(offset, length) for offset, length in told.get("extents", [])]
+    shown = ", ".join(extents[:8]) + (f" and {len(extents) - 8} more" if len(extents) > 8 else "")
+    rows.append(("extents", shown))
+    rows.append(("segments", str(len(told.get("segments", [])))))
+    Printer(as_json=invocation.as_json).report(told, table(rows))

@@ -1,0 +1,65 @@
+"""`dualrestore merge`: bundles into a live volume, or offline into a file with a map."""
+
+from pathlib import Path
+
+import click
+
+from dualrestore.cli.arguments import Invocation, config_option, json_option
+
+
+@click.command("merge")
+@click.argument("words", nargs=-1, required=True, metavar="BUNDLE.. NAME_or_DEVICE")
+@click.option("--map", "map_path", type=click.Path(path_type=Path), metavar="MAP")
+@config_option
+@json_option
+@click.pass_obj
+def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | None) -> int:
+    """Write what is missing, and only that, from bundles (or a raw image) into a target.
+
+    With --map the target is a file or device that nobody serves; without it, a volume of the
+    daemon, under its live I/O. May be interrupted and repeated.
+
+    \b
+    Example:
+      dualrestore merge out.drb primary.img --map over.map
+      dualrestore -c primary.toml merge /media/truck/db.drb db
+    """
+    from dualrestore.cli.printer import Printer, speed
+    from dualrestore.errors import ExitCode, UsageError
+    from dualrestore.model import MergeReport, read
+    from dualrestore.sizes import format_size
+
+    if len(words) == 1:
+        raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
+    *sources, target = words
+    printer = Printer(as_json=invocation.as_json)
+    with printer.progress("merge") as progress:
+        if map_path is not None:
+            from dualrestore.jobs.merge import merge_offline
+
+            paths = [Path(source) for source in sources]
+            report = merge_offline(paths, Path(target), map_path, progress)
+        else:
+            from dualrestore.cli.daemon import daemon_of
+
+            if "/" in target:
+                raise UsageError(
+                    f"expected --map MAP to merge into the file or device {target}, or the name "
+                    "of a volume of the daemon"
+                )
+            body = {"sources": [str(Path(source).absolute()) for source in sources]}
+            client = daemon_of(invocation)
+            report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
+    lines = [
+        f"{target}: wrote {speed(report.bytes_written, report.seconds)}, "
+        f"{format_size(report.bytes_zeroed)} of it zeros; "
+        f"left {format_size(report.bytes_skipped)} that were current"
+    ]
+    if report.chunks_repaired or report.chunks_damaged:
+        lines.append(
+            f"damaged on the medium: {report.chunks_repaired} chunks repaired over the link, "
+            f"{report.chunks_damaged} left missing"
+        )
+    printer.report(report.document(), lines)
+    damaged = report.chunks_repaired or report.chunks_damaged
+    return ExitCode.DAMAGED_CHUNKS if damaged else ExitCode.DONE

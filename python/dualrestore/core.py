@@ -1,0 +1,258 @@
+"""The Rust core with Python's manners: typed reports, extents, context managers.
+
+Guarantees: the only importer of `dualrestore._core`; long calls detach from the interpreter, call
+`progress` about ten times a second and end when it raises (so Ctrl-C works).
+Does not know: daemons, the command line.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike, fspath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from dualrestore import _core
+from dualrestore._core import (
+    BackupVolume,
+    ByteBuffer,
+    LinkConnection,
+    LinkHub,
+    NbdServer,
+    PrimaryVolume,
+    SnapshotSource,
+)
+from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport, read
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BackupVolume",
+    "Bundle",
+    "ByteBuffer",
+    "LinkConnection",
+    "LinkHub",
+    "NbdServer",
+    "OverwriteMap",
+    "PrimaryVolume",
+    "SnapshotSource",
+    "merge",
+    "merge_into_volume",
+]
+
+Path = str | PathLike[str]
+Progress = Callable[[dict[str, int]], None]
+LinkClass = Literal["demand", "mirror", "bulk"]
+LINK_CLASSES: tuple[LinkClass, ...] = ("demand", "mirror", "bulk")
+
+
+class OverwriteMap:
+    """Which blocks of a volume are current, in a file that survives a crash (paragraphs 48 to 51
+    of the seed). A context manager; the file is locked while it is open.
+
+    Offsets, lengths and sizes are bytes. Raises `UsageError` for ranges that are outside the volume
+    or not aligned to blocks, `FormatError` and `IntegrityError` for files that are no sound map.
+
+    >>> import tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "over.map")
+    >>> with OverwriteMap.create(path, size=1 << 20, block_size=4096) as m:
+    ...     m.mark_current(4096, 8192)
+    ...     m.current_bytes, m.is_current(8192, 4096), list(m.current_extents())
+    8192
+    (8192, True, [Extent(offset=4096, length=8192)])
+    """
+
+    def __init__(self, inner: _core.OverwriteMap) -> None:
+        self._inner = inner
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        size: int,
+        block_size: int = 4096,
+        *,
+        volume: str | None = None,
+        generation: int = 1,
+    ) -> Self:
+        """A new map file in which everything is missing, durable on return."""
+        return cls(_core.OverwriteMap.create(fspath(path), size, block_size, volume, generation))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing map file."""
+        return cls(_core.OverwriteMap.open(fspath(path)))
+
+    @property
+    def inner(self) -> _core.OverwriteMap:
+        """The core's own object."""
+        return self._inner
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self._inner.path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the volume."""
+        return self._inner.size
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a block."""
+        return self._inner.block_size
+
+    @property
+    def generation(self) -> int:
+        """The life of the volume that the map belongs to."""
+        return self._inner.generation
+
+    @property
+    def volume(self) -> str:
+        """The UUID of the volume."""
+        return self._inner.volume
+
+    @property
+    def current_bytes(self) -> int:
+        """Bytes that are current."""
+        return self._inner.current_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are missing."""
+        return self._inner.missing_bytes
+
+    def mark_current(self, offset: int, length: int) -> int:
+        """Marks whole blocks current; returns the bytes that were not before."""
+        return self._inner.mark_current(offset, length)
+
+    def is_current(self, offset: int, length: int) -> bool:
+        """Whether every block that the range touches is current."""
+        return self._inner.is_current(offset, length)
+
+    def current_extents(self) -> Iterator[Extent]:
+        """Runs of current bytes, ascending."""
+        return (Extent(*run) for run in self._inner.current_extents())
+
+    def missing_extents(self) -> Iterator[Extent]:
+        """Runs of missing bytes, ascending."""
+        return (Extent(*run) for run in self._inner.missing_extents())
+
+    def picture(self, cells: int) -> list[int]:
+        """Current bytes of each of `cells` equal stretches, in order."""
+        return self._inner.picture(cells)
+
+    def to_numpy(self) -> "NDArray[numpy.bool_]":
+        """One bool a block, as at this moment; shape `(blocks,)`."""
+        import numpy
+
+        blocks = -(-self.size // self.block_size)
+        packed = numpy.frombuffer(memoryview(self._inner.bits()), dtype=numpy.uint8)
+        bits = numpy.unpackbits(packed, count=blocks, bitorder="little")
+        return bits.view(numpy.bool_)
+
+    def commit(self) -> None:
+        """Makes every mark durable."""
+        self._inner.commit()
+
+    def close(self) -> None:
+        """Commits and gives the file's lock back."""
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"OverwriteMap({self.path!r})"
+
+
+class Bundle:
+    """The snapshot copy in its shippable form (paragraphs 54 and 60 of the seed): a directory of
+    immutable segments and a manifest.
+
+    >>> import tempfile, os
+    >>> place = tempfile.mkdtemp()
+    >>> image = os.path.join(place, "image")
+    >>> _ = open(image, "wb").write(bytes(1 << 20))
+    >>> Bundle.create(image, os.path.join(place, "out.drb")).verify().sound
+    True
+    """
+
+    def __init__(self, path: Path, shown: dict[str, Any], report: BundleReport | None) -> None:
+        self.path = fspath(path)
+        self.report = report
+        """What `create` did; None for a bundle that was opened."""
+        self._shown = shown
+
+    @classmethod
+    def create(
+        cls,
+        source: Path | SnapshotSource,
+        destination: Path,
+        selection: Sequence[tuple[int, int]] | None = None,
+        *,
+        compression: Literal["none", "zstd"] = "none",
+        level: int = 1,
+        block_size: int = 4096,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Writes a bundle of an image or a snapshot; `selection` holds (offset, length)."""
+        report = _core.bundle_create(
+            source if isinstance(source, SnapshotSource) else fspath(source),
+            fspath(destination),
+            selection=selection,
+            compression=compression,
+            level=level,
+            block_size=block_size,
+            progress=progress,
+        )
+        shown = _core.bundle_show(fspath(destination))
+        return cls(destination, shown, read(BundleReport, report))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing bundle. Raises `FormatError` if it is none or not complete."""
+        return cls(path, _core.bundle_show(fspath(path)), None)
+
+    def show(self) -> dict[str, Any]:
+        """What the manifest says: identity, geometry, extents, totals, segments."""
+        return dict(self._shown)
+
+    def verify(self, progress: Progress | None = None) -> BundleVerification:
+        """Reads every chunk and checks it."""
+        return read(BundleVerification, _core.bundle_verify(self.path, progress=progress))
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.path!r})"
+
+
+def merge(
+    source: Path | Bundle,
+    target: Path,
+    map: OverwriteMap,  # noqa: A002 - the public name
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Writes what is missing in a file or device, and only that, from a bundle or raw image.
+
+    The method's step 246: a block is written only if the map says that it is not current. Every
+    chunk is verified before its blocks are written. May be interrupted and repeated.
+    """
+    path = source.path if isinstance(source, Bundle) else fspath(source)
+    return read(MergeReport, _core.merge(path, fspath(target), map.inner, progress=progress))
+
+
+def merge_into_volume(
+    source: Path | Bundle, volume: PrimaryVolume, progress: Progress | None = None
+) -> MergeReport:
+    """The same into a volume that is being served, under its live I/O."""
+    path = source.path if isinstance(source, Bundle) else fspath(source)
+    return read(MergeReport, _core.merge_into_volume(path, volume, progress=progress))

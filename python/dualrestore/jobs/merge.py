@@ -1,0 +1,63 @@
+"""Merges bundles: into a volume that is being served, or into a file or device with a map.
+
+Several media of one bundle are merged one after the other; any order is right (law 7), and
+repeating any of it changes nothing, so an interrupted merge is resumed by asking again.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualrestore.errors import UsageError
+from dualrestore.model import MergeReport
+
+if TYPE_CHECKING:
+    from dualrestore.core import PrimaryVolume, Progress
+
+
+def _merge_each(
+    sources: Sequence[Path],
+    merge_one: "Callable[[Path, Progress | None], MergeReport]",
+    progress: "Progress | None",
+) -> MergeReport:
+    for source in sources:
+        if not source.exists():
+            raise UsageError(f"{source}: expected a bundle directory or image, found nothing")
+    finished = 0
+
+    def relay(counters: dict[str, int]) -> None:
+        if progress is not None:
+            progress({**counters, "medium": finished + 1, "media": len(sources)})
+
+    total: MergeReport | None = None
+    for source in sources:
+        report = merge_one(source, relay if progress is not None else None)
+        total = report if total is None else total + report
+        finished += 1
+    assert total is not None, "the command line asks for at least one source"
+    return total
+
+
+def merge_offline(
+    sources: Sequence[Path], target: Path, map_path: Path, progress: "Progress | None" = None
+) -> MergeReport:
+    """Into a file or device that nobody serves, by the map beside it."""
+    from dualrestore.core import OverwriteMap, merge
+
+    if not target.exists():
+        raise UsageError(f"{target}: expected the file or device to merge into, found nothing")
+    with OverwriteMap.open(map_path) as overwrite_map:
+        return _merge_each(
+            sources, lambda source, report: merge(source, target, overwrite_map, report), progress
+        )
+
+
+def merge_live(
+    sources: Sequence[Path], volume: "PrimaryVolume", progress: "Progress | None" = None
+) -> MergeReport:
+    """Into a volume under live I/O."""
+    from dualrestore.core import merge_into_volume
+
+    return _merge_each(
+        sources, lambda source, report: merge_into_volume(source, volume, report), progress
+    )

@@ -1,0 +1,251 @@
+"""Reports and statuses as typed values.
+
+Guarantees: `read(Type, document)` accepts documents with further keys (newer core, older client)
+and refuses those that lack one. Does not know: where a document came from.
+"""
+
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from dualrestore.errors import FormatError
+
+
+class Extent(NamedTuple):
+    """`length` bytes from `offset`."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + self.length
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A report or status that can be shown as a document."""
+
+    def document(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings."""
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+class MergeReport(Record, frozen=True, kw_only=True):
+    """What a merge did. All but `seconds` and the chunk counts are bytes.
+
+    `bytes_skipped` were selected by the bundle and already current; `chunks_repaired` were damaged
+    on the medium and fetched over the link; `chunks_damaged` are still missing.
+    """
+
+    bytes_written: int
+    bytes_skipped: int
+    bytes_zeroed: int
+    chunks_repaired: int
+    chunks_damaged: int
+    seconds: float
+    bytes_total: int = 0
+    bytes_read: int = 0
+
+    def __add__(self, other: "MergeReport") -> "MergeReport":
+        names = self.__struct_fields__
+        return MergeReport(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+class BundleReport(Record, frozen=True, kw_only=True):
+    """What was written into a bundle."""
+
+    bundle: str
+    volume: str
+    generation: int
+    bytes_selected: int
+    bytes_data: int
+    bytes_zero: int
+    bytes_stored: int
+    chunks: int
+    segments: int
+    seconds: float
+
+
+class BundleVerification(Record, frozen=True, kw_only=True):
+    """What reading every chunk of a bundle found."""
+
+    bytes_checked: int
+    chunks_checked: int
+    chunks_damaged: int
+    segments_missing: int
+    damaged: list[tuple[int, int]]
+    problems: list[str]
+    seconds: float
+
+    @property
+    def sound(self) -> bool:
+        """Nothing is damaged or absent."""
+        return not (self.chunks_damaged or self.segments_missing or self.problems)
+
+
+class SnapshotReport(Record, frozen=True, kw_only=True):
+    """A snapshot at the backup. `selection` holds (offset, length); empty means everything."""
+
+    snapshot: str
+    label: str
+    generation: int
+    sequence: int
+    created: str = ""
+    selection: list[tuple[int, int]] = []
+    preserved_bytes: int = 0
+    broken: bool = False
+
+
+class RestoreReport(Record, frozen=True, kw_only=True):
+    """A loss was declared and the volume opened."""
+
+    generation: int
+    missing_bytes: int
+    seconds: float = 0.0
+
+
+class VerifyReport(Record, frozen=True, kw_only=True):
+    """Digests of both sides, compared range by range.
+
+    `unsettled` are ranges that were written to at every try; nothing is said of them.
+    """
+
+    bytes_compared: int
+    bytes_missing: int
+    bytes_different: int
+    different: list[tuple[int, int]]
+    unsettled: list[tuple[int, int]]
+    bytes_repaired: int
+    seconds: float
+
+    @property
+    def same(self) -> bool:
+        """Nothing differs."""
+        return not self.bytes_different
+
+
+class BackupLink(Record, frozen=True, kw_only=True):
+    """What a primary knows of one of its backups."""
+
+    connected: bool
+    demand: str
+    mirror: str
+    bulk: str
+    unsent_bytes: int
+    resyncing: bool
+    in_flight_bytes: int = 0
+    error: str | None = None
+    address: str = ""
+    """Filled by the daemon, with the transport's own error when the core has none."""
+
+
+class PrimaryStatus(Record, frozen=True, kw_only=True):
+    """A volume in the role primary. See `dualrestore._core.PrimaryVolume.status`."""
+
+    name: str
+    state: str
+    volume: str
+    size: int
+    block_size: int
+    generation: int
+    current_bytes: int
+    missing_bytes: int
+    unsent_bytes: int
+    mirrored: bool
+    backups: list[BackupLink]
+    role: str = "primary"
+    link_only_bytes: int = 0
+    hot_extents: int = 0
+    hydrating: bool = False
+    error: str | None = None
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    bytes_read: int = 0
+    bytes_written_live: int = 0
+    fetches: int = 0
+    bytes_fetched: int = 0
+    bytes_hydrated: int = 0
+    bytes_merged: int = 0
+    bytes_skipped_current: int = 0
+    bytes_resent: int = 0
+    errors: int = 0
+    connections: int = 0
+    exports: list[str] = []
+
+
+class BackupStatus(Record, frozen=True, kw_only=True):
+    """A volume in the role backup. See `dualrestore._core.BackupVolume.status`."""
+
+    name: str
+    state: str
+    volume: str
+    size: int
+    block_size: int
+    generation: int
+    connected: bool
+    role: str = "backup"
+    changed_bytes: int = 0
+    error: str | None = None
+    links: dict[str, str] = {}
+    primary: str = ""
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    bytes_sent: int = 0
+    bytes_mirrored: int = 0
+    bytes_preserved: int = 0
+    snapshots: list[SnapshotReport] = []
+    connections: int = 0
+    exports: list[str] = []
+
+
+class JobStatus(Record, frozen=True, kw_only=True):
+    """A long verb that the daemon is doing or has done."""
+
+    job: int
+    verb: str
+    volume: str
+    state: str
+    """`running`, `done` or `failed`."""
+    progress: dict[str, int] = {}
+    error: str | None = None
+    seconds: float = 0.0
+
+
+class NodeStatus(Record, frozen=True, kw_only=True):
+    """A whole daemon."""
+
+    version: str
+    seconds_up: float
+    link_bytes_sent: int
+    link_bytes_received: int
+    volumes: list[dict[str, Any]]
+    jobs: list[JobStatus]
+
+    def typed_volumes(self) -> list[PrimaryStatus | BackupStatus]:
+        """The volumes as what their role says."""
+        return [volume_status(document) for document in self.volumes]
+
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+def read(kind: type[RecordType], document: object) -> RecordType:
+    """The typed value of a document."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as problem:
+        raise FormatError(
+            f"expected a {kind.__name__} document, found one that does not fit: {problem}; "
+            "are both sides of the same version?"
+        ) from problem
+
+
+def volume_status(document: dict[str, Any]) -> PrimaryStatus | BackupStatus:
+    """The status of a volume of either role."""
+    if document.get("role") == "primary":
+        return read(PrimaryStatus, document)
+    return read(BackupStatus, document)

@@ -1,0 +1,357 @@
+"""The control API: HTTP and JSON over a Unix socket, with a read-only page and metrics.
+
+| method, path | body | answer |
+|---|---|---|
+| GET `/v1/status` | | `NodeStatus` |
+| GET `/v1/volumes/NAME` | | status of a volume |
+| POST `/v1/volumes/NAME/restore` | `Restore` | `RestoreReport` |
+| POST `/v1/volumes/NAME/hydrate` | `Hydrate` | `{}` |
+| POST `/v1/volumes/NAME/snapshot` | `Snapshot` | `SnapshotReport` |
+| GET `/v1/volumes/NAME/snapshots` | | `[SnapshotReport, ..]` |
+| DELETE `/v1/volumes/NAME/snapshots/ID` | | `{}` |
+| POST `/v1/volumes/NAME/merge` | `Merge` | lines |
+| POST `/v1/volumes/NAME/verify` | `Verify` | lines |
+| POST `/v1/volumes/NAME/bundle` | `MakeBundle` | lines |
+| GET `/v1/volumes/NAME/map/PLANE` | | `[[offset, length], ..]` |
+| GET `/v1/volumes/NAME/picture?cells=N` | | `[bytes, ..]` |
+| GET `/`, `/page.js`, `/page.css`, `/events` | | the status page |
+| GET `/metrics` | | Prometheus |
+
+*Lines* are JSON documents, one a line: any number of `{"progress": {..}}`, at the end `{"report":
+{..}}` or `{"error": {"kind", "message", "errno"}}`. A client that goes away ends its job, which
+may be asked for again. Errors of the other calls: `{"error": ..}` with status 400, 404, 409 or 500.
+
+Guarantees: bodies are limited and unknown keys refused. Whoever can open the socket may do
+everything; its file mode is the protection. Does not know: how volumes work.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from dualrestore.errors import (
+    BusyError,
+    DualRestoreError,
+    FormatError,
+    IdentityError,
+    UsageError,
+)
+from dualrestore.jobs.bundle import BundleOptions, create_bundle
+from dualrestore.jobs.merge import merge_live
+from dualrestore.jobs.restore import restore
+from dualrestore.jobs.snapshot import (
+    SnapshotOptions,
+    snapshot_at_backup,
+    snapshot_through_primary,
+)
+from dualrestore.jobs.verify import verify_volume
+from dualrestore.model import Record, SnapshotReport, read
+from dualrestore.servers.ledger import Job, Ledger, Work, describe_error
+from dualrestore.servers.metrics import CONTENT_TYPE, metrics_text
+from dualrestore.servers.node import Node
+from dualrestore.servers.page import PAGE_CSS, PAGE_HTML, PAGE_JS
+
+BODY_BYTES_MAX = 4 * 2**20
+CELLS_MAX = 65536
+LINE_SECONDS = 1.0
+"""A quiet job still says something this often, so that a dead client is noticed."""
+EVENT_SECONDS = 1.0
+
+_PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a client may say."""
+
+
+class Restore(_Body):
+    """`lost`: `all`, `none`, or ranges as (offset, length)."""
+
+    lost: Literal["all", "none"] | list[tuple[int, int]]
+    wire: bool = False
+
+
+class Hydrate(_Body):
+    """Whether missing blocks are fetched in the background."""
+
+    enabled: bool
+
+
+class Snapshot(_Body):
+    """See `jobs.snapshot.SnapshotOptions`."""
+
+    label: str = ""
+    selection: list[tuple[int, int]] | None = None
+    backup: int = 0
+    timeout_seconds: float = 60.0
+
+
+class Merge(_Body):
+    """Paths on the daemon's host."""
+
+    sources: list[str]
+
+
+class Verify(_Body):
+    """Which of the backups, and whether to send again what differs."""
+
+    backup: int = 0
+    repair: bool = False
+
+
+class MakeBundle(_Body):
+    """`destination`: a path on the daemon's host."""
+
+    snapshot: str
+    destination: str
+    selection: list[tuple[int, int]] | None = None
+    compression: Literal["none", "zstd"] = "none"
+    level: int = 1
+
+
+BodyType = TypeVar("BodyType", bound=_Body)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _json(document: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+def _status_of(problem: DualRestoreError) -> int:
+    if isinstance(problem, UsageError):
+        return 400
+    if isinstance(problem, BusyError | IdentityError | FormatError):
+        return 409
+    return 500
+
+
+async def _body(request: Request, kind: type[BodyType]) -> BodyType:
+    received = bytearray()
+    async for piece in request.stream():
+        received += piece
+        if len(received) > BODY_BYTES_MAX:
+            raise UsageError(f"expected a request of at most {BODY_BYTES_MAX} bytes")
+    try:
+        return msgspec.json.decode(bytes(received), type=kind)
+    except (msgspec.ValidationError, msgspec.DecodeError) as problem:
+        raise UsageError(f"expected a {kind.__name__} request, found: {problem}") from problem
+
+
+def _paths(texts: list[str]) -> list[Path]:
+    for text in texts:
+        if not text.startswith("/"):
+            raise UsageError(f"expected an absolute path, found {text!r}")
+    if not texts:
+        raise UsageError("expected at least one path, found none")
+    return [Path(text) for text in texts]
+
+
+def _guarded(endpoint: Endpoint) -> Endpoint:
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except DualRestoreError as problem:
+            return _json({"error": describe_error(problem)}, _status_of(problem))
+
+    return answer
+
+
+class Control:
+    """The endpoints, over one node and one ledger."""
+
+    def __init__(self, node: Node, ledger: Ledger) -> None:
+        self._node = node
+        self._ledger = ledger
+        self.stopping = asyncio.Event()
+
+    def document(self) -> dict[str, Any]:
+        """As `model.NodeStatus`. Waits for locks of volumes: not for the event loop."""
+        jobs = [status.document() for status in self._ledger.statuses()]
+        return {**self._node.status(), "jobs": jobs}
+
+    async def status(self, _: Request) -> Response:
+        return _json(await asyncio.to_thread(self.document))
+
+    async def volume(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        document = await asyncio.to_thread(self.document)
+        for volume in document["volumes"]:
+            if volume["name"] == name:
+                return _json(volume)
+        raise UsageError(f"expected a volume of this daemon, found {name!r}")
+
+    async def restore(self, request: Request) -> Response:
+        body = await _body(request, Restore)
+        volume = self._node.primary(request.path_params["name"])
+        report = await asyncio.to_thread(restore, volume, body.lost, wire=body.wire)
+        return _json(report)
+
+    async def hydrate(self, request: Request) -> Response:
+        body = await _body(request, Hydrate)
+        volume = self._node.primary(request.path_params["name"])
+        await asyncio.to_thread(volume.hydrate, body.enabled)
+        return _json({})
+
+    async def snapshot(self, request: Request) -> Response:
+        body = await _body(request, Snapshot)
+        name = request.path_params["name"]
+        options = SnapshotOptions(body.label, body.selection, body.backup, body.timeout_seconds)
+        report: SnapshotReport
+        if name in self._node.primaries:
+            report = await asyncio.to_thread(
+                snapshot_through_primary, self._node.primary(name), options
+            )
+        else:
+            report = await asyncio.to_thread(snapshot_at_backup, self._node.backup(name), options)
+        return _json(report)
+
+    async def snapshots(self, request: Request) -> Response:
+        volume = self._node.backup(request.path_params["name"])
+        found = await asyncio.to_thread(volume.snapshots)
+        return _json([read(SnapshotReport, document) for document in found])
+
+    async def delete_snapshot(self, request: Request) -> Response:
+        volume = self._node.backup(request.path_params["name"])
+        await asyncio.to_thread(volume.delete_snapshot, request.path_params["snapshot"])
+        return _json({})
+
+    async def merge(self, request: Request) -> Response:
+        body = await _body(request, Merge)
+        name = request.path_params["name"]
+        volume, sources = self._node.primary(name), _paths(body.sources)
+        return self._lines("merge", name, lambda report: merge_live(sources, volume, report))
+
+    async def verify(self, request: Request) -> Response:
+        body = await _body(request, Verify)
+        name = request.path_params["name"]
+        volume = self._node.primary(name)
+
+        def work(report: Callable[[dict[str, int]], None]) -> Record:
+            return verify_volume(volume, backup=body.backup, repair=body.repair, progress=report)
+
+        return self._lines("verify", name, work)
+
+    async def bundle(self, request: Request) -> Response:
+        body = await _body(request, MakeBundle)
+        name = request.path_params["name"]
+        volume = self._node.backup(name)
+        [destination] = _paths([body.destination])
+        options = BundleOptions(body.selection, body.compression, body.level)
+
+        def work(report: Callable[[dict[str, int]], None]) -> Record:
+            return create_bundle(volume.source(body.snapshot), destination, options, report)
+
+        return self._lines("bundle", name, work)
+
+    async def extents(self, request: Request) -> Response:
+        volume = self._node.primary(request.path_params["name"])
+        plane = request.path_params["plane"]
+        if plane not in {"current", "missing", "unsent", "link_only"}:
+            raise UsageError(f"expected current, missing, unsent or link_only, found {plane!r}")
+        return _json(await asyncio.to_thread(volume.map_extents, plane))
+
+    async def picture(self, request: Request) -> Response:
+        volume = self._node.primary(request.path_params["name"])
+        cells = request.query_params.get("cells", "256")
+        if not (cells.isascii() and cells.isdigit() and 0 < int(cells) <= CELLS_MAX):
+            raise UsageError(f"cells: expected a number from 1 to {CELLS_MAX}, found {cells!r}")
+        return _json(await asyncio.to_thread(volume.picture, int(cells)))
+
+    def _lines(self, verb: str, volume: str, work: Work) -> Response:
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        job = self._ledger.start(verb, volume, work)
+        job.watch(lambda: _wake(loop, changed))
+        return StreamingResponse(_job_lines(job, changed), media_type="application/x-ndjson")
+
+    async def metrics(self, _: Request) -> Response:
+        document = await asyncio.to_thread(self.document)
+        return Response(metrics_text(document), headers={"content-type": CONTENT_TYPE})
+
+    async def events(self, _: Request) -> Response:
+        return StreamingResponse(
+            self._events(), media_type="text/event-stream", headers=_PAGE_HEADERS
+        )
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        while not self.stopping.is_set():
+            document = await asyncio.to_thread(self.document)
+            yield b"data: " + msgspec.json.encode(document) + b"\n\n"
+            try:
+                async with asyncio.timeout(EVENT_SECONDS):
+                    await self.stopping.wait()
+            except TimeoutError:
+                continue
+
+    def application(self) -> Starlette:
+        """All of it, as an ASGI application."""
+        one = "/v1/volumes/{name}"
+        routes = [
+            ("GET", "/v1/status", self.status),
+            ("GET", one, self.volume),
+            ("POST", one + "/restore", self.restore),
+            ("POST", one + "/hydrate", self.hydrate),
+            ("POST", one + "/snapshot", self.snapshot),
+            ("GET", one + "/snapshots", self.snapshots),
+            ("DELETE", one + "/snapshots/{snapshot}", self.delete_snapshot),
+            ("POST", one + "/merge", self.merge),
+            ("POST", one + "/verify", self.verify),
+            ("POST", one + "/bundle", self.bundle),
+            ("GET", one + "/map/{plane}", self.extents),
+            ("GET", one + "/picture", self.picture),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/events", self.events),
+            ("GET", "/", _static(PAGE_HTML, "text/html")),
+            ("GET", "/page.js", _static(PAGE_JS, "text/javascript")),
+            ("GET", "/page.css", _static(PAGE_CSS, "text/css")),
+        ]
+        return Starlette(
+            routes=[
+                Route(path, _guarded(endpoint), methods=[method])
+                for method, path, endpoint in routes
+            ]
+        )
+
+
+def _static(text: str, kind: str) -> Endpoint:
+    async def answer(_: Request) -> Response:
+        return Response(text, media_type=kind, headers=_PAGE_HEADERS)
+
+    return answer
+
+
+def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(changed.set)
+
+
+async def _job_lines(job: Job, changed: asyncio.Event) -> AsyncIterator[bytes]:
+    try:
+        while job.state == "running":
+            try:
+                async with asyncio.timeout(LINE_SECONDS):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+            changed.clear()
+            if job.state == "running":
+                yield msgspec.json.encode({"progress": job.progress}) + b"\n"
+        last = {"report": job.report} if job.state == "done" else {"error": job.error}
+        yield msgspec.json.encode(last) + b"\n"
+    finally:
+        job.cancel()

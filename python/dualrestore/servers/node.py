@@ -1,0 +1,220 @@
+"""What a daemon holds open: volumes, the hub and sockets of their links, NBD doors.
+
+Guarantees: `open` takes all or nothing; `close` stops the guests first, then the links, then the
+volumes, so that what was acknowledged is durable and the stop is clean. One process per state
+directory. Does not know: HTTP.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from typing import Any
+
+from dualrestore import __version__
+from dualrestore.config import (
+    Configuration,
+    Export,
+    TcpExport,
+    VolumeConfiguration,
+)
+from dualrestore.core import BackupVolume, LinkHub, NbdServer, PrimaryVolume
+from dualrestore.errors import BusyError, DeviceError, DualRestoreError, UsageError
+from dualrestore.transport.link import LinkTransport
+from dualrestore.transport.loop import LoopThread
+from dualrestore.transport.nbd_door import NbdDoor
+from dualrestore.transport.tls import tls_context
+
+log = logging.getLogger("dualrestore")
+
+SHUTDOWN_MS = 5_000
+
+
+class Node:
+    """Everything that one configuration says, open."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.primaries: dict[str, PrimaryVolume] = {}
+        self.backups: dict[str, BackupVolume] = {}
+        self._began = time.monotonic()
+        self._cleanup = contextlib.ExitStack()
+        self._doors: dict[Export, NbdDoor] = {}
+        self._transport: LinkTransport | None = None
+
+    def open(self) -> None:
+        """Opens all of it, or raises and leaves nothing open."""
+        with self._cleanup:
+            self._open()
+            self._cleanup = self._cleanup.pop_all()
+
+    def _open(self) -> None:
+        node = self.configuration.node
+        try:
+            node.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as problem:
+            raise DeviceError(
+                problem.errno or 5, f"{node.state}: cannot make the directory: {problem.strerror}"
+            ) from problem
+        self._lock()
+        client_tls = tls_context(node.tls, "client") if node.tls else None
+        server_tls = tls_context(node.tls, "server") if node.tls else None
+        for volume in self.configuration.volumes:
+            self._open_volume(volume)
+        thread = LoopThread("dualrestore-transport")
+        self._cleanup.callback(thread.stop)
+        hub = LinkHub()
+        self._cleanup.callback(hub.close)
+        transport = LinkTransport(hub, thread, client_tls=client_tls, server_tls=server_tls)
+        self._transport = transport
+        transport.start()
+        self._cleanup.callback(transport.stop)
+        for backup in self.backups.values():
+            hub.serve(backup)
+        if node.listen is not None:
+            transport.listen(node.listen)
+        for volume in self.configuration.volumes:
+            for number, where in enumerate(volume.backups):
+                transport.connect(self.primaries[volume.name], number, where)
+        self._cleanup.callback(self._flush)
+        self._open_doors(thread, server_tls)
+
+    def _lock(self) -> None:
+        path = self.configuration.node.state / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._cleanup.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise BusyError(
+                f"{path.parent}: expected to be the only daemon of this state directory, found "
+                "another one running; stop it first"
+            ) from problem
+
+    def _open_volume(self, volume: VolumeConfiguration) -> None:
+        place = self.configuration.node.state / volume.name
+        place.mkdir(mode=0o700, exist_ok=True)
+        opened: PrimaryVolume | BackupVolume
+        if volume.role == "primary":
+            opened = self.primaries[volume.name] = PrimaryVolume.open(
+                str(place),
+                volume.name,
+                str(volume.device),
+                size=volume.size,
+                block_size=volume.block_size,
+                mirror=volume.mirror,
+                backups=len(volume.backups),
+                missing_deadline_ms=volume.missing_deadline_ms,
+                direct=volume.direct,
+            )
+        else:
+            opened = self.backups[volume.name] = BackupVolume.open(
+                str(place),
+                volume.name,
+                str(volume.device),
+                size=volume.size,
+                block_size=volume.block_size,
+                direct=volume.direct,
+            )
+        self._cleanup.callback(opened.close)
+
+    def _open_doors(self, thread: LoopThread, tls: Any) -> None:
+        by_export: dict[Export, list[VolumeConfiguration]] = {}
+        for volume in self.configuration.volumes:
+            for export in volume.exports:
+                by_export.setdefault(export, []).append(volume)
+        for export, volumes in by_export.items():
+            default = volumes[0].name if len(volumes) == 1 else None
+            server = NbdServer(default)
+            for volume in volumes:
+                if volume.role == "primary":
+                    server.add_volume(volume.name, self.primaries[volume.name])
+                else:
+                    server.add_backup(volume.name, self.backups[volume.name])
+            needs_tls = isinstance(export, TcpExport) and not export.address.is_loopback
+            door = NbdDoor(thread, server, export, tls if needs_tls else None)
+            door.open()
+            self._doors[export] = door
+            self._cleanup.callback(_shut, door)
+
+    def _flush(self) -> None:
+        # The guests are gone and the links still up: what they wrote last reaches the backups.
+        for name, volume in self.primaries.items():
+            try:
+                volume.flush()
+            except DualRestoreError as problem:
+                log.warning("%s: the last flush failed: %s", name, problem)
+
+    def close(self) -> None:
+        """Stops cleanly: nothing new is accepted, what is in flight ends, all is made durable."""
+        self._cleanup.close()
+
+    def primary(self, name: str) -> PrimaryVolume:
+        """The primary volume of that name."""
+        self._check_name(name)
+        if name not in self.primaries:
+            raise UsageError(
+                f"{name}: expected a volume in the role primary, found the role backup; "
+                "ask the daemon of the primary"
+            )
+        return self.primaries[name]
+
+    def backup(self, name: str) -> BackupVolume:
+        """The backup volume of that name."""
+        self._check_name(name)
+        if name not in self.backups:
+            raise UsageError(
+                f"{name}: expected a volume in the role backup, found the role primary; "
+                "ask the daemon of the backup"
+            )
+        return self.backups[name]
+
+    def _check_name(self, name: str) -> None:
+        names = [volume.name for volume in self.configuration.volumes]
+        if name not in names:
+            known = ", ".join(names) if names else "none"
+            raise UsageError(f"expected a volume of this daemon ({known}), found {name!r}")
+
+    def volume_status(self, volume: VolumeConfiguration) -> dict[str, Any]:
+        """As `model.PrimaryStatus` or `model.BackupStatus`."""
+        doors = [self._doors[export] for export in volume.exports if export in self._doors]
+        sessions = [session for door in doors for session in door.server.connections()]
+        common = {
+            "name": volume.name,
+            "role": volume.role,
+            "exports": [str(export) for export in volume.exports],
+            "connections": sum(
+                1 for session in sessions if session["export"].partition("@")[0] == volume.name
+            ),
+        }
+        if volume.role == "backup":
+            return {**self.backups[volume.name].status(), **common}
+        primary = self.primaries[volume.name]
+        status = primary.status()
+        assert self._transport is not None
+        for number, (backup, where) in enumerate(
+            zip(status["backups"], volume.backups, strict=True)
+        ):
+            backup["address"] = str(where)
+            errors = self._transport.line_errors(primary, number)
+            if not backup.get("error") and errors:
+                backup["error"] = errors[0]
+        return {**status, **common}
+
+    def status(self) -> dict[str, Any]:
+        """As `model.NodeStatus`, without its jobs."""
+        assert self._transport is not None
+        return {
+            "version": __version__,
+            "seconds_up": time.monotonic() - self._began,
+            "link_bytes_sent": self._transport.bytes_sent,
+            "link_bytes_received": self._transport.bytes_received,
+            "volumes": [self.volume_status(volume) for volume in self.configuration.volumes],
+        }
+
+
+def _shut(door: NbdDoor) -> None:
+    door.close()
+    if not door.server.shutdown(SHUTDOWN_MS):
+        log.warning("%s: sessions did not end in time", door.export)

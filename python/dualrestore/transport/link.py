@@ -1,0 +1,309 @@
+"""The link: one TCP connection per class of traffic, carrying what the core formats.
+
+```
+ client                                     server
+ connecting ─ connected ─ handshake ─ active ─ lost ─ back-off ─ connecting
+```
+
+Guarantees: bytes go from the socket into one buffer per connection and from there into the core,
+and from buffers of the core to the socket; while the socket takes no more, nothing is taken from
+the core. A lost connection is made again for ever, with back-off. The handshake, heartbeats and
+what a frame means are the core's.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dualrestore.config import Address, BackupAddress
+from dualrestore.core import (
+    LINK_CLASSES,
+    LinkClass,
+    LinkConnection,
+    LinkHub,
+    PrimaryVolume,
+)
+from dualrestore.transport.backoff import Backoff
+from dualrestore.transport.loop import LoopThread
+from dualrestore.transport.sockets import listen_tcp, prepare_link_socket
+
+log = logging.getLogger("dualrestore.link")
+
+RECEIVE_BYTES = 256 * 1024
+SEND_BYTES = 256 * 1024
+"""What is taken from the core at a time, and the most that waits in a transport."""
+CONNECT_SECONDS = 10.0
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
+REFUSED_SECONDS = 10.0
+"""A peer that is the wrong one is asked again no sooner than this."""
+CONNECTIONS_MAX = 300
+
+
+class LinkProtocol(asyncio.BufferedProtocol):
+    """One TCP connection between a socket and a `LinkConnection`."""
+
+    connection: LinkConnection
+    """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
+
+    def __init__(self, room: "LinkTransport", begin: Callable[[], LinkConnection]) -> None:
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.was_active = False
+        self._begin = begin
+        self._room = room
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=SEND_BYTES)
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            prepare_link_socket(raw)
+        self.connection = self._begin()
+        self._room.add(self)
+        self._tick()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's name
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._room.bytes_received += nbytes
+        self.connection.receive(self._buffer, nbytes)
+        self.pump()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self.pump()
+
+    def pump(self) -> None:
+        """Moves what the core has to say into the socket, as long as that takes it."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self.was_active = self.was_active or self.connection.state == "active"
+        while not self._paused:
+            outgoing = self.connection.take_outgoing(SEND_BYTES)
+            if outgoing is None:
+                break
+            self._room.bytes_sent += len(outgoing)
+            transport.write(memoryview(outgoing))
+        if self.connection.state in {"closed", "failed"}:
+            transport.close()
+
+    def _tick(self) -> None:
+        # The core owns heartbeats and silence; we only lend it a clock.
+        seconds = self.connection.tick()
+        self.pump()
+        if self._transport is not None and not self._transport.is_closing():
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(seconds, 0.001), self._tick)
+        elif self._transport is not None:
+            self._transport.abort()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._room.remove(self)
+        self.connection.close()
+        if not self.lost.done():
+            self.lost.set_result(exc)
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Refusal(asyncio.Protocol):
+    """One connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
+@dataclass
+class ClientLine:
+    """One (volume, backup, class) that is kept connected."""
+
+    volume: PrimaryVolume
+    backup: int
+    where: BackupAddress
+    link_class: LinkClass
+    error: str | None = None
+    connected: bool = False
+    protocol: LinkProtocol | None = field(default=None, repr=False)
+
+
+def describe_failure(problem: BaseException, where: Address) -> str:
+    """Words for the operator."""
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        return f"{where}: the backup's certificate was not accepted: {problem.verify_message}"
+    if isinstance(problem, ssl.SSLError):
+        return f"{where}: TLS failed ({problem.reason}); do both sides have tls set?"
+    if isinstance(problem, TimeoutError):
+        return f"{where}: no answer within {CONNECT_SECONDS:.0f} s"
+    if isinstance(problem, OSError):
+        return f"{where}: {problem.strerror or problem}"
+    return f"{where}: {problem}"
+
+
+class LinkTransport:
+    """All link connections of a process. Its methods are called from any thread."""
+
+    def __init__(
+        self,
+        hub: LinkHub,
+        thread: LoopThread,
+        *,
+        client_tls: ssl.SSLContext | None = None,
+        server_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.lines: list[ClientLine] = []
+        self._hub = hub
+        self._thread = thread
+        self._client_tls = client_tls
+        self._server_tls = server_tls
+        self._protocols: dict[int, LinkProtocol] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+
+    def start(self) -> None:
+        """Begins to listen to the hub."""
+
+        async def watch() -> None:
+            asyncio.get_running_loop().add_reader(self._hub.wake_descriptor, self._wake)
+
+        self._thread.call(watch())
+
+    def _wake(self) -> None:
+        for identity in self._hub.ready():
+            protocol = self._protocols.get(identity)
+            if protocol is not None:
+                protocol.pump()
+
+    def add(self, protocol: LinkProtocol) -> None:
+        """A protocol has its socket."""
+        self._protocols[protocol.connection.id] = protocol
+
+    def remove(self, protocol: LinkProtocol) -> None:
+        """A protocol lost its socket."""
+        self._protocols.pop(protocol.connection.id, None)
+        connection = protocol.connection
+        if connection.error:
+            log.warning("link %s: %s", connection.label, connection.error)
+
+    def listen(self, address: Address) -> None:
+        """Takes links for the volumes that the hub serves."""
+        listener = listen_tcp(address)
+
+        async def serve() -> None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(
+                self._accept, sock=listener, ssl=self._server_tls
+            )
+
+        self._thread.call(serve())
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        if len(self._protocols) >= CONNECTIONS_MAX:
+            return _Refusal()
+        return LinkProtocol(self, self._hub.accept)
+
+    def connect(self, volume: PrimaryVolume, backup: int, where: BackupAddress) -> None:
+        """Keeps the volume connected to one of its backups."""
+
+        async def begin() -> None:
+            for link_class in LINK_CLASSES:
+                line = ClientLine(volume, backup, where, link_class)
+                self.lines.append(line)
+                self._tasks.append(asyncio.get_running_loop().create_task(self._keep(line)))
+
+        self._thread.call(begin())
+
+    async def _keep(self, line: ClientLine) -> None:
+        backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+        while True:
+            was_active, refused = await self._connect_once(line)
+            if was_active:
+                backoff.reset()
+            delay = backoff.delay()
+            await asyncio.sleep(max(delay, REFUSED_SECONDS) if refused else delay)
+
+    async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
+        address = line.where.address
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, protocol = await loop.create_connection(
+                    lambda: LinkProtocol(
+                        self,
+                        lambda: self._hub.connect(
+                            line.volume, line.backup, line.where.name, line.link_class
+                        ),
+                    ),
+                    address.host,
+                    address.port,
+                    ssl=self._client_tls,
+                )
+        except (OSError, TimeoutError) as problem:
+            line.error = describe_failure(problem, address)
+            return False, False
+        line.protocol, line.connected = protocol, True
+        try:
+            reason = await protocol.lost
+        finally:
+            line.connected = False
+            protocol.abort()
+        connection = protocol.connection
+        line.error = connection.error or (
+            describe_failure(reason, address)
+            if reason
+            else f"{address}: the backup closed the connection"
+        )
+        return protocol.was_active, connection.refused
+
+    def line_errors(self, volume: PrimaryVolume, backup: int) -> list[str]:
+        """What keeps the lines of a volume to one backup from being connected, if anything."""
+        return [
+            line.error
+            for line in self.lines
+            if line.volume is volume
+            and line.backup == backup
+            and line.error is not None
+            and not line.connected
+        ]
+
+    def stop(self) -> None:
+        """Closes everything. The hub and volumes stay open."""
+
+        async def end() -> None:
+            loop = asyncio.get_running_loop()
+            if self._server is not None:
+                self._server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for protocol in list(self._protocols.values()):
+                protocol.pump()
+                protocol.abort()
+            await asyncio.sleep(0)
+            loop.remove_reader(self._hub.wake_descriptor)
+
+        with contextlib.suppress(RuntimeError):
+            self._thread.call(end())

@@ -1,0 +1,101 @@
+"""Socket options and Unix listeners.
+
+Guarantees: a dead peer of a link is noticed within `SILENCE_MS`, even when the cable was cut and
+nothing says so; a Unix socket in use by another process is never taken over.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from dualrestore.config import Address
+from dualrestore.errors import BusyError, DeviceError
+
+SILENCE_MS = 10_000
+"""Unacknowledged bytes older than this end a link connection (TCP_USER_TIMEOUT)."""
+UNSENT_BYTES = 128 * 1024
+"""What the kernel may hold that is not yet on the wire: more would delay what comes later."""
+BACKLOG = 128
+
+
+def prepare_link_socket(link: socket.socket) -> None:
+    """Small frames at once, dead peers noticed, no deep queue in the kernel."""
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def listen_unix(path: Path, mode: int) -> socket.socket:
+    """A listener at `path` with these permissions. A socket that nobody answers is replaced."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISSOCK(found.st_mode):
+            raise BusyError(f"{path}: expected a free path for a socket, found another file there")
+        if _is_answered(path):
+            raise BusyError(f"{path}: in use by another process; stop it or choose another path")
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    # The permissions must hold from the first moment, not from a chmod after the bind.
+    before = os.umask(0o777 & ~mode)
+    try:
+        listener.bind(str(path))
+    except OSError as problem:
+        listener.close()
+        raise DeviceError(
+            problem.errno or 5, f"{path}: cannot listen: {problem.strerror}"
+        ) from problem
+    finally:
+        os.umask(before)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def listen_tcp(address: Address) -> socket.socket:
+    """A listener at a TCP address."""
+    try:
+        [(family, kind, protocol, _, place), *_] = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+    except OSError as problem:
+        raise DeviceError(
+            problem.errno or 5, f"{address}: cannot listen: {problem.strerror}"
+        ) from problem
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(place)
+        listener.listen(BACKLOG)
+    except OSError as problem:
+        listener.close()
+        text = f"{address}: cannot listen: {problem.strerror}"
+        if problem.errno == errno.EADDRINUSE:
+            raise BusyError(f"{text}; stop the other process or choose another port") from problem
+        raise DeviceError(problem.errno or 5, text) from problem
+    return listener
+
+
+def remove_socket(path: Path) -> None:
+    """Removes the path of a listener that we closed."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
