@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, sockopt};
@@ -163,21 +163,16 @@ impl Server {
         self.shared.stopping.store(true, Ordering::Release);
         state.for_tls.clear();
         state.running.values().for_each(|running| running.mailbox.wake());
-        let deadline = Instant::now() + Duration::from_millis(limits::NBD_SHUTDOWN_MS);
-        while !state.running.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    format!(
-                        "{} NBD connections are still waiting for their volume after {} s",
-                        state.running.len(),
-                        limits::NBD_SHUTDOWN_MS / 1000
-                    ),
-                ));
-            }
-            let woken = self.shared.changed.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        let limit = Duration::from_millis(limits::NBD_SHUTDOWN_MS);
+        let open = |state: &mut State| !state.running.is_empty();
+        let waited = self.shared.changed.wait_timeout_while(state, limit, open);
+        let late = waited.unwrap_or_else(PoisonError::into_inner).0.running.len();
+        if late > 0 {
+            let seconds = limits::NBD_SHUTDOWN_MS / 1000;
+            return Err(Error::new(
+                ErrorKind::Timeout,
+                format!("{late} NBD connections still wait for their volume after {seconds} s"),
+            ));
         }
         Ok(())
     }
