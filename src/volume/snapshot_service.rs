@@ -128,3 +128,95 @@ impl BlockService for SnapshotService {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{CrashingDirectory, Device, Payload, Power, RamDevice};
+    use crate::snapshot::CutOrder;
+    use crate::units::{BlockSize, Geometry};
+    use crate::volume::backup::{BackupVolume, MirrorOperation};
+    use uuid::Uuid;
+
+    const BLOCK: usize = 4096;
+
+    /// A volume of 10 blocks and a tail of one sector: blocks 2 and 3 were written before the cut,
+    /// 3 to 6 after it.
+    fn service() -> SnapshotService {
+        let size = 10 * BLOCK as u64 + 512;
+        let disk: Arc<dyn Device> = Arc::new(RamDevice::new(size));
+        let geometry = Geometry::new(size, BlockSize::DEFAULT).expect("valid");
+        let home = Arc::new(CrashingDirectory::new(Power::steady()));
+        let backup = BackupVolume::create(home, disk, geometry).expect("created");
+        backup.begin_session(1, 0).expect("begun");
+        let write = |sequence, first: usize, count: usize| MirrorOperation::Write {
+            sequence,
+            offset: (first * BLOCK) as u64,
+            data: Payload::copy_of(&vec![sequence as u8; count * BLOCK]),
+        };
+        backup.apply(1, vec![write(1, 2, 2)]).expect("taken");
+        let order = CutOrder {
+            snapshot: Uuid::from_u128(1),
+            label: String::new(),
+            created_ms: 0,
+            selection: Vec::new(),
+        };
+        backup.snapshot_now(&order).expect("cut");
+        backup.apply(1, vec![write(2, 3, 4)]).expect("taken");
+        let pool = Arc::new(WorkerPool::new("test", 1).expect("threads"));
+        SnapshotService::new(backup.view(order.snapshot).expect("kept"), pool).expect("opened")
+    }
+
+    fn ask(service: &SnapshotService, command: Command) -> Result<Option<AlignedBuffer>> {
+        let (send, receive) = crossbeam_channel::bounded(1);
+        service.submit(command, Box::new(move |outcome| send.send(outcome).expect("awaited")));
+        receive.recv().expect("answered once")
+    }
+
+    #[test]
+    fn a_read_by_either_way_gives_the_bytes_of_the_cut() {
+        let service = service();
+        let range = ByteRange::new(0, service.size());
+        let read = ask(&service, Command::Read { range }).expect("read").expect("bytes");
+        let values: Vec<u8> = read.chunks(BLOCK).map(|block| block[0]).collect();
+        assert_eq!(values, [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let mut now = vec![9; read.len()];
+        service.read_now(range, &mut now).expect("RAM answers at once").expect("read");
+        assert!(now[..] == read[..]);
+    }
+
+    #[test]
+    fn every_change_is_refused_as_read_only_and_a_flush_is_not() {
+        let service = service();
+        let (range, force_unit_access) = (ByteRange::new(0, 512), false);
+        let data = Payload::copy_of(&[1; 512]);
+        for command in [
+            Command::Write { offset: 0, data, force_unit_access },
+            Command::WriteZeroes { range, may_deallocate: true, force_unit_access },
+            Command::Trim { range, force_unit_access },
+        ] {
+            assert_eq!(ask(&service, command).expect_err("refused").errno(), Some(EROFS));
+        }
+        assert!(ask(&service, Command::Flush).expect("fine").is_none());
+        assert!(service.read_only());
+    }
+
+    #[test]
+    fn the_status_tells_data_holes_and_changes_as_of_the_cut() {
+        let service = service();
+        let whole = ByteRange::new(0, service.size());
+        let blocks = |extents: Vec<StatusExtent>| -> Vec<(u64, bool, bool)> {
+            extents.iter().map(|e| (e.length, e.hole, e.marked)).collect()
+        };
+        let told = service.status(StatusContext::Allocation, whole, 99).expect("told");
+        let (two, rest) = (2 * BLOCK as u64, 6 * BLOCK as u64 + 512);
+        assert_eq!(blocks(told), [(two, true, false), (two, false, false), (rest, true, false)]);
+        let told = service.status(StatusContext::Changed, whole, 99).expect("told");
+        assert_eq!(blocks(told), [(two, false, false), (two, false, true), (rest, false, false)]);
+        let inner = ByteRange::new(BLOCK as u64, 4 * BLOCK as u64);
+        for context in service.contexts() {
+            let told = service.status(context, inner, 1).expect("told");
+            assert_eq!(told.iter().map(|e| e.length).collect::<Vec<_>>(), [two - BLOCK as u64]);
+        }
+    }
+}

@@ -4,6 +4,8 @@
 mod crash_tests;
 mod driver;
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod figure_tests;
 mod operation;
 mod state;
