@@ -1,12 +1,12 @@
 //! The options of a client before transmission, one at a time.
 //!
-//! | option | TLS required, not begun | otherwise |
+//! | option | TLS wanted, not begun | otherwise |
 //! |---|---|---|
 //! | `ABORT` | acknowledged, end | the same |
-//! | `STARTTLS` | acknowledged, the connection is handed over to TLS | refused: policy (no TLS here) or invalid (TLS already) |
+//! | `STARTTLS` | acknowledged, handed over to TLS | refused: policy (no TLS) or invalid (again) |
 //! | `EXPORT_NAME` | end | transmission, or end when there is no such export |
-//! | `LIST`, `INFO`, `GO`, `STRUCTURED_REPLY`, `LIST_META_CONTEXT`, `SET_META_CONTEXT` | refused: TLS required | answered |
-//! | any other | refused: TLS required | refused: unsupported |
+//! | `LIST`, `INFO`, `GO`, `STRUCTURED_REPLY`, `*_META_CONTEXT` | TLS required | answered |
+//! | any other | TLS required | refused: unsupported |
 //!
 //! While the server stops, all but `ABORT` are refused as shutting down (`EXPORT_NAME` ends).
 //!
