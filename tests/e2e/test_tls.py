@@ -93,7 +93,7 @@ def test_tls_below_1_3_is_refused(stopped: Pair, authority: trustme.CA) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
         socket.create_connection(("127.0.0.1", stopped.link_port), timeout=10) as plain,
-        pytest.raises(ssl.SSLError, match="(?i)protocol"),
+        pytest.raises(ssl.SSLError, match=r"(?i)protocol"),
         context.wrap_socket(plain, server_hostname="127.0.0.1"),
     ):
         pass
