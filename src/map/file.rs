@@ -80,6 +80,9 @@ pub struct Damage {
     pub suspect: Vec<(usize, BlockRange)>,
     /// No slot is valid though one was written: the bits are lost and read as clear.
     pub lost: Vec<(usize, BlockRange)>,
+    /// Those of `lost` whose other slot was never written: torn within their first commit, unless
+    /// the disk rots.
+    pub lost_first: Vec<(usize, BlockRange)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -217,10 +220,11 @@ impl MapFile {
         let volume = durable.header.identity.volume;
         let mut best: Option<(u8, MapPage)> = None;
         let mut damaged = false;
+        let mut unwritten = false;
         for (slot, bytes) in slots.chunks_exact(SLOT_BYTES).enumerate() {
             let bytes: &[u8; SLOT_BYTES] = bytes.try_into().expect("exact chunks");
             match MapPage::decode(bytes, plane, index, volume) {
-                Slot::Empty => {}
+                Slot::Empty => unwritten = true,
                 Slot::Damaged(_) => damaged = true,
                 Slot::Valid(page) if page.sequence <= durable.header.void_through => {}
                 Slot::Valid(page) => {
@@ -242,7 +246,12 @@ impl MapFile {
                     damage.suspect.push((plane, blocks));
                 }
             }
-            None if damaged || best.is_some() => damage.lost.push((plane, blocks)),
+            None if damaged || best.is_some() => {
+                damage.lost.push((plane, blocks));
+                if unwritten && best.is_none() {
+                    damage.lost_first.push((plane, blocks));
+                }
+            }
             None => {}
         }
     }

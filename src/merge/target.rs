@@ -3,12 +3,13 @@
 //! Does not know: bundles.
 
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange, ExtentMap, subtract};
 use crate::limits::COMMIT_PAGES_MAX;
 use crate::map::OverwriteMap;
@@ -54,6 +55,8 @@ pub struct OfflineTarget {
     device: Arc<dyn Device>,
     map: OverwriteMap,
     claims: Mutex<ExtentMap<()>>,
+    /// A flush failed: nothing is known of what was written, so nothing more is committed.
+    poisoned: AtomicBool,
 }
 
 impl OfflineTarget {
@@ -66,7 +69,7 @@ impl OfflineTarget {
                 device.size()
             )));
         }
-        Ok(Self { device, map, claims: Mutex::default() })
+        Ok(Self { device, map, claims: Mutex::default(), poisoned: AtomicBool::new(false) })
     }
 
     #[must_use]
@@ -142,8 +145,15 @@ impl MergeTarget for OfflineTarget {
 
     fn commit(&self) -> Result<()> {
         while self.map.file().has_uncommitted() {
+            if self.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(
+                    ErrorKind::Poisoned,
+                    "an earlier flush of the target failed; what was merged since the last \
+                     successful one will be merged again when the merge is started anew",
+                ));
+            }
             let capture = self.map.file().capture(COMMIT_PAGES_MAX);
-            self.device.flush()?;
+            self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
             self.map.file().commit(&capture)?;
         }
         Ok(())

@@ -29,7 +29,7 @@ impl Listening {
         exports.insert("db", "the ledger", db.clone()).expect("a new name");
         exports.insert("frozen", "", Arc::new(frozen)).expect("a new name");
         let listener = UnixListener::bind(directory.path().join("sock")).expect("a free path");
-        let server = Server::new(exports);
+        let server = Server::new(exports).expect("a descriptor");
         // The thread and the server live until the test process ends.
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {

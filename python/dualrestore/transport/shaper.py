@@ -118,7 +118,7 @@ class ShapedLink:
                     break
                 now = loop.time()
                 left = direction.reserve(len(piece), now)
-                await under_way.put((left + direction.delay, piece))
+                await under_way.put((max(left, now) + direction.delay, piece))
                 if left > now:
                     await asyncio.sleep(left - now)
             await under_way.put((0.0, b""))

@@ -165,9 +165,9 @@ class _Source:
         return True
 
     def _ask(self, path: str) -> Any:
-        from dualrestore.cli.client import DaemonClient
+        from dualrestore.cli.daemon import daemon_of
 
-        client = DaemonClient.from_invocation(self._invocation)
+        client = daemon_of(self._invocation)
         return client.call("GET", f"/v1/volumes/{self._which}{path}")
 
     def describe(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import click
 from dualrestore.cli.arguments import Invocation, config_option, json_option
 
 if TYPE_CHECKING:
-    from dualrestore.cli.client import DaemonClient
     from dualrestore.model import BackupStatus, NodeStatus, PrimaryStatus
+    from dualrestore.transport.control_client import DaemonClient
 
 INTERVAL_SECONDS = 1.0
 
@@ -29,10 +29,10 @@ def command(invocation: Invocation, name: str | None, watch: bool) -> None:
       dualrestore -c primary.toml status
       dualrestore -c primary.toml status --watch
     """
-    from dualrestore.cli.client import DaemonClient
+    from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer
 
-    client = DaemonClient.from_invocation(invocation)
+    client = daemon_of(invocation)
     if watch:
         _watch(client, name, as_json=invocation.as_json)
         return
