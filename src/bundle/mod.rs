@@ -18,6 +18,7 @@ mod pump;
 mod reader;
 mod segment_reader;
 mod selection;
+mod snapshot_source;
 mod source;
 mod verify;
 mod writer;

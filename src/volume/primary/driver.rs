@@ -346,6 +346,23 @@ impl Driver {
         receiver.recv().map_err(|_| link_is_down())?
     }
 
+    /// Makes everything that is current durably so: device, then map.
+    pub fn commit(&self) -> Result<()> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let mut state = self.lock();
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        state.next_id += 1;
+        let id = state.next_id;
+        let completion: Completion = Box::new(move |outcome| {
+            let _gone = sender.send(outcome);
+        });
+        state.completions.insert(id, completion);
+        self.run(state, Event::CommitMap { id }, Caller::Other);
+        receiver.recv().expect("every request is answered").map(|_| ())
+    }
+
     /// Waits for a request of its own, e.g. a flush.
     pub fn wait_for(&self, command: Command) -> Outcome {
         let (sender, receiver) = crossbeam_channel::bounded(1);

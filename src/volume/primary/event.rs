@@ -89,6 +89,10 @@ pub enum Event {
         sequence: u64,
         result: Result<(u64, u64)>,
     },
+    /// Make the map durable; answered like a request.
+    CommitMap {
+        id: u64,
+    },
     MergeWritten {
         claim: u64,
         result: Result<()>,

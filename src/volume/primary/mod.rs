@@ -9,6 +9,8 @@
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
+//! | `merging.rs` | the volume as the target of a merge |
+//! | `driver.rs`, `volume.rs` | threads and completions; the files and the operator's word |
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod claims;
@@ -16,6 +18,7 @@ mod driver;
 mod event;
 mod fetch;
 mod hot;
+mod merging;
 mod mirror;
 mod requests;
 mod resync;

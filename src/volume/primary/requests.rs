@@ -552,6 +552,15 @@ impl Primary {
         }
     }
 
+    /// A flush of this side alone, with its map.
+    pub(super) fn begin_commit(&mut self, id: u64, actions: &mut Vec<Action>) {
+        let commit = Some(self.next_commit());
+        let flush = Flush { fresh: false, local: true, remote: None, commit };
+        self.operations.insert(id, Operation::Flush(flush));
+        self.request_commit(actions);
+        self.ready.push_back(id);
+    }
+
     fn begin_device_flush(&mut self, actions: &mut Vec<Action>) {
         if !self.device_flush.active && !self.device_flush.next.is_empty() {
             self.device_flush.active = true;

@@ -157,6 +157,7 @@ impl Primary {
             Event::Applied { sequence } => self.backup_applied(sequence),
             Event::Flushed { sequence } => self.backup_flushed(sequence),
             Event::CutAnswered { sequence, result } => self.cut_answered(sequence, result, actions),
+            Event::CommitMap { id } => self.begin_commit(id, actions),
             Event::MergeWritten { claim, result } => self.merge_written(claim, &result),
             Event::Hydrate { enabled } => self.fetches.hydrate = enabled,
             Event::Tick => self.tick(actions),
