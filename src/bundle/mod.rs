@@ -27,7 +27,7 @@ pub use encode::{Compression, is_zero};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
-    run,
+    run, threads,
 };
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
@@ -37,12 +37,6 @@ pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,
     OnBundleProgress, WriterOptions,
 };
-
-/// Threads that hash, verify and unpack, if the caller does not say.
-#[must_use]
-pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).min(8)
-}
 
 #[cfg(test)]
 mod tests;

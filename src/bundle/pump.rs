@@ -27,6 +27,12 @@ pub const MEMORY_BYTES: usize = BUNDLE_CHUNKS_AHEAD * CHUNK;
 /// Memory of each verifying thread, for unpacked chunks.
 pub const MEMORY_BYTES_PER_THREAD: usize = CHUNK;
 
+/// Threads that hash, verify and unpack, if the caller does not say.
+#[must_use]
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(8)
+}
+
 /// What a piece turned out to be.
 #[derive(Clone, Copy, Debug)]
 pub enum Opened<'b> {

@@ -1,5 +1,7 @@
 //! The room as a whole: what goes into a bundle comes out of it, and damage is never taken for it.
 
+#![expect(clippy::disallowed_methods, reason = "tests damage files as a disk would")]
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -65,7 +65,7 @@ impl Default for WriterOptions {
             created_unix_s: 0,
             software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
             segment_bytes_max: BUNDLE_SEGMENT_BYTES_MAX,
-            threads: super::threads(),
+            threads: super::pump::threads(),
         }
     }
 }

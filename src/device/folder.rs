@@ -10,6 +10,8 @@
 //! `flush` has returned, its name once the folder's `flush` has.
 //! Does not know: what the files mean.
 
+#![expect(clippy::disallowed_methods, reason = "the one door to folders of bundles")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};

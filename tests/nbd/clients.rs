@@ -1,5 +1,7 @@
 //! Real clients against the server on a Unix socket, as their users run them.
 
+#![expect(clippy::disallowed_methods, reason = "tests are a world of their own")]
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};

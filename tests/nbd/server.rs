@@ -1,5 +1,7 @@
 //! The server's threads on real sockets.
 
+#![expect(clippy::disallowed_methods, reason = "tests are a world of their own")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;

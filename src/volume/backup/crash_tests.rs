@@ -281,7 +281,8 @@ proptest! {
         seed: u64,
     ) {
         let events = events_of(&steps);
-        crash_and_check(&steps, place.index(events.max(1) as usize) as u64, last_takes_effect, seed);
+        let at = place.index(events.max(1) as usize) as u64;
+        crash_and_check(&steps, at, last_takes_effect, seed);
     }
 }
 
@@ -327,7 +328,7 @@ fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u6
     let backup = loop {
         let supply = match nested {
             0 => Power::steady(),
-            other => Power::failing_at(other - 1, seed % 2 == 0),
+            other => Power::failing_at(other - 1, seed.is_multiple_of(2)),
         };
         home = Arc::new(home.crash(&mut choose, &supply));
         disk = Arc::new(disk.crash(&mut choose, supply));
