@@ -22,6 +22,7 @@ impl Instant {
 
 /// Milliseconds since 1970, for dates that people read; never for intervals.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the date")]
 pub fn wall_clock_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

@@ -3,7 +3,7 @@
 //! | arrives | done where | order |
 //! |---|---|---|
 //! | hello | device thread | behind what the older session brought (R11) |
-//! | mirrored operations | one device thread at a time | as they came; all that waits is one batch |
+//! | mirrored operations | one device thread at a time | as they came; what waits is one batch |
 //! | fetch, digest | any device thread | at once, or after the operations it must see |
 //!
 //! Guarantees: nothing of an older session is applied once a newer one is welcomed; a fetch sees

@@ -5,8 +5,8 @@
 //!
 //! | step of a cut | a crash before the last step leaves |
 //! |---|---|
-//! | make the new snapshot's store and map, and a clear backup map | files that nobody names, removed at the next start |
-//! | replace the catalogue: it names the new files, and gives the cut the old backup map | the old state or the new one |
+//! | make the new store, snapshot map and backup map | files nobody names, removed at a start |
+//! | replace the catalogue, which names them; the cut gets the old backup map | old state or new |
 //!
 //! Guarantees: a cut is there whole or not at all; one change at a time, readers never wait.
 //! Does not know: who writes to the mirror; its writer calls `preserve` and `mark_changed` first,

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | no intact snapshot selected it, or one from the target on preserved it | nothing to do |
 //! | else | into the target, the newest intact snapshot: bytes durable, then its map |
-//! | that fails (store full, I/O error) | the target breaks, and each older one that now lacks a block it selected; the next intact one is the target |
+//! | that fails (store full, I/O error) | the target breaks; the next intact one is the target |
+//!
+//! With a target breaks each older snapshot that now lacks a block it selected.
 //!
 //! Guarantees: when `preserve` has returned, every snapshot that is still intact can be read as at
 //! its cut whatever happens to the touched blocks (law 6, R13); those that are not are broken
@@ -86,7 +88,7 @@ pub(super) fn without_preserved(runs: Vec<BlockRange>, member: &Snapshot) -> Vec
     runs.into_iter().flat_map(|run| subtract(run, bits.runs(run, true))).collect()
 }
 
-/// Breaks every snapshot that selected one of the `lost` blocks, or that relied on it, newest first.
+/// Breaks every snapshot that selected one of the `lost` blocks, or relied on it, newest first.
 fn break_dependents(older: &[Arc<Snapshot>], mut lost: Vec<BlockRange>) -> Result<()> {
     for member in older.iter().rev() {
         lost = without_preserved(lost, member);

@@ -2,10 +2,12 @@
 //!
 //! | step of a deletion | a crash after it leaves |
 //! |---|---|
-//! | the snapshot is leaving: nobody reads it, no write preserves into it | a broken snapshot that serves older ones; it may be deleted again |
+//! | it is leaving: nobody reads it, no write preserves into it | a broken snapshot |
 //! | what only it preserved moves to the newest intact older one, step by step | the same |
-//! | its space is given back, the catalogue no longer keeps it | files nobody names, removed at the next start |
+//! | its space is given back, the catalogue drops it | files nobody names, removed at a start |
 //! | its files are removed | |
+//!
+//! A snapshot that is leaving still serves the older ones that rely on it.
 //!
 //! Guarantees: older snapshots read the same before, during and after. The cut itself stays known,
 //! so that a bundle made from it can be vouched for. Mirrored writes go on between steps.

@@ -24,7 +24,7 @@ impl Selection {
         for range in ranges {
             if !geometry.contains(*range) || range.is_empty() {
                 return Err(Error::usage(format!(
-                    "selected range of {} bytes at {} is empty or not inside the volume of {} bytes",
+                    "selected range of {} bytes at {}: empty, or not inside the volume of {} bytes",
                     range.length,
                     range.offset,
                     geometry.size()

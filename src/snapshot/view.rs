@@ -2,10 +2,13 @@
 //!
 //! | step of a read | why |
 //! |---|---|
-//! | find where each run's bytes are: first snapshot from this one on that preserved it, else the mirror | |
+//! | find each run: in the first snapshot from this one on that preserved it, else the mirror | |
 //! | read them | |
-//! | find again, read again where the answer changed | the bit is set after the old bytes are in the store and before the overwrite begins, so bytes of the mirror read with the bit still clear are old ones (trap 25) |
-//! | check that the snapshot is still intact | it is broken before the overwrite that it could not survive |
+//! | find again, read again where the answer changed | a write overtook the read (trap 25) |
+//! | check that the snapshot is still intact | it breaks before an overwrite it cannot survive |
+//!
+//! The bit is set after the old bytes are in the store and before the overwrite begins, so bytes of
+//! the mirror that were read with the bit still clear are old ones.
 //!
 //! Guarantees: bytes returned are those of the cut; no lock is held while reading.
 //! Does not know: who writes.

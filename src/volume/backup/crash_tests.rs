@@ -281,7 +281,8 @@ proptest! {
         seed: u64,
     ) {
         let events = events_of(&steps);
-        crash_and_check(&steps, place.index(events.max(1) as usize) as u64, last_takes_effect, seed);
+        let at = place.index(events.max(1) as usize) as u64;
+        crash_and_check(&steps, at, last_takes_effect, seed);
     }
 }
 

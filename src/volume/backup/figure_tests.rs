@@ -2,7 +2,7 @@
 //!
 //! | figure | here |
 //! |---|---|
-//! | snapshot map 310 before a cut (314, 316), backup map 324 | the backup map; at a cut it becomes the cut's "changed before" |
+//! | snapshot map 310 before a cut (314, 316), backup map 324 | the backup map, kept with the cut |
 //! | snapshot map 310 after a cut (317, 318) | the blocks whose old bytes are in the store |
 //! | snapshot storage 300 | the bytes that a view reads where the map is set |
 

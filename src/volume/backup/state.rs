@@ -2,13 +2,13 @@
 //!
 //! | phase | event | action, next phase |
 //! |---|---|---|
-//! | resting | batch of the session | the stretch up to the first cut: if it overwrites, `Preserve` its blocks, preserving; else the next step |
+//! | resting | batch of the session | the stretch up to its first cut, see below |
 //! | resting | batch of an older session | refused (R11) |
-//! | preserving | done | `MarkChanged` the same blocks, marking (law 6: both before the overwrite) |
+//! | preserving | done | `MarkChanged` the same blocks, marking (law 6) |
 //! | marking | done | next step |
 //! | next step | writes and zeros lead | `Apply` them in order, applying |
 //! | next step | flush leads | `FlushDevice`, flushing |
-//! | next step | cut leads | `FlushDevice`, settling: the snapshot must survive a crash with all before it |
+//! | next step | cut leads | `FlushDevice`, settling: a cut survives with all before it |
 //! | next step | nothing left | `Rest`, resting |
 //! | applying | done | answer `Applied` through the last, next step |
 //! | flushing | done | answer `Flushed`, next step |
@@ -17,6 +17,9 @@
 //! | preserving, marking, applying, flushing, settling | failed | answer `Failed`, failed |
 //! | failed | batch | answer `Failed` for its first operation, failed (law 11) |
 //! | resting, failed | new session | its epoch, its base sequence; the older epoch is fenced |
+//!
+//! A stretch that overwrites begins with `Preserve` of its blocks, preserving; another with the
+//! next step. Both preserving and marking come before the overwrite.
 //!
 //! Guarantees: nothing is overwritten before its blocks are preserved and marked; operations are
 //! applied in their order, flushes are barriers (trap 22); after a failure nothing is applied.
