@@ -433,9 +433,11 @@ impl Primary {
         let content = write.rest.slice(0, write.segment.length);
         write.sequence = None;
         if self.options.backup {
+            let unpushed = self.partly_unsent(write.segment);
             self.map.file().fill(UNSENT, blocks, true);
             if self.mirror.up {
-                write.sequence = Some(self.send_content(write.segment.offset, &content, actions));
+                let offset = write.segment.offset;
+                write.sequence = Some(self.send_content(offset, &content, &unpushed, actions));
             }
         }
         write.stage = Stage::Writing;
