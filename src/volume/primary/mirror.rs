@@ -121,9 +121,14 @@ impl MirrorLeg {
     /// What was sent for these blocks no longer equals what is here.
     pub fn forget(&mut self, blocks: BlockRange) {
         self.latest.remove(blocks);
+        self.search_from(blocks.start);
+    }
+
+    /// There is something to push at this block or after it.
+    pub fn search_from(&mut self, block: u64) {
         self.backlog = true;
         self.unreadable = false;
-        self.cursor = self.cursor.min(blocks.start);
+        self.cursor = self.cursor.min(block);
     }
 
     /// The parts of `blocks` with nothing on its way in this session.

@@ -28,6 +28,18 @@ impl Primary {
         unsent.flat_map(|run| self.mirror.not_sent(run)).collect()
     }
 
+    /// A write has ended here. It may have begun in an earlier session or without one, when no
+    /// push of its blocks could begin: then it is part of the backlog (R10).
+    pub(super) fn push_what_was_written(&mut self, blocks: BlockRange) {
+        let mut unsent = self.map.unsent().runs(blocks, true);
+        let left = unsent.find_map(|run| self.mirror.not_sent(run).first().copied());
+        if let Some(run) = left
+            && self.mirror.up
+        {
+            self.mirror.search_from(run.start);
+        }
+    }
+
     /// Sends content in pieces that nothing waits long behind; returns the last sequence.
     pub(super) fn send_content(
         &mut self,
