@@ -65,13 +65,17 @@ impl MirrorLeg {
         self.in_flight_bytes
     }
 
-    /// Accounts for a write that is sent now; returns its sequence.
-    pub fn send_write(&mut self, blocks: BlockRange, length: u64) -> u64 {
+    /// Accounts for a write that is sent now; returns its sequence. Its acknowledgement settles
+    /// the blocks but for those of `except`, of which it holds only a part.
+    pub fn send_write(&mut self, blocks: BlockRange, except: &[BlockRange], length: u64) -> u64 {
         assert!(self.up);
         let sequence = self.next_sequence();
         self.not_applied.push_back((sequence, length));
         self.not_durable.push_back((sequence, blocks));
-        self.latest.insert(blocks, sequence);
+        let held_back = except.iter().filter_map(|run| run.intersect(blocks));
+        for run in crate::extent::subtract(blocks, held_back) {
+            self.latest.insert(run, sequence);
+        }
         self.in_flight_bytes += length;
         sequence
     }
@@ -117,9 +121,14 @@ impl MirrorLeg {
     /// What was sent for these blocks no longer equals what is here.
     pub fn forget(&mut self, blocks: BlockRange) {
         self.latest.remove(blocks);
+        self.search_from(blocks.start);
+    }
+
+    /// There is something to push at this block or after it.
+    pub fn search_from(&mut self, block: u64) {
         self.backlog = true;
         self.unreadable = false;
-        self.cursor = self.cursor.min(blocks.start);
+        self.cursor = self.cursor.min(block);
     }
 
     /// The parts of `blocks` with nothing on its way in this session.
@@ -147,8 +156,8 @@ mod tests {
     fn an_acknowledgement_settles_only_blocks_without_a_newer_write() {
         let mut leg = MirrorLeg::default();
         leg.begin_session(false);
-        let first = leg.send_write(BlockRange::new(0, 4), 16384);
-        let second = leg.send_write(BlockRange::new(1, 2), 4096);
+        let first = leg.send_write(BlockRange::new(0, 4), &[], 16384);
+        let second = leg.send_write(BlockRange::new(1, 2), &[], 4096);
         let flushed = leg.flushed(first);
         assert_eq!(flushed, [BlockRange::new(0, 1), BlockRange::new(2, 4)]);
         assert!(!leg.is_drained());
@@ -161,10 +170,10 @@ mod tests {
     fn a_late_acknowledgement_of_an_older_session_settles_nothing() {
         let mut leg = MirrorLeg::default();
         leg.begin_session(false);
-        let old = leg.send_write(BlockRange::new(0, 4), 16384);
+        let old = leg.send_write(BlockRange::new(0, 4), &[], 16384);
         leg.end_session();
         leg.begin_session(true);
-        leg.send_write(BlockRange::new(0, 4), 16384);
+        leg.send_write(BlockRange::new(0, 4), &[], 16384);
         assert_eq!(leg.flushed(old), []);
     }
 }

@@ -425,9 +425,11 @@ impl Primary {
         let content = write.rest.slice(0, write.segment.length);
         write.sequence = None;
         if self.options.backup {
+            let unpushed = self.partly_unsent(write.segment);
             self.map.file().fill(UNSENT, blocks, true);
             if self.mirror.up {
-                write.sequence = Some(self.send_content(write.segment.offset, &content, actions));
+                let offset = write.segment.offset;
+                write.sequence = Some(self.send_content(offset, &content, &unpushed, actions));
             }
         }
         write.stage = Stage::Writing;
@@ -451,7 +453,10 @@ impl Primary {
     fn written(&mut self, id: u64, mut write: Write, result: Result<()>, out: &mut Vec<Action>) {
         let blocks = self.geometry.touched(write.segment);
         match &result {
-            Ok(()) => self.map.mark_current(blocks),
+            Ok(()) => {
+                self.map.mark_current(blocks);
+                self.push_what_was_written(blocks);
+            }
             Err(_) => self.not_written(blocks),
         }
         let waiters = self.claims.release(write.claim, blocks);

@@ -10,7 +10,7 @@ use super::requests::Pending;
 use super::state::Primary;
 use crate::device::{AlignedBuffer, Payload};
 use crate::error::Result;
-use crate::extent::{BlockRange, ByteRange};
+use crate::extent::{BlockRange, ByteRange, subtract};
 use crate::limits::{BULK_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
 use crate::volume::content::Content;
 
@@ -18,11 +18,34 @@ use crate::volume::content::Content;
 pub(super) const ZERO_MESSAGE_BYTES: u64 = 64;
 
 impl Primary {
+    /// Blocks that the range covers in part and that are unsent with nothing on the way: sending
+    /// the range does not settle them, they are still to be pushed whole.
+    pub(super) fn partly_unsent(&self, range: ByteRange) -> Vec<BlockRange> {
+        let whole = self.geometry.covered(range);
+        let holes = if whole.is_empty() { vec![] } else { vec![whole] };
+        let edges = subtract(self.geometry.touched(range), holes);
+        let unsent = edges.into_iter().flat_map(|edge| self.map.unsent().runs(edge, true));
+        unsent.flat_map(|run| self.mirror.not_sent(run)).collect()
+    }
+
+    /// A write has ended here. It may have begun in an earlier session or without one, when no
+    /// push of its blocks could begin: then it is part of the backlog (R10).
+    pub(super) fn push_what_was_written(&mut self, blocks: BlockRange) {
+        let mut unsent = self.map.unsent().runs(blocks, true);
+        let left = unsent.find_map(|run| self.mirror.not_sent(run).first().copied());
+        if let Some(run) = left
+            && self.mirror.up
+        {
+            self.mirror.search_from(run.start);
+        }
+    }
+
     /// Sends content in pieces that nothing waits long behind; returns the last sequence.
     pub(super) fn send_content(
         &mut self,
         offset: u64,
         content: &Content,
+        except: &[BlockRange],
         actions: &mut Vec<Action>,
     ) -> u64 {
         let piece = LINK_PIECE_BYTES.max(self.geometry.block_size().bytes());
@@ -39,7 +62,8 @@ impl Primary {
                 }
                 Content::Zeros(_) => (left, ZERO_MESSAGE_BYTES),
             };
-            last = self.mirror.send_write(self.geometry.touched(ByteRange::new(at, length)), cost);
+            let blocks = self.geometry.touched(ByteRange::new(at, length));
+            last = self.mirror.send_write(blocks, except, cost);
             actions.push(Action::Send(OutgoingMessage::Write {
                 sequence: last,
                 offset: at,
@@ -114,7 +138,7 @@ impl Primary {
                 } else {
                     Content::Bytes(Payload::new(buffer))
                 };
-                self.send_content(range.offset, &content, actions);
+                self.send_content(range.offset, &content, &[], actions);
                 self.counters.bytes_resent += range.length;
             }
             Ok(_) => {}

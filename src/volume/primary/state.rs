@@ -13,7 +13,7 @@
 //! Guarantees laws 1, 3, 4, 5 and 11 as long as the driver does each action once, in any order,
 //! and reports it. Does not know: how actions are done, how the backup is reached.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::claims::{ClaimId, Claims};
@@ -56,7 +56,7 @@ pub struct Primary {
     pub(super) geometry: Geometry,
     pub(super) options: Options,
     pub(super) now: Instant,
-    pub(super) operations: HashMap<u64, Operation>,
+    pub(super) operations: BTreeMap<u64, Operation>,
     /// Operations to look at again before this event is done with.
     pub(super) ready: VecDeque<u64>,
     pub(super) pending: HashMap<u64, Pending>,
@@ -112,7 +112,7 @@ impl Primary {
             map,
             options,
             now: Instant::default(),
-            operations: HashMap::new(),
+            operations: BTreeMap::new(),
             ready: VecDeque::new(),
             pending: HashMap::new(),
             token: 0,
