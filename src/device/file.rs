@@ -548,4 +548,64 @@ mod tests {
         let failed = device.read_at(0, &mut [0; 8192]).expect_err("short");
         assert_eq!((failed.kind(), failed.offset()), (ErrorKind::Device, Some(4096)));
     }
+
+    /// A loop device of 64 MiB, detached at the end.
+    struct Loop {
+        _home: tempfile::TempDir,
+        path: PathBuf,
+    }
+
+    fn run(program: &str, arguments: &[&str]) -> String {
+        let output = Command::new(program).args(arguments).output().expect("started");
+        assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    impl Loop {
+        fn new(sector: &str) -> Self {
+            let home = home();
+            let backing = home.path().join("backing");
+            File::create(&backing).and_then(|file| file.set_len(64 << 20)).expect("made");
+            let backing = backing.to_str().expect("plain");
+            let path = run("losetup", &["-f", "--show", "-P", "-b", sector, backing]).into();
+            Self { _home: home, path }
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            run("losetup", &["-d", self.path.to_str().expect("plain")]);
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root and loop devices"]
+    fn block_devices_of_both_sector_sizes_read_back_and_are_refused_while_mounted() {
+        for sector in ["512", "4096"] {
+            let disk = Loop::new(sector);
+            let path = disk.path.to_str().expect("plain");
+            for direct in [false, true] {
+                let options = OpenOptions { direct, lock: true, ..OpenOptions::default() };
+                let device = FileDevice::open(path, options).expect("opened");
+                assert_eq!(device.sector_size().to_string(), sector);
+                assert_eq!(device.size(), 64 << 20);
+                device.write_at(0, &[7; 16384]).expect("written");
+                device.zero_at(4096, 4096).expect("zeroed");
+                device.flush().expect("flushed");
+                let mut bytes = vec![9; 16385];
+                device.read_at(0, &mut bytes[1..]).expect("read");
+                assert_eq!(bytes[1..], [[7; 4096], [0; 4096], [7; 4096], [7; 4096]].concat());
+                assert_eq!(kind_of(&disk.path, options).0, ErrorKind::Busy, "open already");
+            }
+            run("mkfs.ext4", &["-q", "-F", path]);
+            let point = home();
+            let point = point.path().to_str().expect("plain");
+            run("mount", &[path, point]);
+            let refused = FileDevice::open(path, OpenOptions::default());
+            run("umount", &[point]);
+            let refused = refused.expect_err("mounted");
+            assert_eq!(refused.kind(), ErrorKind::Busy);
+            assert!(refused.to_string().contains(point), "{refused}");
+        }
+    }
 }
