@@ -42,8 +42,6 @@ __all__ = [
 
 Path = str | PathLike[str]
 Progress = Callable[[dict[str, int]], None]
-LinkClass = Literal["demand", "mirror", "bulk"]
-LINK_CLASSES: tuple[LinkClass, ...] = ("demand", "mirror", "bulk")
 
 
 class OverwriteMap:
