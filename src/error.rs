@@ -122,6 +122,13 @@ impl Error {
         self
     }
 
+    /// The errno that an application should see, where the words are ours.
+    #[must_use]
+    pub fn with_errno(mut self, errno: i32) -> Self {
+        self.inner_mut().errno = Some(errno);
+        self
+    }
+
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind

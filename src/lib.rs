@@ -4,14 +4,14 @@
 //! (`tests/tidy.rs` checks this). The core builds and tests with no Python present: the feature
 //! `python` adds the one room that knows it.
 
+pub mod limits;
+
 pub mod extent;
 pub mod units;
 
 pub mod error;
 
 pub mod clock;
-
-pub mod limits;
 
 pub mod bitmap;
 

@@ -22,10 +22,32 @@ pub const NBD_STATUS_EXTENTS_MAX: usize = 4096;
 pub const NBD_HANDSHAKE_MS: u64 = 10_000;
 /// Connections of one listener at a time.
 pub const NBD_CONNECTIONS_MAX: usize = 100;
+/// Bytes of a whole handshake; several times what the longest sensible one takes.
+pub const NBD_HANDSHAKE_BYTES_MAX: u64 = 64 << 10;
+/// Longest name an export can be given (the longest name of a file; clients cope with it).
+pub const NBD_EXPORT_NAME_BYTES_MAX: usize = 255;
+/// Longest description of an export.
+pub const NBD_DESCRIPTION_BYTES_MAX: usize = 1024;
+/// Exports of one table; a `LIST` answers with all of them.
+pub const NBD_EXPORTS_MAX: usize = 4096;
+/// Longest payload of a refused write that is read and thrown away to keep the stream in step; a
+/// longer one ends the connection.
+pub const NBD_DRAIN_BYTES_MAX: u32 = 64 << 20;
+/// What is read from a socket at once: a queue of 32 writes of 4 KiB fits.
+pub const NBD_INCOMING_BYTES: usize = 256 << 10;
+/// Replies held for a client that reads slowly, before its requests wait: small enough to stay in
+/// the cache between the copy in and the copy to the socket.
+pub const NBD_OUTGOING_BYTES: usize = 512 << 10;
+/// All connections of a server have ended this long after `shutdown`.
+pub const NBD_SHUTDOWN_MS: u64 = 5_000;
+/// How much of that is left to requests in flight.
+pub const NBD_SHUTDOWN_GRACE_MS: u64 = 3_000;
 
-/// Largest payload of a link frame. Small, so that a demand read never waits long behind one:
-/// 128 KiB take 5 ms at 200 Mbit/s.
-pub const LINK_PAYLOAD_BYTES_MAX: u32 = 128 << 10;
+/// Largest payload of a link frame: the largest block.
+pub const LINK_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
+/// What is sent in one frame where blocks are not larger. Small, so that nothing waits long behind
+/// one: 128 KiB take 5 ms at 200 Mbit/s.
+pub const LINK_PIECE_BYTES: u64 = 128 << 10;
 /// Bytes of mirrored writes sent and not yet applied by the backup; further writes wait.
 pub const MIRROR_WINDOW_BYTES: u64 = 16 << 20;
 /// Demand fetches on the wire at a time; further ones wait.
@@ -36,6 +58,31 @@ pub const BULK_IN_FLIGHT_MAX: usize = 32;
 /// noticed within 10 s).
 pub const LINK_SILENCE_MS: u64 = 8_000;
 pub const LINK_HEARTBEAT_MS: u64 = 2_000;
+/// A link handshake that is not finished by then is ended.
+pub const LINK_HANDSHAKE_MS: u64 = 10_000;
+/// Longest name of a volume in a Hello, in bytes of UTF-8.
+pub const LINK_NAME_BYTES_MAX: usize = 255;
+/// Longest text of a refusal, failure or goodbye. With it, every answer is shorter than
+/// `LINK_ANSWER_BYTES`.
+pub const LINK_TEXT_BYTES_MAX: usize = 400;
+/// What an unanswered request counts beside its payload: room for its answer.
+pub const LINK_ANSWER_BYTES: u64 = 512;
+/// Bytes of requests of one connection (payloads sent or asked for, and `LINK_ANSWER_BYTES` each)
+/// without an answer: the mirror's window and one whole NBD request, with room for small ones. It
+/// bounds what a peer can make us hold.
+pub const LINK_UNANSWERED_BYTES_MAX: u64 = 64 << 20;
+/// Fetches and digests of one connection without an answer: four times what we ask ourselves.
+pub const LINK_REQUESTS_MAX: usize = 1024;
+/// Bytes queued on one connection and not yet taken by the transport. More than all answers to
+/// `LINK_UNANSWERED_BYTES_MAX`, so only a fault of ours reaches it.
+pub const LINK_OUTGOING_BYTES_MAX: usize = 80 << 20;
+/// Longest range of one digest: a disk reads it in some ten milliseconds.
+pub const LINK_DIGEST_BYTES_MAX: u32 = 16 << 20;
+/// Ranges that one cut may select: they fit one frame.
+pub const LINK_CUT_RANGES_MAX: usize = 4096;
+/// First and longest delay before connecting again.
+pub const LINK_RECONNECT_MS_MIN: u64 = 100;
+pub const LINK_RECONNECT_MS_MAX: u64 = 10_000;
 
 /// Bytes of one hot extent of the write-intent log.
 pub const HOT_EXTENT_BYTES: u64 = 1 << 20;
@@ -50,6 +97,61 @@ pub const COMMIT_INTERVAL_MS: u64 = 1_000;
 
 /// Snapshots of one backup volume at a time.
 pub const SNAPSHOTS_MAX: usize = 64;
+/// Cuts of one backup volume that are remembered, with or without their snapshot, so that a bundle
+/// from an earlier cut can be vouched for; the oldest are forgotten first.
+pub const CUTS_KEPT_MAX: usize = 128;
+/// Longest label of a snapshot.
+pub const LABEL_BYTES_MAX: usize = 255;
+/// Ranges in the selection of one snapshot.
+pub const SELECTION_RANGES_MAX: usize = 4096;
+/// Largest catalogue of a backup volume: its cuts with their selections in text, and as much again.
+pub const CATALOGUE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes copied at a time when blocks are preserved, moved or digested.
+pub const COPY_BYTES: u64 = 1 << 20;
+/// Bytes moved to an older snapshot between two chances for mirrored writes to go on.
+pub const MOVE_STEP_BYTES: u64 = 8 << 20;
+/// Room that preservation leaves on its file system, so that maps can still grow (at most a
+/// sixteenth of the file system).
+pub const STORE_RESERVE_BYTES: u64 = 64 << 20;
+/// Preservation warns when less than this part of its file system is free.
+pub const STORE_LOW_PERCENT: u64 = 10;
 
 /// Threads that do device operations, for all volumes of the process together.
 pub const DEVICE_THREADS: usize = 8;
+
+/// Largest segment file of a bundle: under the 4 GiB of FAT, and the most that a crash of the
+/// writer costs. The least still takes one chunk that does not shrink.
+pub const BUNDLE_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+pub const BUNDLE_SEGMENT_BYTES_MIN: u64 = 2 << 20;
+/// Segments of one bundle: 16 EiB of full ones.
+pub const BUNDLE_SEGMENTS_MAX: u32 = 1 << 24;
+/// Bytes of the volume in one stored chunk: the unit of verification and of a request.
+pub const BUNDLE_CHUNK_BYTES_MAX: u64 = 1 << 20;
+/// Payload and descriptor pages of one batch: what a writer holds before it knows the pages, and
+/// what one damaged page costs. 64 pages describe 16 MiB of isolated 4 KiB blocks.
+pub const BUNDLE_BATCH_BYTES_MAX: u32 = 16 << 20;
+pub const BUNDLE_BATCH_PAGES_MAX: u16 = 64;
+/// Zeros inside a chunk are told apart in runs of this many bytes (a sparse file's usual grain).
+pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
+/// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
+pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
+pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Chunks read ahead of the threads that encode or verify them; 1 or 2 MiB of memory each.
+pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
+/// Threads that encode or verify chunks, however many processors there are: eight of them hash
+/// faster than any medium reads.
+pub const BUNDLE_THREADS_MAX: usize = 8;
+/// Longest run of zeros, or of lost bytes, handed on at a time, so that progress and stopping stay fine-grained.
+pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
+
+/// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.
+pub const MERGE_COMMIT_BYTES: u64 = 256 << 20;
+pub const MERGE_COMMIT_MS: u64 = 2_000;
+/// Chunks in a row that the medium fails to read before it counts as gone.
+pub const MERGE_READ_FAILURES_MAX: u32 = 8;
+/// Blocks at a time that are put together from pieces smaller than the block.
+pub const MERGE_SEAMS_MAX: usize = 16;
+/// Runs that a report lists one by one; further ones are only counted.
+pub const REPORT_RUNS_MAX: usize = 10_000;
+/// Callers of long operations hear of progress, and may stop them, about this often.
+pub const PROGRESS_INTERVAL_MS: u64 = 100;

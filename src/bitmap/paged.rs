@@ -6,7 +6,7 @@
 //!
 //! Guarantees: reading is lock-free and may run beside any change; single-word changes are atomic.
 //! Changes of one bitmap by several threads at a time are safe word by word.
-//! Does not know: what a bit means, files, dirty pages.
+//! Does not know: what a bit means, files, which pages await a commit.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};

@@ -1,1 +1,42 @@
-//! bundle
+//! The shippable copy of a volume, byte by byte in `docs/formats-bundle.md`.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | source | what a bundle is made from |
+//! | stretch | a piece of the source on its way into a bundle |
+//! | chunk | at most 1 MiB of a volume, stored and verified as one |
+//! | batch | chunks described together, ahead of their bytes |
+//! | segment | a file of batches, at most 1 GiB, immutable once closed |
+//! | piece | a chunk on its way out of a bundle or an image |
+//! | pump | read-ahead and verification of pieces, for merging and verifying alike |
+
+mod assemble;
+mod encode;
+mod members;
+mod pieces;
+mod pump;
+mod reader;
+mod segment_reader;
+mod selection;
+mod snapshot_source;
+mod source;
+mod verify;
+mod writer;
+
+pub use encode::{Compression, is_zero};
+pub use pieces::{Content, Opener, Piece, PieceSource};
+pub use pump::{
+    Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
+    run, threads_default,
+};
+pub use reader::Bundle;
+pub use segment_reader::{FoundBatch, SegmentReader, read_header};
+pub use source::{Identity, ImageSource, Source};
+pub use verify::{VerifyProgress, VerifyReport};
+pub use writer::{
+    BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,
+    OnBundleProgress, WriterOptions,
+};
+
+#[cfg(test)]
+mod tests;

@@ -6,13 +6,34 @@
 //! | `RamDevice` | `ram.rs` | tests, benchmarks, the demo's shadow |
 //! | `FaultyDevice` | `faulty.rs` | any device, with errors injected by a plan |
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
+//!
+//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
+//! `WorkerPool`, the threads that do device operations.
 
 mod buffer;
+mod crashing;
+mod crashing_directory;
+mod direct;
+mod directory;
+mod faulty;
+mod file;
+mod folder;
+mod mounted;
+mod opening;
+mod pool;
 mod ram;
 
 use std::fmt::Debug;
 
 pub use buffer::{AlignedBuffer, Payload};
+pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
+pub use crashing_directory::{CrashingDirectory, Wrapper};
+pub use directory::{Directory, FileDirectory, Space};
+pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
+pub use file::FileDevice;
+pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
+pub use opening::OpenOptions;
+pub use pool::WorkerPool;
 pub use ram::RamDevice;
 
 use crate::error::Result;
@@ -21,7 +42,8 @@ use crate::extent::ByteRange;
 /// A linear array of bytes that survives, seen through six operations.
 ///
 /// * Offsets and lengths are multiples of `sector_size()`; buffers are of any alignment.
-/// * An operation that returns `Ok` did all of it; an error leaves the bytes of that range undefined.
+/// * An operation that returns `Ok` did all of it; an error leaves the bytes of that range
+///   undefined.
 /// * Operations on overlapping ranges at the same time are the caller's affair.
 /// * What was written is durable once a `flush` that began after the write has returned `Ok`;
 ///   until then any subset of its sectors may survive a crash, in any order.

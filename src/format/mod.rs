@@ -1,1 +1,6 @@
-//! format
+//! Bytes to values and back, pure: every format the project writes or speaks. No I/O.
+
+pub mod bundle;
+pub mod frames;
+pub mod map;
+pub mod nbd;

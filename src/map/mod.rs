@@ -1,1 +1,10 @@
-//! map
+//! Bitmaps that survive a crash: map files in two-slot pages, the intent log, the overwrite map.
+
+mod file;
+mod intent;
+mod overwrite;
+
+pub use crate::format::map::{MapIdentity, MapRole};
+pub use file::{Capture, MapFile};
+pub use intent::{IntentLog, Intents};
+pub use overwrite::{CURRENT, LINK_ONLY, OverwriteMap, Recovery, UNSENT};

@@ -1,1 +1,14 @@
-//! merge
+//! A bundle or an image laid under what is current: filter, pipeline, targets.
+
+mod image;
+mod pipeline;
+mod seams;
+mod target;
+
+pub use crate::bundle::PieceSource as MergeSource;
+pub use image::ImagePieces;
+pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, run};
+pub use target::{MergeTarget, OfflineTarget, TargetIdentity};
+
+#[cfg(test)]
+mod tests;

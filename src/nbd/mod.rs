@@ -1,1 +1,28 @@
-//! nbd
+//! Volumes spoken to over NBD: exports by name, the session as a state machine, the threads that
+//! run sessions on descriptors they are given.
+//!
+//! | file | what |
+//! |---|---|
+//! | `exports.rs` | names to volumes, changeable while connections are open |
+//! | `session.rs` | one connection as bytes in, requests out, completions in, bytes out |
+//! | `handshake.rs` | the options before transmission |
+//! | `transmission.rs` | what a request must satisfy, how it is answered |
+//! | `contexts.rs` | names of block status |
+//! | `incoming.rs`, `outgoing.rs` | the bytes on their way |
+//! | `mailbox.rs`, `connection.rs`, `server.rs` | threads and sockets |
+
+mod connection;
+mod contexts;
+mod exports;
+mod handshake;
+mod incoming;
+mod mailbox;
+mod outgoing;
+mod server;
+mod session;
+mod transmission;
+
+pub use exports::{Export, ExportTable};
+pub use server::{ConnectionReport, Server, Totals};
+pub use session::{Event, Session, Tls};
+pub use transmission::Ticket;

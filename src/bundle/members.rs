@@ -1,0 +1,13 @@
+//! The names in a bundle's directory, and the two files that every bundle carries alike.
+
+/// What this is and how to restore it without this software.
+pub const README: &[u8] = include_bytes!("README.txt");
+pub const README_NAME: &str = "README.txt";
+/// Restores a raw image with Python alone.
+pub const RECOVER: &[u8] = include_bytes!("recover.py");
+pub const RECOVER_NAME: &str = "recover.py";
+pub const BEGIN_NAME: &str = "manifest.begin.json";
+/// Its presence says that the bundle is finished.
+pub const MANIFEST_NAME: &str = "manifest.json";
+/// The manifest until it is durable.
+pub const UNFINISHED_NAME: &str = "manifest.json.new";

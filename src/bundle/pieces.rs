@@ -1,0 +1,132 @@
+//! Something that restores bytes, seen piece by piece in the order of its medium.
+//!
+//! Guarantees: `Piece::open` returns bytes only after every check that the source offers; so what
+//! a consumer sees is verified, or of a source that has nothing to verify (law 9).
+//! Does not know: where the bytes go.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::bundle::source::Identity;
+use crate::device::{Device, FolderFile};
+use crate::error::{Error, Result};
+use crate::extent::ByteRange;
+use crate::format::bundle::{ChunkKind, Descriptor, padded};
+
+/// What is known of the bytes of a piece.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// All zero.
+    Zero,
+    /// A chunk of a bundle, stored at that position of the file.
+    Stored { file: Arc<dyn FolderFile>, position: u64, descriptor: Descriptor },
+    /// Bytes of a plain image, which carries no checksums.
+    Plain(Arc<dyn Device>),
+    /// Promised by the source, but damaged or never read; the text says which.
+    Missing(&'static str),
+}
+
+/// A run of the volume and what a source has for it. At most `BUNDLE_CHUNK_BYTES_MAX` long if it
+/// has bytes, of any length otherwise.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub range: ByteRange,
+    pub content: Content,
+}
+
+impl Piece {
+    /// Bytes that `read` fetches; 0 if there is nothing to read.
+    #[must_use]
+    pub fn bytes_to_read(&self) -> usize {
+        let length = match &self.content {
+            Content::Stored { descriptor, .. } => padded(descriptor.stored_bytes.into()),
+            Content::Plain(_) => self.range.length,
+            Content::Zero | Content::Missing(_) => 0,
+        };
+        usize::try_from(length).expect("a piece with bytes is at most 1 MiB")
+    }
+
+    /// Fetches the stored form into a buffer of `bytes_to_read`.
+    pub fn read(&self, stored: &mut [u8]) -> Result<()> {
+        assert_eq!(stored.len(), self.bytes_to_read(), "a buffer of the right size");
+        match &self.content {
+            Content::Stored { file, position, .. } => file.read_at(*position, stored),
+            Content::Plain(device) => device.read_at(self.range.offset, stored),
+            Content::Zero | Content::Missing(_) => Ok(()),
+        }
+    }
+
+    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself or unpacked
+    /// into `plain` (at least as long as the piece).
+    pub fn open<'b>(
+        &self,
+        opener: &mut Opener,
+        stored: &'b [u8],
+        plain: &'b mut [u8],
+    ) -> Result<&'b [u8]> {
+        let length = usize::try_from(self.range.length).expect("a piece with bytes is small");
+        match &self.content {
+            Content::Stored { descriptor, .. } => {
+                opener.open(descriptor, stored, &mut plain[..length])
+            }
+            Content::Plain(_) => Ok(stored),
+            Content::Zero | Content::Missing(_) => Err(Error::usage("the piece has no bytes")),
+        }
+    }
+}
+
+/// Verifies and unpacks chunks; one per thread, for it keeps the decompressor's memory.
+pub struct Opener {
+    decompressor: zstd::bulk::Decompressor<'static>,
+}
+
+impl Opener {
+    pub fn new() -> Result<Self> {
+        let decompressor = zstd::bulk::Decompressor::new()
+            .map_err(|source| Error::device("prepare decompression", &source))?;
+        Ok(Self { decompressor })
+    }
+
+    fn open<'b>(
+        &mut self,
+        descriptor: &Descriptor,
+        stored: &'b [u8],
+        plain: &'b mut [u8],
+    ) -> Result<&'b [u8]> {
+        let damaged = |what: &str| {
+            Err(Error::integrity(format!("a chunk is damaged: {what}"))
+                .at_offset(descriptor.range.offset))
+        };
+        let (stored, padding) = stored.split_at(descriptor.stored_bytes as usize);
+        if crc32c::crc32c(stored) != descriptor.crc32c {
+            return damaged("its CRC32C does not match");
+        }
+        if padding.iter().any(|byte| *byte != 0) {
+            return damaged("its padding is not zero");
+        }
+        let bytes = if descriptor.kind == ChunkKind::Zstd {
+            // The place is exactly as long as the chunk, so no frame can ask for more memory.
+            match self.decompressor.decompress_to_buffer(stored, plain) {
+                Ok(length) if length as u64 == descriptor.range.length => &*plain,
+                _ => return damaged("it does not decompress to its length"),
+            }
+        } else {
+            stored
+        };
+        if *blake3::hash(bytes).as_bytes() != descriptor.hash {
+            return damaged("its BLAKE3 does not match");
+        }
+        Ok(bytes)
+    }
+}
+
+/// A bundle or an image, as something that a merge or a verification goes through.
+pub trait PieceSource: Sync + Debug {
+    /// For messages.
+    fn name(&self) -> String;
+    fn identity(&self) -> Identity;
+    /// Bytes of the volume that it covers: the sum of all pieces.
+    fn bytes_total(&self) -> u64;
+    /// All pieces, in the order in which the medium is best read. An error ends it.
+    fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_>;
+}

@@ -1,0 +1,156 @@
+//! Goes through the batches of one segment file.
+//!
+//! | index | batches are found by |
+//! |---|---|
+//! | whole | its positions; a damaged descriptor page costs its batch |
+//! | damaged or missing | scanning page by page for one that is whole |
+//!
+//! Guarantees: only batches whose descriptor pages are whole and of this very segment are given.
+//! Does not know: chunks' bytes.
+
+use std::sync::Arc;
+
+use crate::device::FolderFile;
+use crate::error::{Error, Result};
+use crate::format::bundle::{
+    Batch, Hash, IndexEntry, PAGE_BYTES, Page, SegmentHeader, Trailer, index_bytes, parse_batch,
+    parse_index, parse_page_head,
+};
+use crate::units::Geometry;
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// See the module.
+#[derive(Debug)]
+pub struct SegmentReader {
+    file: Arc<dyn FolderFile>,
+    number: u32,
+    geometry: Geometry,
+    header_hash: Hash,
+    length: u64,
+    found_by: FoundBy,
+    root: blake3::Hasher,
+    trailer: Option<Trailer>,
+}
+
+#[derive(Debug)]
+enum FoundBy {
+    Index(std::vec::IntoIter<IndexEntry>),
+    Scan(u64),
+}
+
+/// A batch, and where its payload lies in the file.
+#[derive(Debug)]
+pub struct FoundBatch {
+    pub batch: Batch,
+    pub payload_position: u64,
+}
+
+impl SegmentReader {
+    /// A segment whose header hash is known. Only a failing read is an error.
+    pub fn open(
+        file: Arc<dyn FolderFile>,
+        number: u32,
+        geometry: Geometry,
+        header_hash: Hash,
+    ) -> Result<Self> {
+        let length = file.length()? / PAGE * PAGE;
+        let mut reader = Self {
+            file,
+            number,
+            geometry,
+            header_hash,
+            length,
+            found_by: FoundBy::Scan(PAGE),
+            root: blake3::Hasher::new(),
+            trailer: None,
+        };
+        if let Ok((trailer, index)) = reader.read_index() {
+            reader.found_by = FoundBy::Index(index.into_iter());
+            reader.trailer = Some(trailer);
+        }
+        Ok(reader)
+    }
+
+    fn read_index(&self) -> Result<(Trailer, Vec<IndexEntry>)> {
+        let at = self.length.checked_sub(PAGE).ok_or_else(|| Error::format("an empty segment"))?;
+        let trailer = Trailer::parse(&self.page(at)?, &self.header_hash)?;
+        if trailer.file_bytes() != self.length || trailer.segment != self.number {
+            return Err(Error::format("the trailer is of another segment"));
+        }
+        let length = index_bytes(trailer.batches.into());
+        let mut index = vec![0; usize::try_from(length).expect("an index is small")];
+        self.file.read_at(trailer.index_position, &mut index)?;
+        let entries = parse_index(&index, &trailer)?;
+        Ok((trailer, entries))
+    }
+
+    /// The trailer, if it and the index are whole.
+    #[must_use]
+    pub fn trailer(&self) -> Option<&Trailer> {
+        self.trailer.as_ref()
+    }
+
+    /// The file, to read payloads from.
+    #[must_use]
+    pub fn file(&self) -> &Arc<dyn FolderFile> {
+        &self.file
+    }
+
+    /// BLAKE3 of the hashes of all descriptor pages read so far.
+    #[must_use]
+    pub fn root(&self) -> Hash {
+        *self.root.finalize().as_bytes()
+    }
+
+    fn page(&self, at: u64) -> Result<Page> {
+        let mut page = [0; PAGE_BYTES];
+        self.file.read_at(at, &mut page)?;
+        Ok(page)
+    }
+
+    /// The next batch that is whole.
+    pub fn next_batch(&mut self) -> Option<FoundBatch> {
+        loop {
+            let at = match &mut self.found_by {
+                FoundBy::Index(entries) => entries.next()?.position,
+                FoundBy::Scan(at) => {
+                    let here = *at;
+                    *at += PAGE;
+                    here
+                }
+            };
+            if at >= self.length {
+                return None;
+            }
+            let Ok(batch) = self.read_batch(at) else { continue };
+            let payload_position = at + u64::from(batch.pages) * PAGE;
+            let end = payload_position + u64::from(batch.payload_bytes);
+            if let FoundBy::Scan(next) = &mut self.found_by {
+                *next = end;
+            }
+            return Some(FoundBatch { batch, payload_position });
+        }
+    }
+
+    fn read_batch(&mut self, at: u64) -> Result<Batch> {
+        let first = self.page(at)?;
+        let head = parse_page_head(&first, &self.header_hash)?;
+        if head.page != 0 {
+            return Err(Error::format("a batch begins with its first page"));
+        }
+        let mut pages = vec![0; usize::from(head.pages) * PAGE_BYTES];
+        self.file.read_at(at, &mut pages)?;
+        let mut root = self.root.clone();
+        let batch = parse_batch(&pages, self.number, self.geometry, &self.header_hash, &mut root)?;
+        self.root = root;
+        Ok(batch)
+    }
+}
+
+/// Reads and checks the header page of a segment file.
+pub fn read_header(file: &dyn FolderFile) -> Result<(SegmentHeader, Hash)> {
+    let mut page = [0; PAGE_BYTES];
+    file.read_at(0, &mut page)?;
+    SegmentHeader::parse(&page)
+}

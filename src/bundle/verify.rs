@@ -1,0 +1,129 @@
+//! Checks everything that a bundle holds, down to the hash of every chunk.
+//!
+//! Does not know: what to do about damage.
+
+use std::ops::ControlFlow;
+
+use super::pieces::PieceSource;
+use super::pump::{Consumer, Event, Opened, Outcome, run};
+use super::reader::Bundle;
+use super::writer::push_run;
+use crate::clock::MonotonicClock;
+use crate::error::Result;
+use crate::extent::ByteRange;
+use crate::format::bundle::{SegmentEntry, Trailer};
+use crate::limits::PROGRESS_INTERVAL_MS;
+
+/// How far a verification has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub chunks_damaged: u64,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VerifyReport {
+    /// Chunks that are whole, zero runs counted as well, and the bytes of the volume they give.
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Chunks that are not, those that their source could not read counted as well.
+    pub chunks_damaged: u64,
+    /// Their bytes of the volume, the first `REPORT_RUNS_MAX` runs.
+    pub damaged: Vec<ByteRange>,
+    /// Damage that costs no chunk: a lost index, a changed begin manifest.
+    pub blemishes: Vec<String>,
+    pub seconds: f64,
+}
+
+impl VerifyReport {
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.chunks_damaged == 0 && self.blemishes.is_empty()
+    }
+}
+
+struct Count;
+
+impl Consumer for Count {
+    type Note = ();
+
+    fn wants(&self, _: ByteRange) -> bool {
+        true
+    }
+
+    fn consume(&self, _: ByteRange, _: Opened<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Bundle {
+    /// Reads and checks everything. Damage is reported, not an error.
+    pub fn verify(
+        &self,
+        threads: usize,
+        progress: &mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>,
+    ) -> Result<VerifyReport> {
+        let clock = MonotonicClock::default();
+        let began = clock.now();
+        let mut told = None;
+        let mut report = VerifyReport::default();
+        let mut state =
+            VerifyProgress { bytes_total: self.bytes_total(), ..VerifyProgress::default() };
+        for segment in self.segments() {
+            self.check_pages(segment, &mut report.blemishes)?;
+        }
+        if let Err(error) = self.check_begin() {
+            report.blemishes.push(format!("manifest.begin.json: {error}"));
+        }
+        run(self, &Count, threads, |event| {
+            if let Some(Event { range, outcome, .. }) = event {
+                state.bytes_done += range.length;
+                match outcome {
+                    Outcome::Damaged(_) => {
+                        report.chunks_damaged += 1;
+                        state.chunks_damaged += 1;
+                        push_run(&mut report.damaged, range);
+                    }
+                    Outcome::Consumed(()) | Outcome::Unwanted => {
+                        report.chunks += 1;
+                        report.bytes += range.length;
+                    }
+                }
+            }
+            let now = clock.now();
+            if told.is_none_or(|told| now.since_ms(told) >= PROGRESS_INTERVAL_MS) {
+                told = Some(now);
+                return Ok(progress(&state));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        // All is done: a wish to stop comes too late.
+        let _too_late = progress(&state);
+        report.damaged.sort_unstable();
+        report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
+        Ok(report)
+    }
+
+    /// Index, trailer and descriptor pages of a segment against the manifest.
+    fn check_pages(&self, entry: &SegmentEntry, blemishes: &mut Vec<String>) -> Result<()> {
+        let mut reader = self.read_segment(entry)?;
+        let Some(trailer) = reader.trailer().copied() else {
+            blemishes.push(format!("{}: its index or trailer is damaged", entry.name));
+            return Ok(());
+        };
+        while reader.next_batch().is_some() {}
+        if reader.root() != entry.root.0 || !agrees(&trailer, entry) {
+            blemishes.push(format!("{}: it is not as the manifest states", entry.name));
+        }
+        Ok(())
+    }
+}
+
+fn agrees(trailer: &Trailer, entry: &SegmentEntry) -> bool {
+    (trailer.root, trailer.chunks, trailer.stored_bytes)
+        == (entry.root.0, entry.chunks, entry.stored_bytes)
+        && (trailer.data_bytes, trailer.zero_bytes, trailer.unreadable_bytes)
+            == (entry.data_bytes, entry.zero_bytes, entry.unreadable_bytes)
+}

@@ -1,0 +1,481 @@
+//! Makes a bundle: reads ahead in one thread, encodes in others, assembles on the caller's, writes
+//! in one more.
+//!
+//! Guarantees: segments are durable before the manifest exists under its name, so a directory
+//! with a manifest is complete; memory is bounded by `MEMORY_BYTES` and the selection's runs,
+//! whatever the size of the volume; a source that cannot be read becomes an unreadable chunk,
+//! never zeros, never an earlier chunk's bytes.
+//! Does not know: the date (its caller states it), what the source is.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::thread::{Builder, Scope};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use uuid::Uuid;
+
+use super::assemble::{Assembler, Order, Outlet, STAGING_BYTES};
+use super::encode::{Compression, Encoder, Part};
+use super::members::{
+    BEGIN_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME, UNFINISHED_NAME,
+};
+use super::selection::{Stretches, normalised, zero_grain};
+use super::source::Source;
+use crate::clock::{Instant, MonotonicClock};
+use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::ByteRange;
+use crate::format::bundle::{BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader};
+use crate::limits::{
+    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_SEGMENT_BYTES_MAX,
+    BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
+};
+
+const CHUNK: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
+/// A slot holds a chunk and its compressed form: one huge page.
+const SLOT_BYTES: usize = 2 * CHUNK;
+/// One is filled while the other is written.
+const STAGINGS: usize = 2;
+/// Memory of one writer.
+pub const MEMORY_BYTES: usize = BUNDLE_CHUNKS_AHEAD * SLOT_BYTES + STAGINGS * STAGING_BYTES;
+
+/// How a bundle is made.
+#[derive(Clone, Debug)]
+pub struct WriterOptions {
+    /// Whole blocks of the volume; empty: all of it.
+    pub selection: Vec<ByteRange>,
+    pub compression: Compression,
+    pub bundle: Uuid,
+    /// Seconds since 1970, 0 if unknown.
+    pub created_unix_s: u64,
+    /// What made it, for humans.
+    pub software: String,
+    pub segment_bytes_max: u64,
+    /// Threads that hash and compress.
+    pub threads: usize,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        Self {
+            selection: Vec::new(),
+            compression: Compression::None,
+            bundle: Uuid::new_v4(),
+            created_unix_s: 0,
+            software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
+            segment_bytes_max: BUNDLE_SEGMENT_BYTES_MAX,
+            threads: super::pump::threads_default(),
+        }
+    }
+}
+
+/// How far a bundle has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BundleProgress {
+    /// Bytes of the selection dealt with, and all of them.
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    /// Bytes stored for them.
+    pub bytes_stored: u64,
+}
+
+/// Called on the thread that makes the bundle; says whether to go on.
+pub type OnBundleProgress<'a> = &'a mut dyn FnMut(&BundleProgress) -> ControlFlow<()>;
+
+/// What a bundle turned out to hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BundleReport {
+    pub bundle: Uuid,
+    pub segments: u64,
+    pub chunks: u64,
+    pub bytes_selected: u64,
+    pub bytes_data: u64,
+    pub bytes_zero: u64,
+    pub bytes_unreadable: u64,
+    /// What the data takes on the medium, padding and descriptors not counted.
+    pub bytes_stored: u64,
+    /// Runs the source could not read, the first `REPORT_RUNS_MAX`.
+    pub unreadable: Vec<ByteRange>,
+    pub seconds: f64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct BundleWriter;
+
+impl BundleWriter {
+    /// Makes a bundle in a new or empty directory.
+    pub fn create(
+        directory: &Path,
+        source: &dyn Source,
+        options: &WriterOptions,
+        progress: OnBundleProgress<'_>,
+    ) -> Result<BundleReport> {
+        check(options)?;
+        normalised(&options.selection, source.identity().geometry)?;
+        Self::create_in(&FileFolder::create(directory)?, source, options, progress)
+    }
+
+    /// Makes a bundle in an empty folder.
+    pub fn create_in(
+        folder: &dyn Folder,
+        source: &dyn Source,
+        options: &WriterOptions,
+        progress: OnBundleProgress<'_>,
+    ) -> Result<BundleReport> {
+        check(options)?;
+        let clock = MonotonicClock::default();
+        let began = clock.now();
+        let identity = source.identity();
+        let selection = normalised(&options.selection, identity.geometry)?;
+        let mut begin = BeginManifest::new(
+            options.bundle,
+            identity.volume,
+            identity.geometry,
+            identity.generation,
+            identity.cut,
+        );
+        begin.compression = options.compression.to_string();
+        begin.created_unix_s = options.created_unix_s;
+        begin.software.clone_from(&options.software);
+        begin.selection = selection.iter().map(|range| Run::from(*range)).collect();
+        let begin_bytes = begin.encode();
+        for (name, bytes) in
+            [(README_NAME, README), (RECOVER_NAME, RECOVER), (BEGIN_NAME, &begin_bytes)]
+        {
+            write_member(folder, name, bytes)?;
+        }
+        folder.flush()?;
+        let begin_hash: Hash = *blake3::hash(&begin_bytes).as_bytes();
+        let header = SegmentHeader {
+            bundle: options.bundle,
+            volume: identity.volume,
+            geometry: identity.geometry,
+            generation: identity.generation,
+            cut: identity.cut,
+            segment: 0,
+            begin_hash,
+        };
+        let mut making = Making::new(clock, &selection, progress);
+        let segments = making.run(folder, source, options, (selection, header))?;
+        let mut manifest = Manifest::new(begin, begin_hash, segments);
+        manifest.unreadable = making.unreadable.iter().map(|range| Run::from(*range)).collect();
+        folder.flush()?;
+        write_member(folder, UNFINISHED_NAME, &manifest.encode())?;
+        folder.rename(UNFINISHED_NAME, MANIFEST_NAME)?;
+        folder.flush()?;
+        Ok(making.report(&manifest, clock.now().since_ms(began)))
+    }
+}
+
+fn check(options: &WriterOptions) -> Result<()> {
+    let allowed = BUNDLE_SEGMENT_BYTES_MIN..=BUNDLE_SEGMENT_BYTES_MAX;
+    if !allowed.contains(&options.segment_bytes_max) {
+        return Err(Error::usage(format!(
+            "expected segments of {BUNDLE_SEGMENT_BYTES_MIN} to {BUNDLE_SEGMENT_BYTES_MAX} bytes, \
+             found {}",
+            options.segment_bytes_max
+        )));
+    }
+    if options.threads == 0 {
+        return Err(Error::usage("expected at least one thread to make a bundle"));
+    }
+    Ok(())
+}
+
+fn write_member(folder: &dyn Folder, name: &str, bytes: &[u8]) -> Result<()> {
+    let file = folder.create(name)?;
+    file.write_at(0, bytes)?;
+    file.flush()
+}
+
+/// A piece of the source on its way to an encoder. The slot holds its bytes.
+struct Job<'a> {
+    sequence: u64,
+    range: ByteRange,
+    /// `None`: zero for certain.
+    slot: Option<&'a mut [u8]>,
+    unreadable: Vec<ByteRange>,
+}
+
+/// The same piece encoded.
+struct Encoded<'a> {
+    sequence: u64,
+    range: ByteRange,
+    parts: Vec<Part>,
+    slot: Option<&'a mut [u8]>,
+}
+
+struct Making<'p> {
+    clock: MonotonicClock,
+    told: Option<Instant>,
+    progress: OnBundleProgress<'p>,
+    state: BundleProgress,
+    unreadable: Vec<ByteRange>,
+}
+
+impl<'p> Making<'p> {
+    fn new(clock: MonotonicClock, selection: &[ByteRange], progress: OnBundleProgress<'p>) -> Self {
+        let bytes_total = selection.iter().map(|range| range.length).sum();
+        let state = BundleProgress { bytes_total, ..BundleProgress::default() };
+        Self { clock, told: None, progress, state, unreadable: Vec::new() }
+    }
+
+    fn run(
+        &mut self,
+        folder: &dyn Folder,
+        source: &dyn Source,
+        options: &WriterOptions,
+        (selection, header): (Vec<ByteRange>, SegmentHeader),
+    ) -> Result<Vec<crate::format::bundle::SegmentEntry>> {
+        let grain = zero_grain(header.geometry);
+        let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNKS_AHEAD * SLOT_BYTES);
+        let encoders = (0..options.threads)
+            .map(|_| Encoder::new(options.compression, grain))
+            .collect::<Result<Vec<_>>>()?;
+        std::thread::scope(|scope| {
+            let (free, slots) = bounded(BUNDLE_CHUNKS_AHEAD);
+            for slot in memory.chunks_exact_mut(SLOT_BYTES) {
+                free.send(slot).expect("as many slots as places");
+            }
+            let (jobs_in, jobs) = bounded(BUNDLE_CHUNKS_AHEAD);
+            spawn(scope, "bundle-read", move || read_ahead(source, selection, &slots, &jobs_in))?;
+            let (encoded_in, encoded) = bounded(BUNDLE_CHUNKS_AHEAD);
+            for encoder in encoders {
+                let (jobs, encoded_in) = (jobs.clone(), encoded_in.clone());
+                spawn(scope, "bundle-encode", move || encode(encoder, &jobs, &encoded_in))?;
+            }
+            drop((jobs, encoded_in));
+            let (orders, orders_out) = bounded(STAGINGS);
+            let (written_in, written) = bounded(STAGINGS);
+            for _ in 0..STAGINGS {
+                let staging = AlignedBuffer::zeroed(STAGING_BYTES);
+                written_in.send(staging).expect("as many as places");
+            }
+            let files =
+                spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
+            let assembler =
+                Assembler::new(Outlet { orders, written }, header, options.segment_bytes_max)?;
+            let segments = self.assemble(assembler, &encoded, &free);
+            drop((encoded, free));
+            files.join().expect("the writing thread does not panic")?;
+            segments
+        })
+    }
+
+    fn assemble<'a>(
+        &mut self,
+        mut assembler: Assembler,
+        encoded: &Receiver<Result<Encoded<'a>>>,
+        free: &Sender<&'a mut [u8]>,
+    ) -> Result<Vec<crate::format::bundle::SegmentEntry>> {
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        self.tell()?;
+        for piece in encoded {
+            let piece = piece?;
+            early.insert(piece.sequence, piece);
+            while let Some(piece) = early.remove(&next) {
+                self.store(&mut assembler, &piece)?;
+                if let Some(slot) = piece.slot {
+                    // The reader may have come to its end; then nobody needs the slot.
+                    let _unneeded = free.send(slot);
+                }
+                next += 1;
+                if self.is_due() {
+                    self.tell()?;
+                }
+            }
+        }
+        assert!(early.is_empty() && self.state.bytes_done == self.state.bytes_total, "all stored");
+        let segments = assembler.finish()?;
+        self.tell()?;
+        Ok(segments)
+    }
+
+    fn store(&mut self, assembler: &mut Assembler, piece: &Encoded<'_>) -> Result<()> {
+        for part in &piece.parts {
+            let length = part.descriptor.stored_bytes as usize;
+            let bytes = match (part.descriptor.kind, &piece.slot) {
+                (ChunkKind::Data, Some(slot)) => &slot[part.at..][..length],
+                (ChunkKind::Zstd, Some(slot)) => &slot[CHUNK + part.at..][..length],
+                _ => &[],
+            };
+            assembler.add(part.descriptor, bytes)?;
+            self.state.bytes_stored += length as u64;
+            if part.descriptor.kind == ChunkKind::Unreadable {
+                push_run(&mut self.unreadable, part.descriptor.range);
+            }
+        }
+        self.state.bytes_done += piece.range.length;
+        Ok(())
+    }
+
+    fn is_due(&self) -> bool {
+        let now = self.clock.now();
+        self.told.is_none_or(|told| now.since_ms(told) >= PROGRESS_INTERVAL_MS)
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        self.told = Some(self.clock.now());
+        match (self.progress)(&self.state) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(interrupted()),
+        }
+    }
+
+    fn report(self, manifest: &Manifest, elapsed_ms: u64) -> BundleReport {
+        let mut report = BundleReport {
+            bundle: manifest.begin.bundle.0,
+            segments: manifest.segments.len() as u64,
+            bytes_selected: self.state.bytes_total,
+            unreadable: self.unreadable,
+            seconds: elapsed_ms as f64 / 1000.0,
+            ..BundleReport::default()
+        };
+        for segment in &manifest.segments {
+            report.chunks += segment.chunks;
+            report.bytes_data += segment.data_bytes;
+            report.bytes_zero += segment.zero_bytes;
+            report.bytes_unreadable += segment.unreadable_bytes;
+            report.bytes_stored += segment.stored_bytes;
+        }
+        report
+    }
+}
+
+fn interrupted() -> Error {
+    Error::new(
+        ErrorKind::Interrupted,
+        "stopped on request; the bundle is unfinished, begin it again in an empty directory",
+    )
+}
+
+/// Adds a run to an ascending list of at most `REPORT_RUNS_MAX`.
+pub(crate) fn push_run(runs: &mut Vec<ByteRange>, range: ByteRange) {
+    let room = runs.len() < REPORT_RUNS_MAX;
+    match runs.last_mut() {
+        Some(last) if last.end() == range.offset => last.length += range.length,
+        _ if room => runs.push(range),
+        _ => {}
+    }
+}
+
+/// A named thread of a scope.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<std::thread::ScopedJoinHandle<'scope, T>> {
+    Builder::new()
+        .name(name.into())
+        .spawn_scoped(scope, work)
+        .map_err(|source| Error::device("start thread", &source))
+}
+
+/// Reads the selection piece by piece until it ends, fails, or nobody listens any more.
+fn read_ahead<'a>(
+    source: &dyn Source,
+    selection: Vec<ByteRange>,
+    slots: &Receiver<&'a mut [u8]>,
+    jobs: &Sender<Result<Job<'a>>>,
+) {
+    for (sequence, stretch) in (0..).zip(Stretches::new(source, selection)) {
+        let job = stretch.and_then(|stretch| {
+            let mut job =
+                Job { sequence, range: stretch.range, slot: None, unreadable: Vec::new() };
+            if !stretch.zero {
+                let slot = slots.recv().map_err(|_| interrupted())?;
+                let plain = &mut slot[..stretch.range.length as usize];
+                job.unreadable = read_piece(source, stretch.range.offset, plain)?;
+                job.slot = Some(slot);
+            }
+            Ok(job)
+        });
+        let failed = job.is_err();
+        if jobs.send(job).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Reads a piece; where that fails, block by block. The runs that could not be read.
+fn read_piece(source: &dyn Source, offset: u64, plain: &mut [u8]) -> Result<Vec<ByteRange>> {
+    let Err(error) = source.read_at(offset, plain) else { return Ok(Vec::new()) };
+    if error.kind() != ErrorKind::Device {
+        return Err(error);
+    }
+    let step = source.identity().geometry.block_size().bytes().max(4096);
+    let mut unreadable = Vec::new();
+    let mut at = 0;
+    while at < plain.len() {
+        let position = offset + at as u64;
+        let to = ((position + 1).next_multiple_of(step) - offset).min(plain.len() as u64) as usize;
+        match source.read_at(position, &mut plain[at..to]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Device => {
+                let range = ByteRange::new(position, (to - at) as u64);
+                match unreadable.last_mut() {
+                    Some(ByteRange { offset, length }) if *offset + *length == position => {
+                        *length += range.length;
+                    }
+                    _ => unreadable.push(range),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        at = to;
+    }
+    Ok(unreadable)
+}
+
+fn encode<'a>(
+    mut encoder: Encoder,
+    jobs: &Receiver<Result<Job<'a>>>,
+    encoded: &Sender<Result<Encoded<'a>>>,
+) {
+    for job in jobs {
+        let piece = job.map(|Job { sequence, range, mut slot, unreadable }| {
+            let parts = match &mut slot {
+                None => vec![Part::nothing(ChunkKind::Zero, range)],
+                Some(slot) => {
+                    let (plain, stored) = slot.split_at_mut(CHUNK);
+                    let length = range.length as usize;
+                    let stored = &mut stored[..length];
+                    encoder.encode(range.offset, &plain[..length], &unreadable, stored)
+                }
+            };
+            Encoded { sequence, range, parts, slot }
+        });
+        if encoded.send(piece).is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries out orders until they end or one fails.
+fn carry_out(
+    folder: &dyn Folder,
+    orders: &Receiver<Order>,
+    written: &Sender<AlignedBuffer>,
+) -> Result<()> {
+    let mut open: Option<std::sync::Arc<dyn FolderFile>> = None;
+    for order in orders {
+        let file = || open.as_ref().expect("a segment is created before it is written");
+        match order {
+            Order::Create(name) => open = Some(folder.create(&name)?),
+            Order::Write(position, bytes) => file().write_at(position, &bytes)?,
+            Order::WriteBatch(position, memory, part) => {
+                file().write_at(position, &memory[part])?;
+                // The assembler may have ended meanwhile; then nobody needs the memory.
+                let _unneeded = written.send(memory);
+            }
+            Order::Close => {
+                file().flush()?;
+                open = None;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,337 @@
+//! A folder of files that are written once and then only read: what a medium looks like.
+//!
+//! | face | for |
+//! |---|---|
+//! | `FileFolder` | a directory of any file system |
+//! | `RamFolder` | tests |
+//!
+//! Guarantees: a name is one path component, so nothing outside the folder is ever touched; an
+//! existing file is never overwritten except by `rename`. A file's bytes are durable once its
+//! `flush` has returned, its name once the folder's `flush` has.
+//! Does not know: what the files mean.
+
+#![expect(clippy::disallowed_methods, reason = "one of the doors to the file system")]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::fs::{File, OpenOptions};
+use std::io::{Error as IoError, ErrorKind as IoErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::error::{Error, Result};
+
+/// One file of a folder. It grows as it is written.
+pub trait FolderFile: Send + Sync + Debug {
+    fn length(&self) -> Result<u64>;
+    /// Fills the buffer; an error if the file ends before.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
+    /// Afterwards everything written before is durable.
+    fn flush(&self) -> Result<()>;
+}
+
+/// See the module.
+pub trait Folder: Send + Sync + Debug {
+    /// Where it is, for messages.
+    fn path(&self) -> &Path;
+    /// The names of all files, in no particular order.
+    fn names(&self) -> Result<Vec<String>>;
+    /// A new empty file; an error if the name is taken.
+    fn create(&self, name: &str) -> Result<Arc<dyn FolderFile>>;
+    fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>>;
+    /// Gives a file another name; a file that had it is replaced in one step.
+    fn rename(&self, from: &str, to: &str) -> Result<()>;
+    /// Afterwards the names are durable.
+    fn flush(&self) -> Result<()>;
+}
+
+fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
+    let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
+    if plain {
+        Ok(name)
+    } else {
+        Err(Error::usage(format!("expected a plain file name, found {name:?}")).at_path(folder))
+    }
+}
+
+/// A directory.
+#[derive(Debug)]
+pub struct FileFolder {
+    path: PathBuf,
+}
+
+impl FileFolder {
+    /// A folder for new files: makes the directory, or takes an empty one that exists.
+    pub fn create(path: &Path) -> Result<Self> {
+        match std::fs::create_dir(path) {
+            Ok(()) => flush_directory(parent_of(path))?,
+            Err(source) if source.kind() == IoErrorKind::AlreadyExists => {
+                let folder = Self::open(path)?;
+                if !folder.names()?.is_empty() {
+                    return Err(Error::busy(
+                        "expected a new or an empty directory, found files in it; \
+                         name another directory or empty this one",
+                    )
+                    .at_path(path));
+                }
+            }
+            Err(source) => return Err(Error::device("create directory", &source).at_path(path)),
+        }
+        Ok(Self { path: path.to_path_buf() })
+    }
+
+    /// A folder that exists.
+    pub fn open(path: &Path) -> Result<Self> {
+        let found = std::fs::metadata(path)
+            .map_err(|source| Error::device("open", &source).at_path(path))?;
+        if !found.is_dir() {
+            return Err(Error::format("expected a directory, found something else").at_path(path));
+        }
+        Ok(Self { path: path.to_path_buf() })
+    }
+
+    fn member(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.path.join(checked(&self.path, name)?))
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn flush_directory(path: &Path) -> Result<()> {
+    let directory =
+        File::open(path).map_err(|source| Error::device("open", &source).at_path(path))?;
+    directory.sync_all().map_err(|source| Error::device("flush directory", &source).at_path(path))
+}
+
+impl Folder for FileFolder {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = |source: IoError| Error::device("list", &source).at_path(&self.path);
+        std::fs::read_dir(&self.path)
+            .map_err(failed)?
+            .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn create(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
+        let path = self.member(name)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(|source| Error::device("create", &source).at_path(&path))?;
+        Ok(Arc::new(DiskFile { file, path }))
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
+        let path = self.member(name)?;
+        let file = File::open(&path);
+        let file = file.map_err(|source| Error::device("open", &source).at_path(&path))?;
+        Ok(Arc::new(DiskFile { file, path }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (self.member(from)?, self.member(to)?);
+        std::fs::rename(&from, &to).map_err(|source| Error::device("rename", &source).at_path(&to))
+    }
+
+    fn flush(&self) -> Result<()> {
+        flush_directory(&self.path)
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl DiskFile {
+    fn failed(&self, operation: &'static str, source: &IoError) -> Error {
+        Error::device(operation, source).at_path(&self.path)
+    }
+}
+
+impl FolderFile for DiskFile {
+    fn length(&self) -> Result<u64> {
+        let found = self.file.metadata().map_err(|source| self.failed("measure", &source))?;
+        Ok(found.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|source| self.failed("read", &source).at_offset(offset))
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(data, offset)
+            .map_err(|source| self.failed("write", &source).at_offset(offset))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.sync_all().map_err(|source| self.failed("flush", &source))
+    }
+}
+
+/// A folder in memory. Clones share the files.
+#[derive(Clone, Debug)]
+pub struct RamFolder {
+    files: Arc<Mutex<BTreeMap<String, Arc<RamFile>>>>,
+}
+
+impl Default for RamFolder {
+    fn default() -> Self {
+        Self { files: Arc::new(Mutex::new(BTreeMap::new())) }
+    }
+}
+
+impl RamFolder {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Arc<RamFile>>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn absent(name: &str) -> Error {
+        Error::device("open", &IoError::from_raw_os_error(2)).at_path(Path::new(name))
+    }
+
+    /// A copy of a file's bytes.
+    pub fn contents(&self, name: &str) -> Result<Vec<u8>> {
+        let file = self.locked().get(name).cloned().ok_or_else(|| Self::absent(name))?;
+        Ok(file.bytes.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Makes or replaces a file.
+    pub fn replace(&self, name: &str, bytes: Vec<u8>) {
+        self.locked().insert(name.into(), Arc::new(RamFile { bytes: RwLock::new(bytes) }));
+    }
+
+    /// Takes a file away.
+    pub fn remove(&self, name: &str) {
+        self.locked().remove(name);
+    }
+}
+
+impl Folder for RamFolder {
+    fn path(&self) -> &Path {
+        Path::new("memory")
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        Ok(self.locked().keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
+        let name = checked(self.path(), name)?;
+        let mut files = self.locked();
+        if files.contains_key(name) {
+            let taken = IoError::from_raw_os_error(17);
+            return Err(Error::device("create", &taken).at_path(Path::new(name)));
+        }
+        let file = Arc::new(RamFile::default());
+        files.insert(name.into(), Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
+        let file = self.locked().get(name).cloned().ok_or_else(|| Self::absent(name))?;
+        Ok(file)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let to = checked(self.path(), to)?;
+        let mut files = self.locked();
+        let file = files.remove(from).ok_or_else(|| Self::absent(from))?;
+        files.insert(to.into(), file);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct RamFile {
+    bytes: RwLock<Vec<u8>>,
+}
+
+impl FolderFile for RamFile {
+    fn length(&self) -> Result<u64> {
+        Ok(self.bytes.read().unwrap_or_else(PoisonError::into_inner).len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let bytes = self.bytes.read().unwrap_or_else(PoisonError::into_inner);
+        let held = usize::try_from(offset)
+            .ok()
+            .and_then(|start| bytes.get(start..start.checked_add(buffer.len())?));
+        let ended = || IoError::new(IoErrorKind::UnexpectedEof, "the file ends before");
+        let held = held.ok_or_else(|| Error::device("read", &ended()).at_offset(offset))?;
+        buffer.copy_from_slice(held);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut bytes = self.bytes.write().unwrap_or_else(PoisonError::into_inner);
+        let start = usize::try_from(offset).expect("a file in memory fits memory");
+        if bytes.len() < start + data.len() {
+            bytes.resize(start + data.len(), 0);
+        }
+        bytes[start..start + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn behaves(folder: &dyn Folder) {
+        let file = folder.create("a").expect("new");
+        file.write_at(4, b"abc").expect("written");
+        file.flush().expect("durable");
+        assert_eq!(file.length().expect("known"), 7);
+        assert!(folder.create("a").is_err(), "a name is used once");
+        let mut bytes = [1; 7];
+        folder.open("a").expect("there").read_at(0, &mut bytes).expect("read");
+        assert_eq!(&bytes, b"\0\0\0\0abc");
+        assert!(file.read_at(1, &mut bytes).is_err(), "reading past the end is an error");
+        folder.rename("a", "b").expect("renamed");
+        assert_eq!(folder.names().expect("listed"), ["b"]);
+        for name in ["", ".", "..", "x/y"] {
+            assert!(folder.create(name).is_err(), "{name:?}");
+        }
+        folder.flush().expect("durable");
+    }
+
+    #[test]
+    fn both_faces_behave_alike() {
+        behaves(&RamFolder::new());
+        let place = tempfile::tempdir().expect("a place");
+        behaves(&FileFolder::create(&place.path().join("new")).expect("made"));
+    }
+
+    #[test]
+    fn a_directory_with_files_is_not_taken_for_new_ones() {
+        let place = tempfile::tempdir().expect("a place");
+        FileFolder::create(place.path()).expect("an empty one is fine").create("x").expect("made");
+        let refused = FileFolder::create(place.path()).expect_err("not empty");
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+    }
+}

@@ -1,0 +1,413 @@
+//! The two manifests: what is known when a bundle is begun, and what it turned out to hold.
+//!
+//! Guarantees: parsing accepts exactly the fields written; the file ends with a CRC32C and a
+//! BLAKE3 of all text before them, so any flipped bit is noticed; runs are ascending, disjoint
+//! and inside the volume.
+//! Does not know: files.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Hash;
+use crate::error::{Error, Result};
+use crate::extent::ByteRange;
+use crate::limits::{BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX, BUNDLE_SELECTION_RUNS_MAX};
+use crate::units::{BlockSize, Geometry};
+
+const BEGIN_FORMAT: &str = "dualrestore bundle, begun";
+const FORMAT: &str = "dualrestore bundle";
+const VERSION: u32 = 1;
+
+/// A run of bytes: first, and first after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run(pub u64, pub u64);
+
+impl From<ByteRange> for Run {
+    fn from(range: ByteRange) -> Self {
+        Self(range.offset, range.end())
+    }
+}
+
+impl From<Run> for ByteRange {
+    /// The run has been checked: its end is not before its start.
+    fn from(run: Run) -> Self {
+        Self::new(run.0, run.1 - run.0)
+    }
+}
+
+/// `manifest.begin.json`: identity and selection, written before the first segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeginManifest {
+    pub format: String,
+    pub version: u32,
+    /// Names of features that a reader must know; none exist in version 1.
+    pub features: Vec<String>,
+    pub bundle: UuidText,
+    /// Absent: made from a plain image, bound to no volume.
+    pub volume: Option<UuidText>,
+    pub generation: u64,
+    pub cut: u64,
+    pub size: u64,
+    pub block_size: u32,
+    pub compression: String,
+    /// Seconds since 1970, 0 if the maker had no clock.
+    pub created_unix_s: u64,
+    pub software: String,
+    /// What was to be included, whole blocks.
+    pub selection: Vec<Run>,
+}
+
+/// One segment of a finished bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentEntry {
+    pub name: String,
+    pub number: u32,
+    pub bytes: u64,
+    pub header_hash: HexHash,
+    pub root: HexHash,
+    pub chunks: u64,
+    pub data_bytes: u64,
+    pub zero_bytes: u64,
+    pub unreadable_bytes: u64,
+    pub stored_bytes: u64,
+    /// The part of the selection that it speaks of.
+    pub coverage: Vec<Run>,
+}
+
+/// `manifest.json`: written last; without it a bundle is unfinished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format: String,
+    pub version: u32,
+    pub begin: BeginManifest,
+    /// BLAKE3 of the bytes of `manifest.begin.json`.
+    pub begin_hash: HexHash,
+    /// BLAKE3 of the roots of all segments in order.
+    pub root: HexHash,
+    pub segments: Vec<SegmentEntry>,
+    /// What the source could not read, up to a limit; the descriptors say all of it.
+    pub unreadable: Vec<Run>,
+}
+
+/// 32 bytes as 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HexHash(pub Hash);
+
+impl From<HexHash> for String {
+    fn from(hash: HexHash) -> Self {
+        blake3::Hash::from_bytes(hash.0).to_hex().to_string()
+    }
+}
+
+impl TryFrom<String> for HexHash {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        let hash = blake3::Hash::from_hex(&text).map_err(|_| format!("not a hash: {text:?}"))?;
+        let same = Self(*hash.as_bytes());
+        if String::from(same) == text { Ok(same) } else { Err(format!("not lower-case: {text:?}")) }
+    }
+}
+
+/// A UUID in its usual lower-case form with hyphens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UuidText(pub Uuid);
+
+impl From<UuidText> for String {
+    fn from(uuid: UuidText) -> Self {
+        uuid.0.hyphenated().to_string()
+    }
+}
+
+impl TryFrom<String> for UuidText {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        let uuid = Uuid::try_parse(&text).map_err(|_| format!("not a UUID: {text:?}"))?;
+        if uuid.hyphenated().to_string() == text {
+            Ok(Self(uuid))
+        } else {
+            Err(format!("not a UUID in its usual form: {text:?}"))
+        }
+    }
+}
+
+/// The file name of a segment.
+#[must_use]
+pub fn segment_name(number: u32) -> String {
+    format!("seg-{number:08}.drs")
+}
+
+impl BeginManifest {
+    /// With the format, version and features filled in; the rest is for the maker to say.
+    #[must_use]
+    pub fn new(bundle: Uuid, volume: Uuid, geometry: Geometry, generation: u64, cut: u64) -> Self {
+        Self {
+            format: BEGIN_FORMAT.into(),
+            version: VERSION,
+            features: Vec::new(),
+            bundle: UuidText(bundle),
+            volume: (!volume.is_nil()).then_some(UuidText(volume)),
+            generation,
+            cut,
+            size: geometry.size(),
+            block_size: geometry.block_size().bytes_u32(),
+            compression: String::new(),
+            created_unix_s: 0,
+            software: String::new(),
+            selection: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let manifest: Self = parse(bytes, BEGIN_FORMAT)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<()> {
+        expect_format(&self.format, self.version, BEGIN_FORMAT)?;
+        if !self.features.is_empty() {
+            return Err(Error::format(format!(
+                "the bundle needs features that this version does not know: {}",
+                self.features.join(", ")
+            )));
+        }
+        let geometry = self.geometry()?;
+        if self.volume == Some(UuidText(Uuid::nil())) {
+            return Err(Error::format("the volume of the bundle is the nil UUID"));
+        }
+        if self.selection.is_empty() {
+            return Err(Error::format("the bundle selects nothing"));
+        }
+        expect_runs(&self.selection, geometry, "selection")
+    }
+
+    pub fn geometry(&self) -> Result<Geometry> {
+        BlockSize::new(self.block_size)
+            .and_then(|block| Geometry::new(self.size, block))
+            .ok_or_else(|| {
+                Error::format(format!(
+                    "the bundle states an impossible volume: {} bytes in blocks of {}",
+                    self.size, self.block_size
+                ))
+            })
+    }
+}
+
+impl Manifest {
+    #[must_use]
+    pub fn new(begin: BeginManifest, begin_hash: Hash, segments: Vec<SegmentEntry>) -> Self {
+        let root = HexHash(root_of(&segments));
+        Self {
+            format: FORMAT.into(),
+            version: VERSION,
+            begin,
+            begin_hash: HexHash(begin_hash),
+            root,
+            segments,
+            unreadable: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let manifest: Self = parse(bytes, FORMAT)?;
+        expect_format(&manifest.format, manifest.version, FORMAT)?;
+        manifest.begin.check()?;
+        let geometry = manifest.begin.geometry()?;
+        expect_runs(&manifest.unreadable, geometry, "list of unreadable runs")?;
+        if manifest.segments.len() > BUNDLE_SEGMENTS_MAX as usize {
+            return Err(Error::format("the manifest lists too many segments"));
+        }
+        for (number, segment) in (0u32..).zip(&manifest.segments) {
+            let sane = segment.number == number
+                && segment.name == segment_name(number)
+                && segment.bytes <= BUNDLE_SEGMENT_BYTES_MAX;
+            if !sane {
+                return Err(Error::format(format!(
+                    "expected segment {number} of at most 1 GiB in the manifest, found {:?}",
+                    segment.name
+                )));
+            }
+            expect_runs(&segment.coverage, geometry, "coverage of a segment")?;
+        }
+        if manifest.root.0 != root_of(&manifest.segments) {
+            return Err(Error::integrity("the roots of the segments do not give the root"));
+        }
+        Ok(manifest)
+    }
+}
+
+fn root_of(segments: &[SegmentEntry]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for segment in segments {
+        hasher.update(&segment.root.0);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+fn expect_format(format: &str, version: u32, expected: &str) -> Result<()> {
+    if format == expected && version == VERSION {
+        return Ok(());
+    }
+    Err(Error::format(format!(
+        "expected {expected:?} of version {VERSION}, found {format:?} of version {version}"
+    )))
+}
+
+fn expect_runs(runs: &[Run], geometry: Geometry, what: &str) -> Result<()> {
+    let block = geometry.block_size().bytes();
+    let mut at = 0;
+    for &Run(start, end) in runs {
+        let whole_blocks =
+            start.is_multiple_of(block) && (end.is_multiple_of(block) || end == geometry.size());
+        if start < at || start >= end || end > geometry.size() || !whole_blocks {
+            return Err(Error::format(format!(
+                "the {what} has an impossible run from {start} to {end}"
+            )));
+        }
+        at = end;
+    }
+    if runs.len() > BUNDLE_SELECTION_RUNS_MAX {
+        return Err(Error::format(format!("the {what} has too many runs")));
+    }
+    Ok(())
+}
+
+const CHECK_START: &str = ",\n  \"check\": \"";
+const CHECK_END: &str = "\"\n}\n";
+/// CRC32C, a hyphen, BLAKE3, in hexadecimal digits.
+const CHECK_DIGITS: usize = 8 + 1 + 64;
+
+fn check_of(text: &[u8]) -> String {
+    format!("{:08x}-{}", crc32c::crc32c(text), blake3::hash(text).to_hex())
+}
+
+fn encode<T: Serialize>(manifest: &T) -> Vec<u8> {
+    let json = serde_json::to_string_pretty(manifest).expect("plain structures become JSON");
+    let text = json.strip_suffix("\n}").expect("a pretty object ends on a line of its own");
+    format!("{text}{CHECK_START}{}{CHECK_END}", check_of(text.as_bytes())).into_bytes()
+}
+
+#[derive(Deserialize)]
+struct Preamble {
+    format: String,
+    version: u32,
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], expected: &str) -> Result<T> {
+    let damaged = || {
+        Error::integrity(
+            "the manifest is damaged or cut off: it does not end with a checksum that matches it",
+        )
+    };
+    let body = bytes.strip_suffix(CHECK_END.as_bytes()).ok_or_else(damaged)?;
+    let at = body.len().checked_sub(CHECK_DIGITS).ok_or_else(damaged)?;
+    let (text, check) = body.split_at(at);
+    let text = text.strip_suffix(CHECK_START.as_bytes()).ok_or_else(damaged)?;
+    if check != check_of(text).as_bytes() {
+        return Err(damaged());
+    }
+    let refused = |error: serde_json::Error| {
+        Error::format(format!("the manifest is not one of {expected:?}: {error}"))
+    };
+    let whole = [text, b"\n}"].concat();
+    let preamble: Preamble = serde_json::from_slice(&whole).map_err(refused)?;
+    expect_format(&preamble.format, preamble.version, expected)?;
+    serde_json::from_slice(&whole).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn manifest() -> Manifest {
+        let geometry = Geometry::new(1 << 20, BlockSize::DEFAULT).expect("valid");
+        let (bundle, volume) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut begin = BeginManifest::new(bundle, volume, geometry, 3, 4);
+        begin.selection = vec![Run(0, 4096), Run(8192, 1 << 20)];
+        let segment = SegmentEntry {
+            name: segment_name(0),
+            number: 0,
+            bytes: 16_384,
+            header_hash: HexHash([1; 32]),
+            root: HexHash([2; 32]),
+            chunks: 1,
+            data_bytes: 4096,
+            zero_bytes: 0,
+            unreadable_bytes: 0,
+            stored_bytes: 4096,
+            coverage: begin.selection.clone(),
+        };
+        Manifest::new(begin, [7; 32], vec![segment])
+    }
+
+    #[test]
+    fn a_manifest_reads_back_and_is_plain_json() {
+        let bytes = manifest().encode();
+        assert_eq!(Manifest::parse(&bytes).expect("whole"), manifest());
+        let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+        assert_eq!(json["begin"]["selection"][1][0], 8192);
+        let begin = manifest().begin;
+        assert_eq!(BeginManifest::parse(&begin.encode()).expect("whole"), begin);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_noticed() {
+        let mut bytes = manifest().encode();
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::parse(&bytes).is_err(), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        for length in 0..bytes.len() {
+            assert!(Manifest::parse(&bytes[..length]).is_err(), "{length} bytes");
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut Manifest)) -> Error {
+        let mut changed = manifest();
+        change(&mut changed);
+        Manifest::parse(&changed.encode()).expect_err("refused")
+    }
+
+    #[test]
+    fn unknown_versions_features_and_impossible_values_are_refused() {
+        let error = refused(|manifest| manifest.version = 2);
+        assert!(error.to_string().contains("version 2"), "{error}");
+        let error = refused(|manifest| manifest.begin.features.push("shining".into()));
+        assert!(error.to_string().contains("shining"), "{error}");
+        for error in [
+            refused(|manifest| manifest.begin.block_size = 1000),
+            refused(|manifest| manifest.begin.selection.swap(0, 1)),
+            refused(|manifest| manifest.begin.selection[1].1 += 4096),
+            refused(|manifest| manifest.segments[0].name = "../seg-00000000.drs".into()),
+            refused(|manifest| manifest.segments[0].number = 1),
+            refused(|manifest| manifest.segments[0].coverage[0] = Run(4096, 4096)),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Format, "{error}");
+        }
+        let text = String::from_utf8(manifest().encode()).expect("text");
+        let body = text.split_once(CHECK_START).expect("checked").0.replace("\"cut\"", "\"cutt\"");
+        let bytes = format!("{body}{CHECK_START}{}{CHECK_END}", check_of(body.as_bytes()));
+        let error = Manifest::parse(bytes.as_bytes()).expect_err("an unknown field");
+        assert!(error.to_string().contains("cutt"), "{error}");
+    }
+}

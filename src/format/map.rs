@@ -1,0 +1,454 @@
+//! The map file and the intent log, byte by byte (drawn in `docs/formats.md`).
+//!
+//! A map file is two header slots of 4 KiB, then for each plane and page two slots of 4 KiB:
+//!
+//! ```text
+//! 0      header slot 0        4096   header slot 1
+//! 8192   plane 0 page 0 slot 0, slot 1; plane 0 page 1 slot 0, slot 1; ...; plane 1 ...
+//! ```
+//!
+//! Guarantees: encoding is total; decoding never panics and names what was expected and found.
+//! Does not know: devices, which slot is the newer one.
+
+use uuid::Uuid;
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::bitmap::PAGE_WORDS;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{BlockSize, Geometry};
+
+/// Bytes of a header slot, a page slot and an intent slot: the unit that is written at once.
+pub const SLOT_BYTES: usize = 4096;
+pub const PLANES_MAX: usize = 8;
+/// Hot extents that one intent slot holds.
+pub const INTENT_ENTRIES_MAX: usize = 1000;
+
+const HEADER_MAGIC: [u8; 8] = *b"\x89DRM\r\n\x1a\n";
+const INTENT_MAGIC: [u8; 8] = *b"\x89DRI\r\n\x1a\n";
+const PAGE_MAGIC: [u8; 4] = *b"DRMP";
+const VERSION: u16 = 1;
+
+/// What a map file records; a file of one role never opens as another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapRole {
+    /// Overwrite map of a primary: planes current, link-only, unsent.
+    Overwrite = 1,
+    /// Backup map: plane 0 = changed since the latest cut.
+    Changed = 2,
+    /// Snapshot map: plane 0 = old contents are in the preservation store.
+    Preserved = 3,
+}
+
+/// Whose map it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapIdentity {
+    /// Nil while the map is bound to no volume.
+    pub volume: Uuid,
+    pub geometry: Geometry,
+    pub generation: u64,
+}
+
+/// A header slot, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapHeader {
+    pub identity: MapIdentity,
+    pub role: MapRole,
+    pub planes: usize,
+    /// Counts header writes; the slot with the higher one is the newer.
+    pub sequence: u64,
+    /// Pages committed with a sequence up to this one are void: their bits equal `base`.
+    pub void_through: u64,
+    /// Value of each plane's bits where no valid page says otherwise.
+    pub base: [bool; PLANES_MAX],
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 8],
+    version: U16,
+    role: U16,
+    features: U32,
+    volume: [u8; 16],
+    size: U64,
+    block_size: U32,
+    planes: U32,
+    generation: U64,
+    sequence: U64,
+    void_through: U64,
+    base: [u8; PLANES_MAX],
+    reserved: [u8; SLOT_BYTES - 84],
+    crc: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawPage {
+    magic: [u8; 4],
+    crc: U32,
+    sequence: U64,
+    index: U64,
+    plane: U32,
+    reserved: U32,
+    volume: [u8; 16],
+    reserved_tail: [u8; 16],
+    words: [U64; PAGE_WORDS],
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawIntent {
+    magic: [u8; 8],
+    version: U16,
+    reserved: U16,
+    features: U32,
+    volume: [u8; 16],
+    sequence: U64,
+    extent_bytes: U64,
+    count: U32,
+    crc: U32,
+    entries: [U32; INTENT_ENTRIES_MAX],
+    reserved_tail: [u8; SLOT_BYTES - 56 - 4 * INTENT_ENTRIES_MAX],
+}
+
+const _: () = {
+    assert!(size_of::<RawHeader>() == SLOT_BYTES);
+    assert!(size_of::<RawPage>() == SLOT_BYTES);
+    assert!(size_of::<RawIntent>() == SLOT_BYTES);
+};
+
+/// What a slot holds, as far as can be told without its neighbour.
+#[derive(Debug)]
+pub enum Slot<T> {
+    /// All zero: never written.
+    Empty,
+    Valid(T),
+    /// Torn, rotten, misdirected or foreign.
+    Damaged(Error),
+}
+
+fn is_empty(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+impl MapHeader {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut base = [0; PLANES_MAX];
+        for (byte, value) in base.iter_mut().zip(self.base) {
+            *byte = u8::from(value);
+        }
+        let geometry = self.identity.geometry;
+        let mut raw = RawHeader {
+            magic: HEADER_MAGIC,
+            version: VERSION.into(),
+            role: (self.role as u16).into(),
+            features: 0.into(),
+            volume: *self.identity.volume.as_bytes(),
+            size: geometry.size().into(),
+            block_size: geometry.block_size().bytes_u32().into(),
+            planes: u32::try_from(self.planes).expect("at most PLANES_MAX").into(),
+            generation: self.identity.generation.into(),
+            sequence: self.sequence.into(),
+            void_through: self.void_through.into(),
+            base,
+            reserved: [0; SLOT_BYTES - 84],
+            crc: 0.into(),
+        };
+        raw.crc = crc32c::crc32c(&raw.as_bytes()[..SLOT_BYTES - 4]).into();
+        raw.as_bytes().to_vec()
+    }
+
+    /// Decodes a header slot. A wrong magic, version or feature bit is `Format`; a wrong checksum
+    /// `Integrity`; numbers out of range `Format`.
+    pub fn decode(bytes: &[u8; SLOT_BYTES]) -> Slot<Self> {
+        if is_empty(bytes) {
+            return Slot::Empty;
+        }
+        match Self::decode_written(bytes) {
+            Ok(header) => Slot::Valid(header),
+            Err(error) => Slot::Damaged(error),
+        }
+    }
+
+    fn decode_written(bytes: &[u8; SLOT_BYTES]) -> Result<Self> {
+        let raw: &RawHeader = zerocopy::transmute_ref!(bytes);
+        if raw.magic != HEADER_MAGIC {
+            return Err(Error::format(format!(
+                "not a dualrestore map: expected magic {:02x?}, found {:02x?}",
+                HEADER_MAGIC, raw.magic
+            )));
+        }
+        let crc = crc32c::crc32c(&bytes[..SLOT_BYTES - 4]);
+        if raw.crc.get() != crc {
+            return Err(Error::integrity(format!(
+                "map header is damaged: checksum {:08x}, expected {crc:08x}",
+                raw.crc
+            )));
+        }
+        if raw.version.get() != VERSION || raw.features.get() != 0 {
+            return Err(Error::format(format!(
+                "map version {} with feature bits {:#x}: this program knows version {VERSION} and \
+                 no feature bits; use the program that wrote it or a newer one",
+                raw.version, raw.features
+            )));
+        }
+        let role = match raw.role.get() {
+            1 => MapRole::Overwrite,
+            2 => MapRole::Changed,
+            3 => MapRole::Preserved,
+            other => return Err(Error::format(format!("unknown map role {other}"))),
+        };
+        let geometry = BlockSize::new(raw.block_size.get())
+            .and_then(|block_size| Geometry::new(raw.size.get(), block_size))
+            .ok_or_else(|| {
+                Error::format(format!(
+                    "map of {} bytes in blocks of {}: not a valid geometry",
+                    raw.size, raw.block_size
+                ))
+            })?;
+        let planes = raw.planes.get() as usize;
+        if planes == 0 || planes > PLANES_MAX || raw.base.iter().any(|value| *value > 1) {
+            return Err(Error::format(format!("map with {planes} planes, expected 1 to 8")));
+        }
+        Ok(Self {
+            identity: MapIdentity {
+                volume: Uuid::from_bytes(raw.volume),
+                geometry,
+                generation: raw.generation.get(),
+            },
+            role,
+            planes,
+            sequence: raw.sequence.get(),
+            void_through: raw.void_through.get(),
+            base: raw.base.map(|value| value == 1),
+        })
+    }
+}
+
+/// A page slot, decoded.
+#[derive(Debug)]
+pub struct MapPage {
+    pub plane: usize,
+    pub index: usize,
+    pub volume: Uuid,
+    pub sequence: u64,
+    pub words: Box<[u64; PAGE_WORDS]>,
+}
+
+impl MapPage {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut raw = RawPage {
+            magic: PAGE_MAGIC,
+            crc: 0.into(),
+            sequence: self.sequence.into(),
+            index: (self.index as u64).into(),
+            plane: u32::try_from(self.plane).expect("at most PLANES_MAX").into(),
+            reserved: 0.into(),
+            volume: *self.volume.as_bytes(),
+            reserved_tail: [0; 16],
+            words: self.words.map(U64::new),
+        };
+        raw.crc = crc32c::crc32c(&raw.as_bytes()[8..]).into();
+        raw.as_bytes().to_vec()
+    }
+
+    /// Decodes the slot that stands where plane `plane`, page `index` belongs: a page of another
+    /// place or volume (a misdirected write) counts as damaged.
+    pub fn decode(
+        bytes: &[u8; SLOT_BYTES],
+        plane: usize,
+        index: usize,
+        volume: Uuid,
+    ) -> Slot<Self> {
+        if is_empty(bytes) {
+            return Slot::Empty;
+        }
+        let raw: &RawPage = zerocopy::transmute_ref!(bytes);
+        let crc = crc32c::crc32c(&bytes[8..]);
+        if raw.magic != PAGE_MAGIC || raw.crc.get() != crc {
+            return Slot::Damaged(Error::integrity(format!(
+                "map page {index} of plane {plane} is damaged: checksum {:08x}, expected {crc:08x}",
+                raw.crc
+            )));
+        }
+        let placed = raw.plane.get() as usize == plane && raw.index.get() == index as u64;
+        if !placed || raw.volume != *volume.as_bytes() {
+            return Slot::Damaged(Error::integrity(format!(
+                "expected map page {index} of plane {plane}, found page {} of plane {} of \
+                 volume {}",
+                raw.index,
+                raw.plane,
+                Uuid::from_bytes(raw.volume)
+            )));
+        }
+        let words = Box::new(raw.words.map(U64::get));
+        Slot::Valid(Self { plane, index, volume, sequence: raw.sequence.get(), words })
+    }
+}
+
+/// The set of hot extents as one slot of the intent log states it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntentRecord {
+    pub volume: Uuid,
+    pub sequence: u64,
+    pub extent_bytes: u64,
+    /// Indices of hot extents, ascending.
+    pub extents: Vec<u32>,
+}
+
+impl IntentRecord {
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        assert!(self.extents.len() <= INTENT_ENTRIES_MAX, "one slot holds the set");
+        let mut raw = RawIntent {
+            magic: INTENT_MAGIC,
+            version: VERSION.into(),
+            reserved: 0.into(),
+            features: 0.into(),
+            volume: *self.volume.as_bytes(),
+            sequence: self.sequence.into(),
+            extent_bytes: self.extent_bytes.into(),
+            count: u32::try_from(self.extents.len()).expect("checked above").into(),
+            crc: 0.into(),
+            entries: [U32::ZERO; INTENT_ENTRIES_MAX],
+            reserved_tail: [0; SLOT_BYTES - 56 - 4 * INTENT_ENTRIES_MAX],
+        };
+        for (entry, extent) in raw.entries.iter_mut().zip(&self.extents) {
+            *entry = (*extent).into();
+        }
+        raw.crc = crc32c::crc32c(raw.as_bytes()).into();
+        raw.as_bytes().to_vec()
+    }
+
+    pub fn decode(bytes: &[u8; SLOT_BYTES]) -> Slot<Self> {
+        if is_empty(bytes) {
+            return Slot::Empty;
+        }
+        match Self::decode_written(bytes) {
+            Ok(record) => Slot::Valid(record),
+            Err(error) => Slot::Damaged(error),
+        }
+    }
+
+    fn decode_written(bytes: &[u8; SLOT_BYTES]) -> Result<Self> {
+        let raw: &RawIntent = zerocopy::transmute_ref!(bytes);
+        if raw.magic != INTENT_MAGIC {
+            return Err(Error::format("not a dualrestore intent log: wrong magic"));
+        }
+        let mut unsigned = *bytes;
+        unsigned[52..56].fill(0);
+        let crc = crc32c::crc32c(&unsigned);
+        if raw.crc.get() != crc {
+            return Err(Error::integrity(format!(
+                "intent log slot is damaged: checksum {:08x}, expected {crc:08x}",
+                raw.crc
+            )));
+        }
+        let count = raw.count.get() as usize;
+        if raw.version.get() != VERSION || raw.features.get() != 0 || count > INTENT_ENTRIES_MAX {
+            return Err(Error::new(
+                ErrorKind::Format,
+                format!("intent log version {} with {count} extents is not known", raw.version),
+            ));
+        }
+        let extents: Vec<u32> = raw.entries[..count].iter().map(|entry| entry.get()).collect();
+        if !extents.is_sorted_by(|a, b| a < b) {
+            return Err(Error::format("intent log extents are not ascending"));
+        }
+        Ok(Self {
+            volume: Uuid::from_bytes(raw.volume),
+            sequence: raw.sequence.get(),
+            extent_bytes: raw.extent_bytes.get(),
+            extents,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> MapHeader {
+        MapHeader {
+            identity: MapIdentity {
+                volume: Uuid::from_u128(7),
+                geometry: Geometry::new(10 << 20, BlockSize::DEFAULT).expect("valid"),
+                generation: 3,
+            },
+            role: MapRole::Overwrite,
+            planes: 3,
+            sequence: 9,
+            void_through: 4,
+            base: [true, false, false, false, false, false, false, false],
+        }
+    }
+
+    fn slot(bytes: &[u8]) -> &[u8; SLOT_BYTES] {
+        bytes.try_into().expect("one slot")
+    }
+
+    #[test]
+    fn a_header_decodes_to_what_was_encoded() {
+        let bytes = header().encode();
+        let Slot::Valid(decoded) = MapHeader::decode(slot(&bytes)) else { panic!("valid") };
+        assert_eq!(decoded, header());
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_page_or_intent_slot_is_noticed() {
+        let page = MapPage {
+            plane: 1,
+            index: 5,
+            volume: Uuid::from_u128(7),
+            sequence: 2,
+            words: Box::new([0x55; PAGE_WORDS]),
+        };
+        let intent = IntentRecord {
+            volume: Uuid::from_u128(7),
+            sequence: 3,
+            extent_bytes: 1 << 20,
+            extents: vec![1, 5, 9],
+        };
+        for (name, bytes) in
+            [("header", header().encode()), ("page", page.encode()), ("intent", intent.encode())]
+        {
+            for bit in 0..SLOT_BYTES * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let noticed = match name {
+                    "header" => matches!(MapHeader::decode(slot(&flipped)), Slot::Damaged(_)),
+                    "page" => matches!(
+                        MapPage::decode(slot(&flipped), 1, 5, Uuid::from_u128(7)),
+                        Slot::Damaged(_)
+                    ),
+                    _ => matches!(IntentRecord::decode(slot(&flipped)), Slot::Damaged(_)),
+                };
+                assert!(noticed, "{name}: bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_misdirected_page_is_damaged() {
+        let page = MapPage {
+            plane: 0,
+            index: 5,
+            volume: Uuid::nil(),
+            sequence: 2,
+            words: Box::new([0; PAGE_WORDS]),
+        };
+        let bytes = page.encode();
+        assert!(matches!(MapPage::decode(slot(&bytes), 0, 5, Uuid::nil()), Slot::Valid(_)));
+        for (plane, index, volume) in
+            [(1, 5, Uuid::nil()), (0, 4, Uuid::nil()), (0, 5, Uuid::from_u128(1))]
+        {
+            assert!(matches!(
+                MapPage::decode(slot(&bytes), plane, index, volume),
+                Slot::Damaged(_)
+            ));
+        }
+    }
+}

@@ -1,0 +1,559 @@
+//! A map file: planes of bits whose changes become durable in commits.
+//!
+//! | step | who | guarantee |
+//! |---|---|---|
+//! | `fill` | any thread | bits change in memory; their pages await a commit |
+//! | `capture` | committer | copies of waiting pages; later changes await the next commit (R2) |
+//! | device flush | **caller** | the data that the captured bits speak of is durable (R1) |
+//! | `commit` | committer | the copies are written to the older slots and flushed |
+//!
+//! Guarantees: a crash at any point leaves every page as some commit wrote it; the slot that was
+//! valid stays so until the newer one is durable. After a failed commit the map refuses further
+//! ones (law 11). Opening reads the pages that exist, not the volume.
+//! Does not know: what the planes mean, when to commit.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::bitmap::Bitmap;
+use crate::device::{AlignedBuffer, Device};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::BlockRange;
+use crate::format::map::{MapHeader, MapIdentity, MapPage, MapRole, PLANES_MAX, SLOT_BYTES, Slot};
+use crate::units::Geometry;
+
+const HEADER_BYTES: u64 = 2 * SLOT_BYTES as u64;
+
+/// See the module.
+#[derive(Debug)]
+pub struct MapFile {
+    device: Arc<dyn Device>,
+    planes: Vec<Arc<Bitmap>>,
+    waiting: Mutex<Waiting>,
+    durable: Mutex<Durable>,
+    poisoned: AtomicBool,
+}
+
+/// Pages that changed since they were captured, per plane.
+#[derive(Debug)]
+struct Waiting {
+    pages: Vec<BTreeSet<usize>>,
+}
+
+#[derive(Debug)]
+struct Durable {
+    header: MapHeader,
+    header_slot: usize,
+    /// Sequence of the latest commit.
+    sequence: u64,
+    /// Per plane and page: the slot that is valid, if any.
+    slots: Vec<Vec<Option<u8>>>,
+}
+
+/// Copies of pages, taken at one moment.
+#[derive(Debug)]
+pub struct Capture {
+    pages: Vec<CapturedPage>,
+}
+
+#[derive(Debug)]
+struct CapturedPage {
+    plane: usize,
+    index: usize,
+    words: Box<[u64; crate::bitmap::PAGE_WORDS]>,
+}
+
+impl Capture {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+}
+
+/// What opening found damaged: the caller decides what the bits there must be taken for.
+#[derive(Debug, Default)]
+pub struct Damage {
+    /// One slot of the page is valid, the other was torn (or rotted): perhaps an older state.
+    pub suspect: Vec<(usize, BlockRange)>,
+    /// No slot is valid though one was written: the bits are lost and read as clear.
+    pub lost: Vec<(usize, BlockRange)>,
+    /// Those of `lost` whose other slot was never written: torn within their first commit, unless
+    /// the disk rots.
+    pub lost_first: Vec<(usize, BlockRange)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MapFile {
+    /// Bytes of the sparse file that holds such a map.
+    #[must_use]
+    pub fn bytes_needed(geometry: Geometry, planes: usize) -> u64 {
+        let pages = geometry.blocks().div_ceil(crate::bitmap::PAGE_BITS);
+        HEADER_BYTES + pages * planes as u64 * 2 * SLOT_BYTES as u64
+    }
+
+    /// Writes a new map with every bit clear over a device that reads as zeros. Durable when it
+    /// returns.
+    pub fn create(
+        device: Arc<dyn Device>,
+        identity: MapIdentity,
+        role: MapRole,
+        planes: usize,
+    ) -> Result<Self> {
+        Self::create_filled(device, identity, role, &vec![false; planes])
+    }
+
+    /// As `create`, with every bit of plane `p` equal to `base[p]`.
+    pub fn create_filled(
+        device: Arc<dyn Device>,
+        identity: MapIdentity,
+        role: MapRole,
+        base: &[bool],
+    ) -> Result<Self> {
+        let planes = base.len();
+        assert!((1..=PLANES_MAX).contains(&planes));
+        let needed = Self::bytes_needed(identity.geometry, planes);
+        if device.size() < needed {
+            return Err(Error::usage(format!(
+                "a map of this volume needs {needed} bytes, the file has {}",
+                device.size()
+            )));
+        }
+        let header = MapHeader {
+            identity,
+            role,
+            planes,
+            sequence: 1,
+            void_through: 0,
+            base: std::array::from_fn(|plane| base.get(plane).copied().unwrap_or(false)),
+        };
+        device.write_at(0, &header.encode())?;
+        device.flush()?;
+        Ok(Self::assemble(device, header, 0))
+    }
+
+    fn assemble(device: Arc<dyn Device>, header: MapHeader, header_slot: usize) -> Self {
+        let blocks = header.identity.geometry.blocks();
+        let planes: Vec<_> =
+            (0..header.planes).map(|p| Arc::new(Bitmap::new(blocks, header.base[p]))).collect();
+        let pages = planes[0].pages();
+        Self {
+            device,
+            waiting: Mutex::new(Waiting { pages: vec![BTreeSet::new(); header.planes] }),
+            durable: Mutex::new(Durable {
+                header,
+                header_slot,
+                sequence: header.void_through,
+                slots: vec![vec![None; pages]; header.planes],
+            }),
+            planes,
+            poisoned: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens a map of the given role; fails if any page is lost. For maps whose owner can say what
+    /// lost bits mean there is `open_damaged`.
+    pub fn open(device: Arc<dyn Device>, role: MapRole) -> Result<Self> {
+        let (map, damage) = Self::open_damaged(device, role)?;
+        match damage.lost.first() {
+            None => Ok(map),
+            Some((plane, blocks)) => Err(Error::integrity(format!(
+                "map is damaged: no valid copy of the page for blocks {} to {} of plane {plane}",
+                blocks.start, blocks.end
+            ))),
+        }
+    }
+
+    /// Opens a map and tells which pages are damaged.
+    pub fn open_damaged(device: Arc<dyn Device>, role: MapRole) -> Result<(Self, Damage)> {
+        let (header, slot) = read_header(&*device)?;
+        if header.role != role {
+            return Err(Error::identity(format!(
+                "expected a map of role {role:?}, found one of role {:?}",
+                header.role
+            )));
+        }
+        let needed = Self::bytes_needed(header.identity.geometry, header.planes);
+        if device.size() < needed {
+            return Err(Error::integrity(format!(
+                "map is truncated: {} bytes, expected {needed}",
+                device.size()
+            )));
+        }
+        let map = Self::assemble(device, header, slot);
+        let damage = map.read_pages(needed)?;
+        Ok((map, damage))
+    }
+
+    fn read_pages(&self, end: u64) -> Result<Damage> {
+        const READ_BYTES: u64 = 1 << 20;
+        let mut damage = Damage::default();
+        let mut durable = lock(&self.durable);
+        let pair = 2 * SLOT_BYTES as u64;
+        let mut buffer = AlignedBuffer::zeroed(READ_BYTES as usize);
+        let mut at = HEADER_BYTES;
+        while let Some(data) = self.device.next_data(at)?.filter(|data| data.offset < end) {
+            // Whole pairs of slots, from the one that the stretch begins in.
+            let start =
+                at.max(HEADER_BYTES + (data.offset.max(HEADER_BYTES) - HEADER_BYTES) / pair * pair);
+            let stop =
+                (data.end().max(start + 1) - HEADER_BYTES).next_multiple_of(pair) + HEADER_BYTES;
+            at = stop.min(end).min(start + READ_BYTES);
+            let bytes = &mut buffer[..(at - start) as usize];
+            self.device.read_at(start, bytes)?;
+            let first = ((start - HEADER_BYTES) / pair) as usize;
+            for (pair_index, slots) in bytes.chunks_exact(pair as usize).enumerate() {
+                self.read_pair(first + pair_index, slots, &mut durable, &mut damage);
+            }
+        }
+        Ok(damage)
+    }
+
+    fn read_pair(&self, at: usize, slots: &[u8], durable: &mut Durable, damage: &mut Damage) {
+        let pages = self.planes[0].pages();
+        let (plane, index) = (at / pages, at % pages);
+        let volume = durable.header.identity.volume;
+        let mut best: Option<(u8, MapPage)> = None;
+        let mut damaged = false;
+        let mut unwritten = false;
+        for (slot, bytes) in slots.chunks_exact(SLOT_BYTES).enumerate() {
+            let bytes: &[u8; SLOT_BYTES] = bytes.try_into().expect("exact chunks");
+            match MapPage::decode(bytes, plane, index, volume) {
+                Slot::Empty => unwritten = true,
+                Slot::Damaged(_) => damaged = true,
+                Slot::Valid(page) if page.sequence <= durable.header.void_through => {}
+                Slot::Valid(page) => {
+                    if best.as_ref().is_none_or(|(_, held)| held.sequence < page.sequence) {
+                        best = Some((slot as u8, page));
+                    }
+                }
+            }
+        }
+        let blocks = self.planes[plane].page_range(index);
+        let loaded = best.as_ref().and_then(|(slot, page)| {
+            self.planes[plane].load_page(index, &page.words).map(|()| (*slot, page.sequence))
+        });
+        match loaded {
+            Some((slot, sequence)) => {
+                durable.slots[plane][index] = Some(slot);
+                durable.sequence = durable.sequence.max(sequence);
+                if damaged {
+                    damage.suspect.push((plane, blocks));
+                }
+            }
+            None if damaged || best.is_some() => {
+                damage.lost.push((plane, blocks));
+                if unwritten && best.is_none() {
+                    damage.lost_first.push((plane, blocks));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Whether no map was ever written there: what a crash between making the file and writing its
+    /// header leaves.
+    pub fn is_blank(device: &dyn Device) -> Result<bool> {
+        let mut bytes = AlignedBuffer::zeroed(2 * SLOT_BYTES);
+        let length = bytes.len().min(device.size() as usize);
+        device.read_at(0, &mut bytes[..length])?;
+        Ok(bytes.iter().all(|byte| *byte == 0))
+    }
+
+    /// Whose map it is, without reading its pages.
+    pub fn read_identity(device: &dyn Device) -> Result<MapIdentity> {
+        Ok(read_header(device)?.0.identity)
+    }
+
+    #[must_use]
+    pub fn identity(&self) -> MapIdentity {
+        lock(&self.durable).header.identity
+    }
+
+    /// The bits of a plane, to be read freely; changes go through `fill`.
+    #[must_use]
+    pub fn plane(&self, plane: usize) -> &Arc<Bitmap> {
+        &self.planes[plane]
+    }
+
+    /// Changes bits and remembers their pages for the next commit; returns how many changed.
+    pub fn fill(&self, plane: usize, blocks: BlockRange, value: bool) -> u64 {
+        let mut waiting: Option<MutexGuard<'_, Waiting>> = None;
+        self.planes[plane].fill_with(blocks, value, |page| {
+            waiting.get_or_insert_with(|| lock(&self.waiting)).pages[plane].insert(page);
+        })
+    }
+
+    #[must_use]
+    pub fn has_uncommitted(&self) -> bool {
+        lock(&self.waiting).pages.iter().any(|pages| !pages.is_empty())
+    }
+
+    /// Copies of at most `pages_max` waiting pages, of all planes alike.
+    #[must_use]
+    pub fn capture(&self, pages_max: usize) -> Capture {
+        let mut waiting = lock(&self.waiting);
+        let mut pages = Vec::new();
+        for (plane, set) in waiting.pages.iter_mut().enumerate() {
+            while pages.len() < pages_max {
+                let Some(index) = set.pop_first() else { break };
+                pages.push(CapturedPage {
+                    plane,
+                    index,
+                    words: self.planes[plane].copy_page(index),
+                });
+            }
+        }
+        Capture { pages }
+    }
+
+    /// Writes the captured pages to their older slots and flushes. The caller has flushed the
+    /// volume's device between `capture` and this (R1). One commit at a time.
+    pub fn commit(&self, capture: &Capture) -> Result<()> {
+        if capture.is_empty() {
+            return Ok(());
+        }
+        let mut durable = lock(&self.durable);
+        self.check_poisoned()?;
+        let result = self.write_pages(&durable, capture);
+        if result.is_err() {
+            self.poisoned.store(true, Ordering::Release);
+            return result;
+        }
+        durable.sequence += 1;
+        for page in &capture.pages {
+            let slot = &mut durable.slots[page.plane][page.index];
+            *slot = Some(other_slot(*slot));
+        }
+        Ok(())
+    }
+
+    fn write_pages(&self, durable: &Durable, capture: &Capture) -> Result<()> {
+        for page in &capture.pages {
+            let encoded = MapPage {
+                plane: page.plane,
+                index: page.index,
+                volume: durable.header.identity.volume,
+                sequence: durable.sequence + 1,
+                words: page.words.clone(),
+            }
+            .encode();
+            let slot = other_slot(durable.slots[page.plane][page.index]);
+            self.device.write_at(self.position(page.plane, page.index, slot), &encoded)?;
+        }
+        self.device.flush()
+    }
+
+    fn position(&self, plane: usize, index: usize, slot: u8) -> u64 {
+        let pair = (plane * self.planes[0].pages() + index) as u64;
+        HEADER_BYTES + (pair * 2 + u64::from(slot)) * SLOT_BYTES as u64
+    }
+
+    /// Captures and commits everything that waits. For callers that have no device to flush in
+    /// between, or have just flushed it with no change since.
+    pub fn commit_all(&self) -> Result<()> {
+        while self.has_uncommitted() {
+            let capture = self.capture(crate::limits::COMMIT_PAGES_MAX);
+            self.commit(&capture)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the map another identity and every bit of plane `p` the value `base[p]`, in one
+    /// durable step that costs the same for any size. Nothing may change bits meanwhile.
+    pub fn reset(&self, volume: Uuid, generation: u64, base: &[bool]) -> Result<()> {
+        assert_eq!(base.len(), self.planes.len());
+        let mut durable = lock(&self.durable);
+        self.check_poisoned()?;
+        let mut header = durable.header;
+        header.identity.volume = volume;
+        header.identity.generation = generation;
+        // One above, since a failed commit may have left pages with the next sequence.
+        header.void_through = durable.sequence + 1;
+        for (to, from) in header.base.iter_mut().zip(base) {
+            *to = *from;
+        }
+        self.write_header(&mut durable, header)?;
+        durable.sequence = header.void_through;
+        let mut waiting = lock(&self.waiting);
+        for (plane, value) in base.iter().enumerate() {
+            let bits = &self.planes[plane];
+            bits.fill(BlockRange::new(0, bits.len()), *value);
+            waiting.pages[plane].clear();
+        }
+        Ok(())
+    }
+
+    /// Gives the map another generation and keeps its bits. Durable when it returns.
+    pub fn set_generation(&self, generation: u64) -> Result<()> {
+        let mut durable = lock(&self.durable);
+        self.check_poisoned()?;
+        let mut header = durable.header;
+        header.identity.generation = generation;
+        self.write_header(&mut durable, header)
+    }
+
+    fn write_header(&self, durable: &mut Durable, mut header: MapHeader) -> Result<()> {
+        header.sequence += 1;
+        let slot = 1 - durable.header_slot;
+        let written = self
+            .device
+            .write_at((slot * SLOT_BYTES) as u64, &header.encode())
+            .and_then(|()| self.device.flush());
+        if written.is_err() {
+            self.poisoned.store(true, Ordering::Release);
+            return written;
+        }
+        durable.header = header;
+        durable.header_slot = slot;
+        Ok(())
+    }
+
+    fn check_poisoned(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                "a write to the map failed earlier; reopen it after mending its disk",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn other_slot(slot: Option<u8>) -> u8 {
+    slot.map_or(0, |slot| 1 - slot)
+}
+
+/// The newer valid header and its slot.
+fn read_header(device: &dyn Device) -> Result<(MapHeader, usize)> {
+    if device.size() < HEADER_BYTES {
+        return Err(Error::integrity(format!(
+            "map is truncated: {} bytes, expected at least {HEADER_BYTES}",
+            device.size()
+        )));
+    }
+    let mut bytes = AlignedBuffer::zeroed(2 * SLOT_BYTES);
+    device.read_at(0, &mut bytes)?;
+    let mut best: Option<(MapHeader, usize)> = None;
+    let mut problem = None;
+    for (slot, bytes) in bytes.chunks_exact(SLOT_BYTES).enumerate() {
+        match MapHeader::decode(bytes.try_into().expect("exact chunks")) {
+            Slot::Empty => {}
+            Slot::Damaged(error) => problem = Some(error),
+            Slot::Valid(header) => {
+                if best.is_none_or(|(held, _)| held.sequence < header.sequence) {
+                    best = Some((header, slot));
+                }
+            }
+        }
+    }
+    best.ok_or_else(|| problem.unwrap_or_else(|| Error::format("not a dualrestore map: empty")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::RamDevice;
+    use crate::units::BlockSize;
+
+    fn geometry() -> Geometry {
+        Geometry::new(1 << 30, BlockSize::DEFAULT).expect("valid")
+    }
+
+    fn identity() -> MapIdentity {
+        MapIdentity { volume: Uuid::from_u128(1), geometry: geometry(), generation: 1 }
+    }
+
+    fn create(device: &Arc<RamDevice>) -> MapFile {
+        MapFile::create(Arc::clone(device) as _, identity(), MapRole::Overwrite, 3)
+            .expect("created")
+    }
+
+    fn ram() -> Arc<RamDevice> {
+        Arc::new(RamDevice::new(MapFile::bytes_needed(geometry(), 3)))
+    }
+
+    #[test]
+    fn committed_bits_are_there_after_reopening_and_others_are_not() {
+        let device = ram();
+        let map = create(&device);
+        let blocks = geometry().blocks();
+        map.fill(0, BlockRange::new(5, blocks - 5), true);
+        map.fill(2, BlockRange::new(100, 101), true);
+        map.commit_all().expect("committed");
+        map.fill(0, BlockRange::new(0, 5), true);
+        let reopened = MapFile::open(device, MapRole::Overwrite).expect("opens");
+        assert_eq!(reopened.plane(0).count_all(), blocks - 10);
+        assert_eq!(reopened.plane(1).count_all(), 0);
+        assert!(reopened.plane(2).get(100));
+    }
+
+    #[test]
+    fn bits_set_after_the_capture_are_not_in_that_commit() {
+        let device = ram();
+        let map = create(&device);
+        map.fill(0, BlockRange::one(1), true);
+        let capture = map.capture(100);
+        map.fill(0, BlockRange::one(2), true);
+        map.commit(&capture).expect("committed");
+        let reopened = MapFile::open(device, MapRole::Overwrite).expect("opens");
+        assert!(reopened.plane(0).get(1) && !reopened.plane(0).get(2));
+        assert!(map.has_uncommitted());
+    }
+
+    #[test]
+    fn a_torn_page_leaves_the_older_one_and_is_reported() {
+        let device = ram();
+        let map = create(&device);
+        map.fill(0, BlockRange::one(1), true);
+        map.commit_all().expect("committed");
+        map.fill(0, BlockRange::one(2), true);
+        map.commit_all().expect("committed");
+        device.write_at(map.position(0, 0, 1) + 512, &[0xff; 512]).expect("ram");
+        let (reopened, damage) = MapFile::open_damaged(device, MapRole::Overwrite).expect("opens");
+        assert!(reopened.plane(0).get(1) && !reopened.plane(0).get(2));
+        assert_eq!(damage.suspect.len(), 1);
+        assert!(damage.lost.is_empty());
+    }
+
+    #[test]
+    fn a_page_with_no_valid_slot_is_lost_and_refused_unless_asked() {
+        let device = ram();
+        let map = create(&device);
+        map.fill(0, BlockRange::one(1), true);
+        map.commit_all().expect("committed");
+        device.write_at(map.position(0, 0, 0), &[1; 512]).expect("ram");
+        let error = MapFile::open(Arc::clone(&device) as _, MapRole::Overwrite).expect_err("lost");
+        assert_eq!(error.kind(), ErrorKind::Integrity);
+        let (_, damage) = MapFile::open_damaged(device, MapRole::Overwrite).expect("opens");
+        assert_eq!(damage.lost.len(), 1);
+    }
+
+    #[test]
+    fn a_reset_voids_every_page_and_survives() {
+        let device = ram();
+        let map = create(&device);
+        map.fill(0, BlockRange::new(0, 1000), true);
+        map.commit_all().expect("committed");
+        map.reset(Uuid::from_u128(1), 2, &[false, false, true]).expect("reset");
+        map.fill(0, BlockRange::one(7), true);
+        map.commit_all().expect("committed");
+        let reopened = MapFile::open(device, MapRole::Overwrite).expect("opens");
+        assert_eq!(reopened.identity().generation, 2);
+        assert_eq!(reopened.plane(0).count_all(), 1);
+        assert_eq!(reopened.plane(2).count_all(), geometry().blocks());
+    }
+
+    #[test]
+    fn a_map_of_another_role_is_refused() {
+        let device = ram();
+        drop(create(&device));
+        let error = MapFile::open(device, MapRole::Changed).expect_err("another role");
+        assert_eq!(error.kind(), ErrorKind::Identity);
+    }
+}

@@ -1,0 +1,318 @@
+//! The overwrite map of a primary: what is current, what only the link may supply, what the
+//! backup lacks.
+//!
+//! | current | link-only | unsent | state of the block |
+//! |---|---|---|---|
+//! | 0 | 0 | 0 | missing |
+//! | 0 | 1 | 0 | missing, a bundle must not supply it (law 5) |
+//! | 1 | 0 | 0 | current |
+//! | 1 | 0 | 1 | current, the backup may lack it |
+//!
+//! Guarantees: opening after an unclean stop applies rules R1 to R5: every missing block in a hot
+//! extent becomes link-only, every current one there unsent, durably, before anything is served.
+//! Does not know: devices of volumes, requests, the link.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::file::{Damage, MapFile};
+use super::intent::Intents;
+use crate::bitmap::Bitmap;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::extent::{BlockRange, ByteRange};
+use crate::format::map::{MapIdentity, MapRole};
+use crate::limits::HOT_EXTENT_BYTES;
+use crate::units::Geometry;
+
+/// Planes of the map file.
+pub const CURRENT: usize = 0;
+pub const LINK_ONLY: usize = 1;
+pub const UNSENT: usize = 2;
+const PLANES: usize = 3;
+
+/// What opening after an unclean stop had to assume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Blocks that became link-only: fetched over the link, never taken from a bundle.
+    pub link_only_blocks: u64,
+    /// Current blocks that became unsent: they are sent again.
+    pub unsent_blocks: u64,
+    /// Pages of the map that were damaged.
+    pub damaged_pages: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct OverwriteMap {
+    file: MapFile,
+    geometry: Geometry,
+}
+
+impl OverwriteMap {
+    #[must_use]
+    pub fn bytes_needed(geometry: Geometry) -> u64 {
+        MapFile::bytes_needed(geometry, PLANES)
+    }
+
+    /// A new map with every block missing.
+    pub fn create(device: Arc<dyn Device>, identity: MapIdentity) -> Result<Self> {
+        let file = MapFile::create(device, identity, MapRole::Overwrite, PLANES)?;
+        Ok(Self { file, geometry: identity.geometry })
+    }
+
+    /// A new map with every block current, and unsent if the backup has nothing yet.
+    pub fn create_current(
+        device: Arc<dyn Device>,
+        identity: MapIdentity,
+        unsent: bool,
+    ) -> Result<Self> {
+        let base = [true, false, unsent];
+        let file = MapFile::create_filled(device, identity, MapRole::Overwrite, &base)?;
+        Ok(Self { file, geometry: identity.geometry })
+    }
+
+    /// Opens a map and makes it safe by what the intent log says (`None`: there is no log, the map
+    /// is used offline, where nothing is written without its bits).
+    pub fn open(device: Arc<dyn Device>, intents: Option<&Intents>) -> Result<(Self, Recovery)> {
+        let (file, damage) = MapFile::open_damaged(device, MapRole::Overwrite)?;
+        let geometry = file.identity().geometry;
+        let map = Self { file, geometry };
+        let recovery = map.recover(&damage, intents)?;
+        Ok((map, recovery))
+    }
+
+    fn recover(&self, damage: &Damage, intents: Option<&Intents>) -> Result<Recovery> {
+        let mut recovery = Recovery {
+            damaged_pages: (damage.suspect.len() + damage.lost.len()) as u64,
+            ..Recovery::default()
+        };
+        for (plane, blocks) in damage.suspect.iter().chain(&damage.lost) {
+            if *plane == UNSENT {
+                recovery.unsent_blocks += self.presume_unsent(*blocks);
+            } else {
+                recovery.link_only_blocks += self.presume_link_only(*blocks);
+            }
+        }
+        for (plane, blocks) in &damage.lost {
+            if *plane == CURRENT && self.file.plane(UNSENT).any_set(*blocks) {
+                return Err(Error::integrity(format!(
+                    "the map page that says which of the blocks {} to {} are current is lost, and \
+                     some of them were never sent to the backup; declare what is lost with \
+                     restore --lost",
+                    blocks.start, blocks.end
+                )));
+            }
+        }
+        match intents {
+            None => {}
+            Some(Intents::Unknown) => self.presume(self.geometry.all_blocks(), &mut recovery),
+            Some(Intents::Hot(extents)) => {
+                for extent in extents {
+                    let bytes =
+                        ByteRange::new(u64::from(*extent) * HOT_EXTENT_BYTES, HOT_EXTENT_BYTES);
+                    let inside = bytes.intersect(self.geometry.all_bytes());
+                    if let Some(inside) = inside {
+                        self.presume(self.geometry.touched(inside), &mut recovery);
+                    }
+                }
+            }
+        }
+        // A write that did not reach its local end leaves `unsent` on a missing block: the backup
+        // is right for it (I10).
+        let all = self.geometry.all_blocks();
+        let stray: Vec<_> = self
+            .file
+            .plane(UNSENT)
+            .runs(all, true)
+            .flat_map(|run| self.file.plane(CURRENT).runs(run, false).collect::<Vec<_>>())
+            .collect();
+        for run in stray {
+            self.file.fill(UNSENT, run, false);
+        }
+        self.file.commit_all()?;
+        Ok(recovery)
+    }
+
+    fn presume(&self, blocks: BlockRange, recovery: &mut Recovery) {
+        recovery.link_only_blocks += self.presume_link_only(blocks);
+        recovery.unsent_blocks += self.presume_unsent(blocks);
+    }
+
+    fn presume_link_only(&self, blocks: BlockRange) -> u64 {
+        let missing: Vec<_> = self.file.plane(CURRENT).runs(blocks, false).collect();
+        missing.into_iter().map(|run| self.file.fill(LINK_ONLY, run, true)).sum()
+    }
+
+    fn presume_unsent(&self, blocks: BlockRange) -> u64 {
+        let current: Vec<_> = self.file.plane(CURRENT).runs(blocks, true).collect();
+        current.into_iter().map(|run| self.file.fill(UNSENT, run, true)).sum()
+    }
+
+    #[must_use]
+    pub fn file(&self) -> &MapFile {
+        &self.file
+    }
+
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    #[must_use]
+    pub fn identity(&self) -> MapIdentity {
+        self.file.identity()
+    }
+
+    #[must_use]
+    pub fn current(&self) -> &Arc<Bitmap> {
+        self.file.plane(CURRENT)
+    }
+
+    #[must_use]
+    pub fn link_only(&self) -> &Arc<Bitmap> {
+        self.file.plane(LINK_ONLY)
+    }
+
+    #[must_use]
+    pub fn unsent(&self) -> &Arc<Bitmap> {
+        self.file.plane(UNSENT)
+    }
+
+    /// The block's bytes are right here: it is current, and no longer link-only.
+    pub fn mark_current(&self, blocks: BlockRange) {
+        self.file.fill(CURRENT, blocks, true);
+        self.file.fill(LINK_ONLY, blocks, false);
+    }
+
+    /// The block's bytes here are not to be trusted and the backup has newer ones than any bundle.
+    pub fn demote(&self, blocks: BlockRange) {
+        self.file.fill(LINK_ONLY, blocks, true);
+        self.file.fill(CURRENT, blocks, false);
+    }
+
+    /// Bytes of the runs of `plane` that equal `value`, the tail clipped.
+    fn bytes_where(&self, plane: usize, value: bool) -> u64 {
+        let blocks = self.geometry.blocks();
+        let bits = self.file.plane(plane);
+        let set = bits.count_all();
+        let count = if value { set } else { blocks - set };
+        let size = self.geometry.block_size().bytes();
+        let short = blocks * size - self.geometry.size();
+        count * size - if bits.get(blocks - 1) == value { short } else { 0 }
+    }
+
+    #[must_use]
+    pub fn current_bytes(&self) -> u64 {
+        self.bytes_where(CURRENT, true)
+    }
+
+    #[must_use]
+    pub fn missing_bytes(&self) -> u64 {
+        self.bytes_where(CURRENT, false)
+    }
+
+    #[must_use]
+    pub fn unsent_bytes(&self) -> u64 {
+        self.bytes_where(UNSENT, true)
+    }
+
+    /// The runs inside `blocks` that a bundle may supply: missing and not link-only.
+    #[must_use]
+    pub fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        let link_only = self.link_only();
+        self.current()
+            .runs(blocks, false)
+            .flat_map(|run| link_only.runs(run, false).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// A new life of the volume in which every block is missing (`current` false), or current and
+    /// unsent or not. One durable step for any size. Nothing may change bits meanwhile.
+    pub fn begin_generation(&self, generation: u64, current: bool, unsent: bool) -> Result<()> {
+        self.file.reset(self.identity().volume, generation, &[current, false, unsent])
+    }
+
+    /// A new life of the volume in which these blocks are missing and the rest is as it was.
+    /// Durable when it returns.
+    pub fn begin_generation_without(&self, generation: u64, lost: &[BlockRange]) -> Result<()> {
+        // First, so that after a crash in between no bundle of the life before is merged.
+        self.file.set_generation(generation)?;
+        for blocks in lost {
+            self.file.fill(CURRENT, *blocks, false);
+            self.file.fill(LINK_ONLY, *blocks, false);
+            self.file.fill(UNSENT, *blocks, false);
+        }
+        self.file.commit_all()
+    }
+
+    /// A volume that is bound to no identity takes this one.
+    pub fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
+        let held = self.identity();
+        assert!(held.volume.is_nil(), "only an unbound map is bound");
+        assert!(self.current().count_all() == 0, "pages carry the identity they were written with");
+        self.file.reset(volume, generation, &[false; PLANES])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::RamDevice;
+    use crate::units::BlockSize;
+
+    fn geometry() -> Geometry {
+        Geometry::new((8 << 20) + 512, BlockSize::DEFAULT).expect("valid")
+    }
+
+    fn create() -> (Arc<RamDevice>, OverwriteMap) {
+        let device = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry())));
+        let identity =
+            MapIdentity { volume: Uuid::from_u128(1), geometry: geometry(), generation: 1 };
+        let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
+        (device, map)
+    }
+
+    #[test]
+    fn bytes_count_a_short_tail_as_it_is() {
+        let (_, map) = create();
+        assert_eq!(map.missing_bytes(), (8 << 20) + 512);
+        map.mark_current(BlockRange::new(2047, 2049));
+        assert_eq!(map.current_bytes(), 4096 + 512);
+        assert_eq!(map.missing_bytes(), (8 << 20) - 4096);
+    }
+
+    #[test]
+    fn after_an_unclean_stop_hot_extents_are_link_only_or_unsent() {
+        let (device, map) = create();
+        map.mark_current(BlockRange::new(256, 300));
+        map.file().commit_all().expect("committed");
+        let hot = Intents::Hot(vec![1]);
+        let (map, recovery) = OverwriteMap::open(device, Some(&hot)).expect("opens");
+        assert_eq!(recovery.unsent_blocks, 44);
+        assert_eq!(recovery.link_only_blocks, 256 - 44);
+        assert!(map.wanted(BlockRange::new(256, 512)).is_empty());
+        assert_eq!(map.wanted(geometry().all_blocks()).len(), 2);
+    }
+
+    #[test]
+    fn unsent_on_a_missing_block_is_cleared_on_opening() {
+        let (device, map) = create();
+        map.file().fill(UNSENT, BlockRange::new(3, 5), true);
+        map.file().commit_all().expect("committed");
+        let (map, _) = OverwriteMap::open(device, None).expect("opens");
+        assert_eq!(map.unsent().count_all(), 0);
+    }
+
+    #[test]
+    fn a_lost_page_over_unsent_blocks_is_refused() {
+        let (device, map) = create();
+        map.mark_current(BlockRange::new(0, 10));
+        map.file().fill(UNSENT, BlockRange::new(3, 5), true);
+        map.file().commit_all().expect("committed");
+        device.write_at(8192, &[9; 512]).expect("ram");
+        let error = OverwriteMap::open(Arc::clone(&device) as _, None).expect_err("lost page");
+        assert!(error.to_string().contains("never sent"), "{error}");
+    }
+}

@@ -1,0 +1,287 @@
+//! Merges a bundle or an image into a target, live or not: the same code.
+//!
+//! | step | where | law |
+//! |---|---|---|
+//! | identity compared | here, before anything is read | 7 |
+//! | pieces with nothing wanted skipped, the others read ahead | reading thread | |
+//! | verified, unpacked | verifying threads | 9 |
+//! | claimed, re-checked, written, marked | the target, on the same threads | 4 |
+//! | made durable every `MERGE_COMMIT_BYTES` or `MERGE_COMMIT_MS` | the caller's thread | 2 |
+//! | pieces that others held meanwhile gone through once more | | |
+//!
+//! Guarantees: memory is that of the pump (`bundle/pump.rs`) and of the seams, whatever the size;
+//! what was filled is committed also when it is stopped or fails; a second run writes nothing.
+//! Does not know: whether the target is being served.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::seams::{Seams, cut};
+use super::target::{MergeTarget, TargetIdentity};
+use crate::bundle::{Consumer, Event, Identity, Opened, Outcome, PieceSource, run as pump};
+use crate::clock::{Instant, MonotonicClock};
+use crate::error::{Error, Result};
+use crate::extent::{BlockRange, ByteRange};
+use crate::limits::{MERGE_COMMIT_BYTES, MERGE_COMMIT_MS, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX};
+
+/// How a merge is done.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeOptions {
+    /// Threads that verify, unpack and write.
+    pub threads: usize,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        Self { threads: crate::bundle::threads_default() }
+    }
+}
+
+/// How far a merge has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MergeProgress {
+    /// Bytes of the source dealt with (skipped ones counted), and all of them.
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub bytes_written: u64,
+    pub chunks_damaged: u64,
+}
+
+/// Called on the thread that merges; says whether to go on.
+pub type OnMergeProgress<'a> = &'a mut dyn FnMut(&MergeProgress) -> ControlFlow<()>;
+
+/// What a merge did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MergeReport {
+    /// Bytes written, those of zeros counted as well, and of these the zeros.
+    pub bytes_written: u64,
+    pub bytes_zeroed: u64,
+    /// Bytes of the source that the target did not want.
+    pub bytes_skipped: u64,
+    /// Bytes read from the medium, descriptors not counted.
+    pub bytes_read: u64,
+    pub chunks_total: u64,
+    /// Chunks that were wanted and damaged, and of these those that the target brings another way.
+    pub chunks_damaged: u64,
+    pub chunks_repaired: u64,
+    /// Bytes of damaged chunks, the first `REPORT_RUNS_MAX` runs.
+    pub damaged: Vec<ByteRange>,
+    pub seconds: f64,
+}
+
+/// Merges all of the source. See the module.
+pub fn run(
+    source: &dyn PieceSource,
+    target: &dyn MergeTarget,
+    options: &MergeOptions,
+    progress: OnMergeProgress<'_>,
+) -> Result<MergeReport> {
+    if options.threads == 0 {
+        return Err(Error::usage("expected at least one thread to merge with"));
+    }
+    check_identity(&source.name(), &source.identity(), target)?;
+    let clock = MonotonicClock::default();
+    let began = clock.now();
+    let mut merge = Merge {
+        target,
+        progress,
+        clock,
+        told: None,
+        committed: began,
+        uncommitted: 0,
+        state: MergeProgress { bytes_total: source.bytes_total(), ..MergeProgress::default() },
+        report: MergeReport::default(),
+    };
+    let done = merge.passes(source, options.threads);
+    // What was filled is kept, however it ended.
+    let committed = target.commit();
+    done?;
+    committed?;
+    // All is done: a wish to stop comes too late.
+    let _too_late = merge.tell();
+    let mut report = merge.report;
+    report.bytes_skipped = report.bytes_skipped.saturating_sub(report.bytes_written);
+    join(&mut report.damaged);
+    report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
+    Ok(report)
+}
+
+/// Law 7: whose it is, before the first byte.
+fn check_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> Result<()> {
+    let TargetIdentity { volume, generation, takes_unbound } = target.identity();
+    let (size, expected) = (source.geometry.size(), target.geometry().size());
+    if size != expected {
+        return Err(Error::identity(format!(
+            "expected a source of the target's {expected} bytes, found {size} in the {name}"
+        )));
+    }
+    if !source.is_bound() && !takes_unbound {
+        return Err(Error::identity(format!(
+            "the {name} was made from a plain image and names no volume; it can only be merged \
+             into a file or device that is not being served, but the target is volume {volume}"
+        )));
+    }
+    if source.is_bound()
+        && !volume.is_nil()
+        && (source.volume, source.generation) != (volume, generation)
+    {
+        return Err(Error::identity(format!(
+            "expected volume {volume} of generation {generation}, found volume {} of generation \
+             {} in the {name}; make a bundle of a snapshot taken since the loss",
+            source.volume, source.generation
+        )));
+    }
+    Ok(())
+}
+
+/// What a piece did to the target.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filled {
+    written: u64,
+    zeroed: u64,
+}
+
+/// Fills what the pump opens.
+struct Filler<'a> {
+    target: &'a dyn MergeTarget,
+    seams: Seams,
+    /// Something wanted was held by others when its piece came by.
+    left_over: AtomicBool,
+}
+
+impl Filler<'_> {
+    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<Filled> {
+        let written = self.target.fill(blocks, bytes)?;
+        if !self.target.wanted(blocks).is_empty() {
+            self.left_over.store(true, Ordering::Relaxed);
+        }
+        Ok(Filled { written, zeroed: if bytes.is_none() { written } else { 0 } })
+    }
+}
+
+impl Consumer for Filler<'_> {
+    type Note = Filled;
+
+    fn wants(&self, range: ByteRange) -> bool {
+        !self.target.wanted(self.target.geometry().touched(range)).is_empty()
+    }
+
+    fn consume(&self, range: ByteRange, opened: Opened<'_>) -> Result<Filled> {
+        let bytes = match opened {
+            Opened::Zero => None,
+            Opened::Bytes(bytes) => Some(bytes),
+        };
+        let part = |part: ByteRange| {
+            let start = (part.offset - range.offset) as usize;
+            bytes.map(|bytes| &bytes[start..][..part.length as usize])
+        };
+        let cut = cut(range, self.target.geometry());
+        let mut filled = Filled::default();
+        if !cut.blocks.is_empty() {
+            let whole = self.target.geometry().bytes_of(cut.blocks);
+            filled = self.fill(cut.blocks, part(whole))?;
+        }
+        for edge in cut.edges.into_iter().flatten() {
+            if let Some((block, bytes)) = self.seams.add(edge, part(edge)) {
+                filled.written += self.fill(block, Some(&bytes))?.written;
+            }
+        }
+        Ok(filled)
+    }
+}
+
+struct Merge<'a> {
+    target: &'a dyn MergeTarget,
+    progress: OnMergeProgress<'a>,
+    clock: MonotonicClock,
+    told: Option<Instant>,
+    committed: Instant,
+    uncommitted: u64,
+    state: MergeProgress,
+    report: MergeReport,
+}
+
+impl Merge<'_> {
+    fn passes(&mut self, source: &dyn PieceSource, threads: usize) -> Result<()> {
+        let seams = Seams::new(self.target.geometry());
+        let filler = Filler { target: self.target, seams, left_over: AtomicBool::new(false) };
+        pump(source, &filler, threads, |event| self.hear(event, true))?;
+        if filler.left_over.load(Ordering::Relaxed) {
+            pump(source, &filler, threads, |event| self.hear(event, false))?;
+        }
+        Ok(())
+    }
+
+    /// `first`: of the first pass, in which every piece is counted; the second only adds to it.
+    fn hear(&mut self, event: Option<Event<Filled>>, first: bool) -> Result<ControlFlow<()>> {
+        if let Some(Event { range, bytes_read, outcome }) = event {
+            let report = &mut self.report;
+            report.bytes_read += bytes_read;
+            if first {
+                report.chunks_total += 1;
+                report.bytes_skipped += range.length;
+                self.state.bytes_done += range.length;
+            }
+            match outcome {
+                Outcome::Unwanted => {}
+                Outcome::Consumed(Filled { written, zeroed }) => {
+                    report.bytes_written += written;
+                    report.bytes_zeroed += zeroed;
+                    self.state.bytes_written += written;
+                    self.uncommitted += written;
+                }
+                Outcome::Damaged(_) if first => self.damaged(range),
+                Outcome::Damaged(_) => {}
+            }
+        }
+        self.commit_if_due()?;
+        let now = self.clock.now();
+        if self.told.is_none_or(|told| now.since_ms(told) >= PROGRESS_INTERVAL_MS) {
+            return Ok(self.tell());
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn damaged(&mut self, range: ByteRange) {
+        let report = &mut self.report;
+        report.chunks_damaged += 1;
+        self.state.chunks_damaged += 1;
+        // Neither written nor skipped.
+        report.bytes_skipped -= range.length;
+        if report.damaged.len() < REPORT_RUNS_MAX {
+            report.damaged.push(range);
+        }
+        if self.target.repair(self.target.geometry().touched(range)) {
+            report.chunks_repaired += 1;
+        }
+    }
+
+    fn commit_if_due(&mut self) -> Result<()> {
+        let now = self.clock.now();
+        let due = self.uncommitted >= MERGE_COMMIT_BYTES
+            || (self.uncommitted > 0 && now.since_ms(self.committed) >= MERGE_COMMIT_MS);
+        if due {
+            self.target.commit()?;
+            self.uncommitted = 0;
+            self.committed = self.clock.now();
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self) -> ControlFlow<()> {
+        self.told = Some(self.clock.now());
+        (self.progress)(&self.state)
+    }
+}
+
+/// Sorts runs and joins those that touch.
+fn join(runs: &mut Vec<ByteRange>) {
+    runs.sort_unstable();
+    runs.dedup_by(|next, last| {
+        let touches = next.offset <= last.end();
+        if touches {
+            last.length = last.end().max(next.end()) - last.offset;
+        }
+        touches
+    });
+}

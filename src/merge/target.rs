@@ -1,0 +1,209 @@
+//! What a merge writes to: a live volume, or a device with a map file.
+//!
+//! Does not know: bundles.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{BlockRange, ByteRange, ExtentMap, subtract};
+use crate::limits::COMMIT_PAGES_MAX;
+use crate::map::OverwriteMap;
+use crate::units::Geometry;
+
+/// Whose bytes a target takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetIdentity {
+    /// Nil: a map that is bound to no volume.
+    pub volume: Uuid,
+    pub generation: u64,
+    /// Whether it takes what is bound to no volume (plain images): never while it is served.
+    pub takes_unbound: bool,
+}
+
+/// See the module. Several threads call it at a time.
+pub trait MergeTarget: Sync {
+    fn geometry(&self) -> Geometry;
+
+    fn identity(&self) -> TargetIdentity;
+
+    /// The runs inside `blocks` that a bundle may still supply: missing and not link-only.
+    fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange>;
+
+    /// Claims those blocks that are still wanted, writes them from `bytes` (of the whole range;
+    /// `None`: zeros) and marks them, as one step to everybody else (law 4). Blocks that someone
+    /// else holds or made current are skipped. Returns the bytes written.
+    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64>;
+
+    /// Makes everything filled durable: the device's flush, then the map's commit (rule R1).
+    fn commit(&self) -> Result<()>;
+
+    /// Told of blocks whose bytes the source lost: whether the target brings them another way.
+    fn repair(&self, blocks: BlockRange) -> bool {
+        let _the_link_is_elsewhere = blocks;
+        false
+    }
+}
+
+/// A device that nobody serves, with its map file.
+#[derive(Debug)]
+pub struct OfflineTarget {
+    device: Arc<dyn Device>,
+    map: Arc<OverwriteMap>,
+    claims: Mutex<ExtentMap<()>>,
+    /// A flush failed: nothing is known of what was written, so nothing more is committed.
+    poisoned: AtomicBool,
+}
+
+impl OfflineTarget {
+    /// The device may be larger than the volume, never smaller.
+    pub fn new(device: Arc<dyn Device>, map: Arc<OverwriteMap>) -> Result<Self> {
+        let size = map.geometry().size();
+        if device.size() < size {
+            return Err(Error::identity(format!(
+                "expected a target of at least the {size} bytes of its map, found {}",
+                device.size()
+            )));
+        }
+        Ok(Self { device, map, claims: Mutex::default(), poisoned: AtomicBool::new(false) })
+    }
+
+    #[must_use]
+    pub fn map(&self) -> &OverwriteMap {
+        &self.map
+    }
+
+    fn claims(&self) -> MutexGuard<'_, ExtentMap<()>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the wanted runs that nobody else holds.
+    fn claim(&self, blocks: BlockRange) -> Claim<'_> {
+        let mut claims = self.claims();
+        let held: Vec<BlockRange> = claims.overlapping(blocks).map(|(run, ())| run).collect();
+        let free = subtract(blocks, held);
+        let runs: Vec<BlockRange> = free.into_iter().flat_map(|run| self.map.wanted(run)).collect();
+        for run in &runs {
+            claims.insert(*run, ());
+        }
+        Claim { target: self, runs }
+    }
+}
+
+/// Runs held by one filler; given back when dropped, also after an error.
+struct Claim<'a> {
+    target: &'a OfflineTarget,
+    runs: Vec<BlockRange>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut claims = self.target.claims();
+        for run in &self.runs {
+            claims.remove(*run);
+        }
+    }
+}
+
+impl MergeTarget for OfflineTarget {
+    fn geometry(&self) -> Geometry {
+        self.map.geometry()
+    }
+
+    fn identity(&self) -> TargetIdentity {
+        let held = self.map.identity();
+        TargetIdentity { volume: held.volume, generation: held.generation, takes_unbound: true }
+    }
+
+    fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.map.wanted(blocks)
+    }
+
+    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
+        let whole = self.geometry().bytes_of(blocks);
+        assert!(bytes.is_none_or(|bytes| bytes.len() as u64 == whole.length), "bytes of the range");
+        let claim = self.claim(blocks);
+        let mut written = 0;
+        for run in &claim.runs {
+            let ByteRange { offset, length } = self.geometry().bytes_of(*run);
+            match bytes {
+                Some(bytes) => {
+                    let start = (offset - whole.offset) as usize;
+                    self.device.write_at(offset, &bytes[start..][..length as usize])?;
+                }
+                None => self.device.zero_at(offset, length)?,
+            }
+            self.map.mark_current(*run);
+            written += length;
+        }
+        Ok(written)
+    }
+
+    fn commit(&self) -> Result<()> {
+        while self.map.file().has_uncommitted() {
+            if self.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(
+                    ErrorKind::Poisoned,
+                    "an earlier flush of the target failed; what was merged since the last \
+                     successful one will be merged again when the merge is started anew",
+                ));
+            }
+            let capture = self.map.file().capture(COMMIT_PAGES_MAX);
+            self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
+            self.map.file().commit(&capture)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::RamDevice;
+    use crate::map::MapIdentity;
+    use crate::units::BlockSize;
+
+    fn target() -> (Arc<RamDevice>, OfflineTarget) {
+        let geometry = Geometry::new((1 << 20) + 512, BlockSize::DEFAULT).expect("valid");
+        let map = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry)));
+        let identity = MapIdentity { volume: Uuid::nil(), geometry, generation: 0 };
+        let map = OverwriteMap::create(map, identity).expect("created");
+        let device = Arc::new(RamDevice::from_bytes(vec![7; (1 << 20) + 512]));
+        let target =
+            OfflineTarget::new(Arc::clone(&device) as _, Arc::new(map)).expect("large enough");
+        (device, target)
+    }
+
+    #[test]
+    fn only_wanted_blocks_are_written_and_then_they_are_current() {
+        let (device, target) = target();
+        target.map().mark_current(BlockRange::new(1, 2));
+        assert_eq!(target.fill(BlockRange::new(0, 3), Some(&[9; 12_288])).expect("filled"), 8192);
+        assert_eq!(target.fill(BlockRange::new(255, 257), None).expect("filled"), 4096 + 512);
+        assert_eq!(target.fill(BlockRange::new(0, 3), Some(&[1; 12_288])).expect("filled"), 0);
+        let bytes = device.contents();
+        assert_eq!((bytes[0], bytes[4096], bytes[8192], bytes[1 << 20]), (9, 7, 9, 0));
+        target.commit().expect("durable");
+        assert!(!target.map().file().has_uncommitted());
+    }
+
+    #[test]
+    fn blocks_that_another_filler_holds_are_skipped() {
+        let (_, target) = target();
+        let claim = target.claim(BlockRange::new(0, 2));
+        assert_eq!(target.fill(BlockRange::new(0, 4), None).expect("filled"), 8192);
+        drop(claim);
+        assert_eq!(target.fill(BlockRange::new(0, 4), None).expect("filled"), 8192);
+    }
+
+    #[test]
+    fn a_target_smaller_than_its_map_is_refused() {
+        let (_, target) = target();
+        let small = Arc::new(RamDevice::new(4096));
+        assert!(OfflineTarget::new(small, target.map).is_err());
+    }
+}

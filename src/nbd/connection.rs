@@ -1,0 +1,290 @@
+//! The thread of one connection: moves bytes between a socket and a session, requests between the
+//! session and the volume.
+//!
+//! Guarantees: everything that has arrived is looked at before anything is answered, and all
+//! answers that are ready leave in one vectored send; requests that the volume takes time for are
+//! in flight together; nothing here blocks but `poll`.
+//! Does not know: the protocol (`session`), other connections.
+
+#![expect(clippy::disallowed_methods, reason = "a driver: its deadlines are real time")]
+
+use std::fmt;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
+use super::mailbox::Mailbox;
+use super::session::{Event, Session};
+use super::transmission::Ticket;
+use crate::clock::{Instant, MonotonicClock};
+use crate::limits;
+use crate::volume::service::{BlockService, Command, Outcome};
+
+/// Pieces of one vectored send.
+const SLICES_MAX: usize = 64;
+/// An idle connection gives memory back after this time.
+const REST_AFTER_MS: u64 = 1_000;
+
+/// What others may see of a connection while it runs.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) bytes_received: AtomicU64,
+    pub(super) bytes_sent: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) in_flight: AtomicU64,
+}
+
+/// Why a connection is over.
+#[derive(Debug)]
+pub(super) enum Ending {
+    Closed,
+    /// The client begins TLS: the descriptor is for whoever speaks it.
+    StartTls(OwnedFd),
+}
+
+/// See the module.
+pub(super) struct Connection {
+    socket: OwnedFd,
+    session: Session,
+    mailbox: Arc<Mailbox>,
+    counters: Arc<Counters>,
+    stopping: Arc<AtomicBool>,
+    clock: MonotonicClock,
+    started: Instant,
+    stopped: Option<Instant>,
+    letters: Vec<(Ticket, Outcome)>,
+    /// The volume, once transmission has begun.
+    service: Option<Arc<dyn BlockService>>,
+    tls_begins: bool,
+    /// The socket takes and gives nothing more: it is not polled any longer.
+    lost: bool,
+    /// Memory was given back since something last happened.
+    rested: bool,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        socket: OwnedFd,
+        session: Session,
+        mailbox: Arc<Mailbox>,
+        counters: Arc<Counters>,
+        stopping: Arc<AtomicBool>,
+    ) -> Self {
+        let clock = MonotonicClock::default();
+        Self {
+            socket,
+            session,
+            mailbox,
+            counters,
+            stopping,
+            clock,
+            started: clock.now(),
+            stopped: None,
+            letters: Vec::new(),
+            service: None,
+            tls_begins: false,
+            lost: false,
+            rested: false,
+        }
+    }
+
+    /// Runs until the client leaves, breaks the protocol or is told to go.
+    pub(super) fn run(mut self) -> Ending {
+        loop {
+            if self.stopping.load(Ordering::Acquire) && self.stopped.is_none() {
+                self.session.stop();
+                self.stopped = Some(self.clock.now());
+            }
+            let mut busy = self.collect();
+            busy |= self.receive();
+            self.work();
+            busy |= self.collect();
+            busy |= self.send();
+            self.count();
+            if self.tls_begins && self.session.pending() == 0 {
+                return Ending::StartTls(self.socket);
+            }
+            if self.session.finished() || self.overdue() {
+                return Ending::Closed;
+            }
+            if busy {
+                self.rested = false;
+            } else {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Hands completions to the session; whether there were any.
+    fn collect(&mut self) -> bool {
+        self.mailbox.take(&mut self.letters);
+        let any = !self.letters.is_empty();
+        for (ticket, outcome) in self.letters.drain(..) {
+            self.session.answer(ticket, outcome);
+        }
+        any
+    }
+
+    /// Receives what is there, once; whether anything was.
+    fn receive(&mut self) -> bool {
+        let space = self.session.space();
+        if space.is_empty() {
+            return false;
+        }
+        match rustix::net::recv(&self.socket, space, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => self.session.input_ended(),
+            Ok((count, _)) => {
+                self.session.received(count);
+                self.counters.bytes_received.fetch_add(count as u64, Ordering::Relaxed);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => return false,
+            Err(_gone) => self.lose(),
+        }
+        true
+    }
+
+    fn lose(&mut self) {
+        self.session.input_ended();
+        self.session.output_ended();
+        self.lost = true;
+    }
+
+    /// Does everything the session asks for.
+    fn work(&mut self) {
+        while let Some(event) = self.session.next_event() {
+            match event {
+                Event::Request { ticket, command } => self.request(ticket, command),
+                Event::Status { ticket, range, limit } => {
+                    let service = Arc::clone(self.service());
+                    let list = |context: &_| service.status(*context, range, limit);
+                    let lists = self.session.contexts().iter().map(list).collect();
+                    self.session.answer_status(ticket, lists);
+                }
+                Event::StartTls => self.tls_begins = true,
+            }
+        }
+        if self.service.is_none() && !self.session.handshaking() {
+            self.service();
+        }
+    }
+
+    /// The volume behind the export; wakes us when the export is removed.
+    fn service(&mut self) -> &Arc<dyn BlockService> {
+        let (session, mailbox) = (&self.session, &self.mailbox);
+        self.service.get_or_insert_with(|| {
+            let export = session.export().expect("a request has an export");
+            export.watch(mailbox);
+            Arc::clone(export.service())
+        })
+    }
+
+    fn request(&mut self, ticket: Ticket, command: Command) {
+        self.service();
+        let service = self.service.as_ref().expect("looked up above");
+        let mut waiting = Some(ticket);
+        if let Command::Read { range } = command {
+            let ticket = waiting.take().expect("just put there");
+            waiting = self.session.answer_in_place(ticket, |buffer| {
+                matches!(service.read_now(range, buffer), Some(Ok(())))
+            });
+        }
+        if let Some(ticket) = waiting {
+            service.submit(command, self.mailbox.completion(ticket));
+        }
+    }
+
+    /// Sends what is ready, as far as the socket takes it; whether it took anything.
+    fn send(&mut self) -> bool {
+        let mut any = false;
+        while self.session.pending() > 0 {
+            let slices = self.session.outgoing(SLICES_MAX);
+            match send_vectored(&self.socket, &slices) {
+                Ok(count) => {
+                    self.session.sent(count);
+                    self.counters.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
+                    any = true;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_gone) => {
+                    self.lose();
+                    break;
+                }
+            }
+        }
+        any
+    }
+
+    fn count(&self) {
+        self.counters.requests.store(self.session.requests(), Ordering::Relaxed);
+        self.counters.in_flight.store(self.session.in_flight() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether a deadline has passed: that of the handshake, or that of a stop.
+    fn overdue(&self) -> bool {
+        self.deadline().is_some_and(|deadline| self.clock.now() >= deadline)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let handshaking = self.session.handshaking();
+        let handshake = handshaking.then(|| self.started.plus_ms(limits::NBD_HANDSHAKE_MS));
+        self.stopped.map(|stopped| stopped.plus_ms(limits::NBD_SHUTDOWN_GRACE_MS)).or(handshake)
+    }
+
+    /// Waits for the socket, the mailbox or a deadline.
+    fn sleep(&mut self) {
+        if !self.mailbox.fall_asleep() {
+            return;
+        }
+        let mut interest = PollFlags::empty();
+        if !self.session.space().is_empty() {
+            interest |= PollFlags::IN;
+        }
+        if self.session.pending() > 0 {
+            interest |= PollFlags::OUT;
+        }
+        let timeout = self.patience();
+        let mut descriptors = [
+            PollFd::from_borrowed_fd(self.mailbox.bell(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.socket.as_fd(), interest),
+        ];
+        let watched = if self.lost { 1 } else { 2 };
+        let ready = poll(&mut descriptors[..watched], timeout.as_ref());
+        let rang = !descriptors[0].revents().is_empty();
+        let gone = descriptors[1].revents().intersects(PollFlags::ERR | PollFlags::HUP);
+        self.mailbox.rise(rang);
+        // With interest in bytes the socket's own calls tell; without, only this does.
+        if gone && interest.is_empty() {
+            self.lose();
+        }
+        if ready == Ok(0) {
+            self.session.rest();
+            self.rested = true;
+        }
+    }
+
+    /// How long to wait at most: to the deadline, or until it is time to give memory back.
+    fn patience(&self) -> Option<Timespec> {
+        let left = self.deadline().map(|at| at.since_ms(self.clock.now()));
+        let rest = (!self.rested).then_some(REST_AFTER_MS);
+        let wait_ms = [left, rest].into_iter().flatten().min()?;
+        let wait = std::time::Duration::from_millis(wait_ms);
+        Some(Timespec::try_from(wait).expect("seconds fit"))
+    }
+}
+
+fn send_vectored(socket: &OwnedFd, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)
+}

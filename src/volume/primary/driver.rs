@@ -1,0 +1,489 @@
+//! Runs the primary's machine: locks, device threads, completions, the way to the link.
+//!
+//! Guarantees: actions of one event are carried out in the order given; messages for the backup
+//! leave in the order in which the machine gave them, whatever threads are involved; a range that
+//! is wholly current is read without a lock.
+//! Does not know: NBD, sockets, the bytes of the link.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use super::event::{Action, Event, OutgoingMessage};
+use super::state::{Counters, Primary};
+use crate::clock::Instant;
+use crate::device::{AlignedBuffer, Device};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::ByteRange;
+use crate::map::{IntentLog, OverwriteMap};
+use crate::volume::engine::{Engine, Timed};
+use crate::volume::service::{Command, Completion, Outcome};
+
+/// The way to the backup. `send` is called with the volume's lock held and must not wait.
+pub trait Outbox: Send + Sync {
+    fn send(&self, message: OutgoingMessage);
+    /// Asks for the BLAKE3 of a range; answered by `Driver::digest_arrived` with the tag.
+    fn ask_digest(&self, tag: u64, range: ByteRange);
+    /// Ends the session: its connections are closed and made again.
+    fn close(&self, reason: &str);
+}
+
+/// Where an event comes from: a guest's own thread may do quick device work itself, the link's
+/// must not wait for a disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    Guest,
+    Other,
+}
+
+/// A primary at work.
+pub struct Driver {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) map: Arc<OverwriteMap>,
+    intent: IntentLog,
+    engine: Arc<Engine>,
+    state: Mutex<State>,
+    /// Signalled when the machine may have become idle.
+    idle: Condvar,
+    fast_reads: AtomicU64,
+    fast_read_bytes: AtomicU64,
+    this: Weak<Driver>,
+}
+
+struct State {
+    machine: Primary,
+    completions: HashMap<u64, Completion>,
+    cuts: HashMap<u64, crossbeam_channel::Sender<Result<(u64, u64)>>>,
+    digests: HashMap<u64, crossbeam_channel::Sender<Result<[u8; 32]>>>,
+    next_id: u64,
+    outbox: Option<Arc<dyn Outbox>>,
+    /// Set while requests are refused: closing, or the operator's word is being carried out.
+    closed: Option<Error>,
+}
+
+/// A completion that is due, called once the lock is free.
+type Due = (Completion, Outcome);
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("map", &self.map.identity()).finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    #[must_use]
+    pub fn new(
+        machine: Primary,
+        device: Arc<dyn Device>,
+        map: Arc<OverwriteMap>,
+        intent: IntentLog,
+        engine: Arc<Engine>,
+    ) -> Arc<Self> {
+        let driver = Arc::new_cyclic(|this| Self {
+            device,
+            map,
+            intent,
+            engine: Arc::clone(&engine),
+            state: Mutex::new(State {
+                machine,
+                completions: HashMap::new(),
+                cuts: HashMap::new(),
+                digests: HashMap::new(),
+                next_id: 0,
+                outbox: None,
+                closed: None,
+            }),
+            idle: Condvar::new(),
+            fast_reads: AtomicU64::new(0),
+            fast_read_bytes: AtomicU64::new(0),
+            this: Weak::clone(this),
+        });
+        let timed: Weak<dyn Timed> = Weak::clone(&driver.this) as _;
+        engine.register(timed);
+        driver
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn own(&self) -> Arc<Self> {
+        self.this.upgrade().expect("a driver lives in an Arc")
+    }
+
+    // Requests.
+
+    /// Reads at once if the range is wholly current and the device answers at once.
+    pub fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
+        if !self.device.answers_at_once() || !self.is_current(range) {
+            return None;
+        }
+        self.count_fast_read(range);
+        Some(self.device.read_at(range.offset, buffer))
+    }
+
+    fn is_current(&self, range: ByteRange) -> bool {
+        self.map.current().all_equal(self.map.geometry().touched(range), true)
+    }
+
+    fn count_fast_read(&self, range: ByteRange) {
+        self.fast_reads.fetch_add(1, Ordering::Relaxed);
+        self.fast_read_bytes.fetch_add(range.length, Ordering::Relaxed);
+    }
+
+    pub fn submit(&self, command: Command, completion: Completion) {
+        match command {
+            Command::Read { range } if !self.device.answers_at_once() && self.is_current(range) => {
+                self.read_from_device(range, completion);
+            }
+            command => self.request(command, completion),
+        }
+    }
+
+    /// A wholly current range on a device that makes one wait: on a device thread, without the
+    /// machine, unless the read fails.
+    fn read_from_device(&self, range: ByteRange, completion: Completion) {
+        let driver = self.own();
+        self.engine.spawn(move || {
+            let mut buffer = AlignedBuffer::zeroed(range.length as usize);
+            match driver.device.read_at(range.offset, &mut buffer) {
+                Ok(()) => {
+                    driver.count_fast_read(range);
+                    completion(Ok(Some(buffer)));
+                }
+                Err(_) => driver.request(Command::Read { range }, completion),
+            }
+        });
+    }
+
+    fn request(&self, command: Command, completion: Completion) {
+        let mut state = self.lock();
+        if let Some(error) = &state.closed {
+            let error = error.clone();
+            drop(state);
+            completion(Err(error));
+            return;
+        }
+        state.next_id += 1;
+        let id = state.next_id;
+        state.completions.insert(id, completion);
+        self.run(state, Event::Request { id, command }, Caller::Guest);
+    }
+
+    /// Tells the machine of an event and does what it says, with whatever follows from that.
+    pub fn event(&self, event: Event, caller: Caller) {
+        self.run(self.lock(), event, caller);
+    }
+
+    fn run<'a>(&'a self, mut state: MutexGuard<'a, State>, event: Event, caller: Caller) {
+        let mut events = VecDeque::from([event]);
+        loop {
+            let mut actions = Vec::new();
+            while let Some(event) = events.pop_front() {
+                let now = self.engine.now();
+                state.machine.apply(event, now, &mut actions);
+            }
+            self.settle(state, actions, caller, &mut events);
+            if events.is_empty() {
+                return;
+            }
+            state = self.lock();
+        }
+    }
+
+    /// Messages leave under the lock, so that their order is the machine's; then completions are
+    /// called and device actions done without it.
+    fn settle(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        actions: Vec<Action>,
+        caller: Caller,
+        events: &mut VecDeque<Event>,
+    ) {
+        let mut due = Vec::new();
+        let rest = state.sort_out(actions, &mut due);
+        if state.machine.is_idle() {
+            self.idle.notify_all();
+        }
+        drop(state);
+        for (completion, outcome) in due {
+            completion(outcome);
+        }
+        for action in rest {
+            self.carry_out(action, caller, events);
+        }
+    }
+
+    /// As `settle`, with all device work left to the device threads.
+    fn settle_elsewhere(&self, state: MutexGuard<'_, State>, actions: Vec<Action>) {
+        let mut events = VecDeque::new();
+        self.settle(state, actions, Caller::Other, &mut events);
+        assert!(events.is_empty(), "others do device work on device threads");
+    }
+
+    /// Does a device action here if that is quick, else on a device thread.
+    fn carry_out(&self, action: Action, caller: Caller, events: &mut VecDeque<Event>) {
+        let quick = matches!(action, Action::ReadLocal { .. } | Action::WriteLocal { .. });
+        if quick && caller == Caller::Guest && self.device.answers_at_once() {
+            events.push_back(self.perform(action));
+            return;
+        }
+        let driver = self.own();
+        self.engine.spawn(move || {
+            let event = driver.perform(action);
+            driver.event(event, Caller::Guest);
+        });
+    }
+
+    fn perform(&self, action: Action) -> Event {
+        match action {
+            Action::ReadLocal { token, range, parts } => {
+                Event::ReadDone { token, result: self.read_parts(range, &parts) }
+            }
+            Action::WriteLocal { token, offset, content } => {
+                Event::WriteDone { token, result: content.write_to(&*self.device, offset) }
+            }
+            Action::FlushLocal => Event::DeviceFlushed { result: self.device.flush() },
+            Action::Commit { epoch, capture } => {
+                // R1: what the captured bits speak of is durable before they are.
+                let flushed = self.device.flush();
+                let result = flushed.and_then(|()| self.map.file().commit(&capture));
+                Event::Committed { epoch, result }
+            }
+            Action::RecordIntent { extents } => {
+                Event::IntentRecorded { result: self.intent.record(&extents) }
+            }
+            Action::Send(_) | Action::Complete { .. } | Action::CutDone { .. } => {
+                unreachable!("those were sorted out under the lock")
+            }
+        }
+    }
+
+    fn read_parts(&self, range: ByteRange, parts: &[ByteRange]) -> Result<AlignedBuffer> {
+        let mut buffer = AlignedBuffer::zeroed(range.length as usize);
+        for part in parts {
+            let start = (part.offset - range.offset) as usize;
+            self.device.read_at(part.offset, &mut buffer[start..start + part.length as usize])?;
+        }
+        Ok(buffer)
+    }
+
+    // The link.
+
+    /// The session is active: messages go to this outbox from now on.
+    pub fn link_up(&self, outbox: Arc<dyn Outbox>) {
+        let mut state = self.lock();
+        if let Some(old) = state.outbox.replace(outbox) {
+            old.close("another session took over");
+            let mut actions = Vec::new();
+            state.machine.apply(Event::LinkDown, self.engine.now(), &mut actions);
+            self.settle_elsewhere(state, actions);
+            state = self.lock();
+        }
+        self.run(state, Event::LinkUp, Caller::Other);
+    }
+
+    /// The session that uses this outbox has ended.
+    pub fn link_down(&self, outbox: &Arc<dyn Outbox>) {
+        let mut state = self.lock();
+        if state.outbox.as_ref().is_none_or(|held| !Arc::ptr_eq(held, outbox)) {
+            return;
+        }
+        state.outbox = None;
+        state.digests.clear();
+        self.run(state, Event::LinkDown, Caller::Other);
+    }
+
+    /// Takes an event of the session that uses this outbox; those of older ones are ignored (R11).
+    pub fn link_event(&self, outbox: &Arc<dyn Outbox>, event: Event) {
+        let state = self.lock();
+        if state.outbox.as_ref().is_some_and(|held| Arc::ptr_eq(held, outbox)) {
+            self.run(state, event, Caller::Other);
+        }
+    }
+
+    pub fn digest_arrived(&self, tag: u64, result: Result<[u8; 32]>) {
+        if let Some(waiting) = self.lock().digests.remove(&tag) {
+            // The asker may have given up.
+            let _gone = waiting.send(result);
+        }
+    }
+
+    /// The backup's digest of a range.
+    pub(super) fn backup_digest(&self, range: ByteRange, timeout: Duration) -> Result<[u8; 32]> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        {
+            let mut state = self.lock();
+            state.next_id += 1;
+            let tag = state.next_id;
+            let outbox = state.outbox.clone().ok_or_else(link_is_down)?;
+            state.digests.insert(tag, sender);
+            outbox.ask_digest(tag, range);
+        }
+        receiver.recv_timeout(timeout).map_err(|gone| match gone {
+            crossbeam_channel::RecvTimeoutError::Timeout => {
+                Error::new(ErrorKind::Timeout, "the backup did not answer in time")
+            }
+            crossbeam_channel::RecvTimeoutError::Disconnected => link_is_down(),
+        })?
+    }
+
+    /// Cuts a snapshot in the mirror stream; returns generation and cut sequence once it is
+    /// durable at the backup.
+    pub fn cut(
+        &self,
+        snapshot: uuid::Uuid,
+        label: String,
+        selection: Vec<ByteRange>,
+        timeout_ms: u64,
+    ) -> Result<(u64, u64)> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let mut state = self.lock();
+        state.next_id += 1;
+        let id = state.next_id;
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        state.cuts.insert(id, sender);
+        let event = Event::Cut { id, snapshot, label, selection, timeout_ms };
+        self.run(state, event, Caller::Other);
+        receiver.recv().map_err(|_| link_is_down())?
+    }
+
+    /// Makes everything that is current durably so: device, then map.
+    pub fn commit(&self) -> Result<()> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let mut state = self.lock();
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        state.next_id += 1;
+        let id = state.next_id;
+        let completion: Completion = Box::new(move |outcome| {
+            let _gone = sender.send(outcome);
+        });
+        state.completions.insert(id, completion);
+        self.run(state, Event::CommitMap { id }, Caller::Other);
+        receiver.recv().expect("every request is answered").map(|_| ())
+    }
+
+    /// Waits for a request of its own, e.g. a flush.
+    pub fn wait_for(&self, command: Command) -> Outcome {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.submit(
+            command,
+            Box::new(move |outcome| {
+                let _gone = sender.send(outcome);
+            }),
+        );
+        receiver.recv().expect("every request is answered")
+    }
+
+    /// Looks at the machine, or changes it outside of events; what follows is carried out.
+    pub fn with_machine<T>(
+        &self,
+        look: impl FnOnce(&mut Primary, Instant, &mut Vec<Action>) -> T,
+    ) -> T {
+        let mut state = self.lock();
+        let mut actions = Vec::new();
+        let value = look(&mut state.machine, self.engine.now(), &mut actions);
+        self.settle_elsewhere(state, actions);
+        value
+    }
+
+    #[must_use]
+    pub fn map(&self) -> &Arc<OverwriteMap> {
+        &self.map
+    }
+
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.lock().machine.counters();
+        counters.reads += self.fast_reads.load(Ordering::Relaxed);
+        counters.bytes_read += self.fast_read_bytes.load(Ordering::Relaxed);
+        counters
+    }
+
+    /// Refuses requests from now on with this error, ends those that wait, and waits until nothing
+    /// is under way.
+    pub fn quiesce(&self, error: Error, timeout: Duration) -> Result<()> {
+        let mut actions = Vec::new();
+        let mut state = self.lock();
+        state.closed = Some(error.clone());
+        if let Some(outbox) = state.outbox.take() {
+            outbox.close("the volume is being closed or declared lost");
+        }
+        state.digests.clear();
+        state.machine.fail_waiting_requests(&error, &mut actions);
+        self.settle_elsewhere(state, actions);
+        let state = self.lock();
+        let (state, waited) = self
+            .idle
+            .wait_timeout_while(state, timeout, |state| !state.machine.is_idle())
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        if waited.timed_out() {
+            return Err(Error::busy("device operations are still under way; try again"));
+        }
+        Ok(())
+    }
+
+    /// Begins anew with another machine over the same map, after `quiesce`.
+    pub fn resume(&self, machine: Primary) -> Result<()> {
+        let mut state = self.lock();
+        assert!(state.machine.is_idle(), "quiesced before");
+        self.intent.record(&[])?;
+        state.machine = machine;
+        state.closed = None;
+        Ok(())
+    }
+
+    /// After `quiesce`: everything durable, and no extent hot.
+    pub fn finish(&self) -> Result<()> {
+        if let Some(error) = self.lock().machine.poisoned() {
+            return Err(error.clone());
+        }
+        self.device.flush()?;
+        self.map.file().commit_all()?;
+        self.intent.record(&[])
+    }
+}
+
+fn link_is_down() -> Error {
+    Error::link("the link to the backup is down")
+}
+
+impl State {
+    /// Under the lock, in order: messages leave, completions are found; device actions remain.
+    fn sort_out(&mut self, actions: Vec<Action>, due: &mut Vec<Due>) -> Vec<Action> {
+        let mut rest = Vec::new();
+        for action in actions {
+            match action {
+                Action::Send(message) => {
+                    if let Some(outbox) = &self.outbox {
+                        outbox.send(message);
+                    }
+                }
+                Action::Complete { id, outcome } => {
+                    let completion =
+                        self.completions.remove(&id).expect("a request is answered once");
+                    due.push((completion, outcome));
+                }
+                Action::CutDone { id, result } => {
+                    if let Some(waiting) = self.cuts.remove(&id) {
+                        let _gone = waiting.send(result);
+                    }
+                }
+                device => rest.push(device),
+            }
+        }
+        rest
+    }
+}
+
+impl Timed for Driver {
+    fn tick(&self, _now: Instant) {
+        self.event(Event::Tick, Caller::Other);
+    }
+}

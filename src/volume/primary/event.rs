@@ -1,0 +1,151 @@
+//! What may happen to a primary, and what it wants done about it.
+
+use uuid::Uuid;
+
+use crate::device::AlignedBuffer;
+use crate::error::Result;
+use crate::extent::ByteRange;
+use crate::map::Capture;
+use crate::volume::content::Content;
+use crate::volume::service::{Command, Outcome};
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorPolicy {
+    /// After the local write; flush and FUA wait for the backup's durable acknowledgement.
+    Flush,
+    /// Every write waits for the backup to have applied it.
+    Write,
+    /// Flush waits for this side only; the backup lags by at most the mirror window.
+    Async,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub policy: MirrorPolicy,
+    /// Whether there is a backup at all.
+    pub backup: bool,
+    /// Each flush commits the map too: survives the loss of the backup in the same instant.
+    pub strict: bool,
+    /// How long a request waits for a missing block before it fails.
+    pub missing_deadline_ms: u64,
+}
+
+/// Which connection a fetch travels on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchClass {
+    Demand,
+    Bulk,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    /// A request of an application; `id` is new.
+    Request {
+        id: u64,
+        command: Command,
+    },
+    /// A cut in the mirror stream; answered by `Action::CutDone`.
+    Cut {
+        id: u64,
+        snapshot: Uuid,
+        label: String,
+        selection: Vec<ByteRange>,
+        timeout_ms: u64,
+    },
+    ReadDone {
+        token: u64,
+        result: Result<AlignedBuffer>,
+    },
+    WriteDone {
+        token: u64,
+        result: Result<()>,
+    },
+    DeviceFlushed {
+        result: Result<()>,
+    },
+    Committed {
+        epoch: u64,
+        result: Result<()>,
+    },
+    IntentRecorded {
+        result: Result<()>,
+    },
+    LinkUp,
+    LinkDown,
+    /// A fetch came back: its content, or why not.
+    Fetched {
+        tag: u64,
+        result: Result<Content>,
+    },
+    /// The backup has applied everything up to this sequence.
+    Applied {
+        sequence: u64,
+    },
+    /// The backup has made everything up to this sequence durable.
+    Flushed {
+        sequence: u64,
+    },
+    CutAnswered {
+        sequence: u64,
+        result: Result<(u64, u64)>,
+    },
+    /// Make the map durable; answered like a request.
+    CommitMap {
+        id: u64,
+    },
+    MergeWritten {
+        claim: u64,
+        result: Result<()>,
+    },
+    /// Fetch what is missing in the background, or stop doing so.
+    Hydrate {
+        enabled: bool,
+    },
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutgoingMessage {
+    Write { sequence: u64, offset: u64, content: Content },
+    Flush { sequence: u64 },
+    Cut { sequence: u64, snapshot: Uuid, label: String, selection: Vec<ByteRange> },
+    Fetch { tag: u64, class: FetchClass, range: ByteRange, after_sequence: u64 },
+}
+
+/// To be done outside the machine; device actions are answered by the event of the same token.
+#[derive(Debug)]
+pub enum Action {
+    /// Read these parts into a buffer for `range`; answered by `ReadDone`.
+    ReadLocal {
+        token: u64,
+        range: ByteRange,
+        parts: Vec<ByteRange>,
+    },
+    WriteLocal {
+        token: u64,
+        offset: u64,
+        content: Content,
+    },
+    /// Answered by `DeviceFlushed`; at most one is under way.
+    FlushLocal,
+    /// Flush the device, then commit the capture (R1); answered by `Committed`; one at a time.
+    Commit {
+        epoch: u64,
+        capture: Capture,
+    },
+    /// Make exactly these hot extents durable; answered by `IntentRecorded`; one at a time.
+    RecordIntent {
+        extents: Vec<u32>,
+    },
+    Send(OutgoingMessage),
+    Complete {
+        id: u64,
+        outcome: Outcome,
+    },
+    /// Generation is the backup's affair; here are cut sequence and generation as it says.
+    CutDone {
+        id: u64,
+        result: Result<(u64, u64)>,
+    },
+}

@@ -1,0 +1,315 @@
+//! Missing blocks on their way here: fetches over the link, and the claims of a merge.
+//!
+//! | fetch | next | then |
+//! |---|---|---|
+//! | queued | sent, when the link is up and fewer than the limit are | |
+//! | sent | answered: readers are served at once; blocks it still claims are written | filling |
+//! | sent | link lost: queued again | |
+//! | filling | written: current, claim ends | gone |
+//!
+//! One fetch per missing block, however many wait (trap 7): later ones join the claim.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::claims::{ClaimId, ClaimKind};
+use super::event::{Action, FetchClass, OutgoingMessage};
+use super::requests::Pending;
+use super::state::Primary;
+use crate::error::{Error, Result};
+use crate::extent::{BlockRange, subtract};
+use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
+use crate::volume::content::Content;
+
+#[derive(Debug)]
+struct Fetch {
+    blocks: BlockRange,
+    class: FetchClass,
+    state: FetchState,
+}
+
+#[derive(Debug)]
+enum FetchState {
+    Queued,
+    Sent,
+    Filling { writes: usize, failure: Option<Error> },
+}
+
+/// Fetches by tag; the tag is the claim.
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    by_tag: HashMap<ClaimId, Fetch>,
+    demand: VecDeque<ClaimId>,
+    bulk: VecDeque<ClaimId>,
+    sent_demand: usize,
+    sent_bulk: usize,
+    pub hydrate: bool,
+    cursor: u64,
+}
+
+impl Fetches {
+    /// The link is gone: what was on the wire is asked for again.
+    pub(super) fn requeue_sent(&mut self) {
+        let mut again: Vec<_> = self
+            .by_tag
+            .iter_mut()
+            .filter(|(_, fetch)| matches!(fetch.state, FetchState::Sent))
+            .map(|(tag, fetch)| {
+                fetch.state = FetchState::Queued;
+                (*tag, fetch.class)
+            })
+            .collect();
+        again.sort_unstable_by_key(|(tag, _)| std::cmp::Reverse(*tag));
+        for (tag, class) in again {
+            match class {
+                FetchClass::Demand => self.demand.push_front(tag),
+                FetchClass::Bulk => self.bulk.push_front(tag),
+            }
+        }
+        self.sent_demand = 0;
+        self.sent_bulk = 0;
+    }
+
+    fn count_answer(&mut self, class: FetchClass) {
+        match class {
+            FetchClass::Demand => self.sent_demand -= 1,
+            FetchClass::Bulk => self.sent_bulk -= 1,
+        }
+    }
+}
+
+impl Primary {
+    /// Makes `id` wait until these missing blocks were brought, by whoever holds them or by a new
+    /// fetch.
+    pub(super) fn bring(&mut self, id: u64, blocks: BlockRange, class: FetchClass) {
+        let held: Vec<_> = self.claims.on(blocks).map(|(run, claim, _)| (run, claim)).collect();
+        for (_, claim) in &held {
+            self.claims.wait(*claim, id);
+        }
+        if self.options.backup {
+            for gap in subtract(blocks, held.into_iter().map(|(run, _)| run)) {
+                for piece in self.fetch_pieces(gap) {
+                    let tag = self.new_fetch(piece, class);
+                    self.claims.wait(tag, id);
+                }
+            }
+        }
+    }
+
+    fn fetch_pieces(&self, run: BlockRange) -> Vec<BlockRange> {
+        let per_fetch = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
+        (run.start..run.end)
+            .step_by(per_fetch as usize)
+            .map(|start| BlockRange::new(start, (start + per_fetch).min(run.end)))
+            .collect()
+    }
+
+    fn new_fetch(&mut self, blocks: BlockRange, class: FetchClass) -> ClaimId {
+        let tag = self.claims.take(&[blocks], ClaimKind::Fetch);
+        self.fetches.by_tag.insert(tag, Fetch { blocks, class, state: FetchState::Queued });
+        match class {
+            FetchClass::Demand => self.fetches.demand.push_back(tag),
+            FetchClass::Bulk => self.fetches.bulk.push_back(tag),
+        }
+        tag
+    }
+
+    pub(super) fn pump_fetches(&mut self, actions: &mut Vec<Action>) {
+        while self.mirror.up && self.fetches.sent_demand < FETCH_IN_FLIGHT_MAX {
+            let Some(tag) = self.fetches.demand.pop_front() else { break };
+            self.fetches.sent_demand += 1;
+            self.send_fetch(tag, actions);
+        }
+        while self.mirror.up && self.fetches.sent_bulk < BULK_IN_FLIGHT_MAX {
+            let Some(tag) = self.fetches.bulk.pop_front() else { break };
+            self.fetches.sent_bulk += 1;
+            self.send_fetch(tag, actions);
+        }
+    }
+
+    fn send_fetch(&mut self, tag: ClaimId, actions: &mut Vec<Action>) {
+        let fetch = self.fetches.by_tag.get_mut(&tag).expect("queued fetches exist");
+        fetch.state = FetchState::Sent;
+        self.counters.fetches += 1;
+        actions.push(Action::Send(OutgoingMessage::Fetch {
+            tag,
+            class: fetch.class,
+            range: self.geometry.bytes_of(fetch.blocks),
+            after_sequence: self.mirror.latest_for(fetch.blocks),
+        }));
+    }
+
+    pub(super) fn fetched(
+        &mut self,
+        tag: ClaimId,
+        result: Result<Content>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(fetch) = self.fetches.by_tag.get(&tag) else { return };
+        if !matches!(fetch.state, FetchState::Sent) {
+            return;
+        }
+        let (blocks, class) = (fetch.blocks, fetch.class);
+        self.fetches.count_answer(class);
+        let expected = self.geometry.bytes_of(blocks).length;
+        let result = result.and_then(|content| {
+            if content.len() == expected {
+                Ok(content)
+            } else {
+                Err(Error::link(format!(
+                    "the backup answered a fetch of {expected} bytes with {}",
+                    content.len()
+                )))
+            }
+        });
+        match result {
+            Err(error) => {
+                self.fetches.by_tag.remove(&tag);
+                if class == FetchClass::Bulk {
+                    // Asked for again when someone turns hydration on: never in a tight loop.
+                    self.fetches.hydrate = false;
+                    self.counters.errors += 1;
+                }
+                for id in self.claims.release(tag, blocks) {
+                    self.fail_waiting(id, &error, actions);
+                    self.ready.push_back(id);
+                }
+            }
+            Ok(content) => self.keep(tag, blocks, class, &content, actions),
+        }
+    }
+
+    fn keep(
+        &mut self,
+        tag: ClaimId,
+        blocks: BlockRange,
+        class: FetchClass,
+        content: &Content,
+        actions: &mut Vec<Action>,
+    ) {
+        self.counters.bytes_fetched += content.len();
+        if class == FetchClass::Bulk {
+            self.counters.bytes_hydrated += content.len();
+        }
+        let waiters = self.claims.waiters(tag).to_vec();
+        for id in waiters {
+            self.deliver(id, blocks, content);
+        }
+        // What a write took over meanwhile is newer and stays (law 4).
+        let kept = self.claims.held_by(tag, blocks);
+        if kept.is_empty() || self.poisoned.is_some() {
+            self.fetches.by_tag.remove(&tag);
+            let waiters = self.claims.release(tag, blocks);
+            self.ready.extend(waiters);
+            return;
+        }
+        self.claims.set_kind(tag, ClaimKind::Fill);
+        let fetch = self.fetches.by_tag.get_mut(&tag).expect("it was just answered");
+        fetch.state = FetchState::Filling { writes: kept.len(), failure: None };
+        let from = self.geometry.bytes_of(blocks).offset;
+        for run in kept {
+            let bytes = self.geometry.bytes_of(run);
+            let token = self.token(Pending::Fill { tag, blocks: run });
+            let content = content.slice(bytes.offset - from, bytes.length);
+            actions.push(Action::WriteLocal { token, offset: bytes.offset, content });
+        }
+    }
+
+    /// One run of a fetched range was written here.
+    pub(super) fn filled(
+        &mut self,
+        tag: ClaimId,
+        run: BlockRange,
+        result: Result<()>,
+        actions: &mut Vec<Action>,
+    ) {
+        let fetch = self.fetches.by_tag.get_mut(&tag).expect("it is filling");
+        let blocks = fetch.blocks;
+        let FetchState::Filling { writes, failure } = &mut fetch.state else {
+            unreachable!("only a filling fetch writes")
+        };
+        *writes -= 1;
+        match result {
+            Ok(()) => self.map.mark_current(run),
+            Err(error) => *failure = Some(error),
+        }
+        if *writes > 0 {
+            return;
+        }
+        let failure = failure.take();
+        self.fetches.by_tag.remove(&tag);
+        for id in self.claims.release(tag, blocks) {
+            if let Some(error) = &failure {
+                self.fail_waiting(id, error, actions);
+            }
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Background hydration: the next missing blocks that nobody brings, found anew each time, so
+    /// that nothing behind the cursor is forgotten (trap 40).
+    pub(super) fn pump_hydration(&mut self) {
+        let all = self.geometry.all_blocks();
+        while self.fetches.hydrate
+            && self.mirror.up
+            && self.poisoned.is_none()
+            && self.fetches.sent_bulk + self.fetches.bulk.len() < BULK_IN_FLIGHT_MAX
+        {
+            let rest = BlockRange::new(self.fetches.cursor, all.end);
+            match self.next_unclaimed_missing(rest) {
+                Some(run) => {
+                    let piece = self.fetch_pieces(run)[0];
+                    self.new_fetch(piece, FetchClass::Bulk);
+                    self.fetches.cursor = piece.end;
+                }
+                None if self.fetches.cursor > 0 => self.fetches.cursor = 0,
+                None => {
+                    self.fetches.hydrate = self.map.current().next(all, false).is_some();
+                    break;
+                }
+            }
+        }
+    }
+
+    fn next_unclaimed_missing(&self, within: BlockRange) -> Option<BlockRange> {
+        self.map.current().runs(within, false).find_map(|run| {
+            let held = self.claims.on(run).map(|(held, _, _)| held);
+            subtract(run, held).first().copied()
+        })
+    }
+
+    /// Claims the blocks of the range that a bundle may supply and nobody brings; none if there
+    /// are none. Ended by `Event::MergeWritten`.
+    pub fn claim_for_merge(
+        &mut self,
+        blocks: BlockRange,
+    ) -> Result<Option<(ClaimId, Vec<BlockRange>)>> {
+        if let Some(error) = &self.poisoned {
+            return Err(error.clone());
+        }
+        let runs: Vec<BlockRange> = self
+            .map
+            .wanted(blocks)
+            .into_iter()
+            .flat_map(|run| subtract(run, self.claims.on(run).map(|(held, _, _)| held)))
+            .collect();
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        let claim = self.claims.take(&runs, ClaimKind::Merge);
+        self.merges.insert(claim, runs.clone());
+        Ok(Some((claim, runs)))
+    }
+
+    pub(super) fn merge_written(&mut self, claim: ClaimId, result: &Result<()>) {
+        let runs = self.merges.remove(&claim).expect("a merge claim ends once");
+        if result.is_ok() {
+            for run in &runs {
+                self.map.mark_current(*run);
+                self.counters.bytes_merged += self.geometry.bytes_of(*run).length;
+            }
+        }
+        let span = BlockRange::new(runs[0].start, runs[runs.len() - 1].end);
+        let waiters = self.claims.release(claim, span);
+        self.ready.extend(waiters);
+    }
+}

@@ -1,0 +1,179 @@
+//! One backup as the primary sees it: what was sent, applied, durable.
+//!
+//! `unsent` is set before a write is sent and cleared when the backup has made *that* write
+//! durable and none newer was sent for the block (trap 19). Nothing here survives the session:
+//! after a reconnect everything unsent is sent again.
+
+use std::collections::VecDeque;
+
+use crate::extent::{BlockRange, ExtentMap};
+use crate::limits::MIRROR_WINDOW_BYTES;
+
+#[derive(Debug, Default)]
+pub struct MirrorLeg {
+    pub up: bool,
+    /// Sequence of the latest message of any session.
+    sequence: u64,
+    applied: u64,
+    durable: u64,
+    not_applied: VecDeque<(u64, u64)>,
+    not_durable: VecDeque<(u64, BlockRange)>,
+    /// Per block the latest sequence sent in this session and not yet durable.
+    latest: ExtentMap<u64>,
+    in_flight_bytes: u64,
+    /// Sequence of the latest flush sent.
+    flush_sent: u64,
+    /// Unsent blocks may exist that were not sent in this session (R10: no flush is mirrored).
+    pub backlog: bool,
+    /// Where the search for them goes on.
+    pub cursor: u64,
+    /// An unsent block could not be read here: no use in searching before something changes.
+    pub unreadable: bool,
+}
+
+impl MirrorLeg {
+    pub fn begin_session(&mut self, backlog: bool) {
+        self.end_session();
+        self.up = true;
+        self.unreadable = false;
+        self.backlog = backlog;
+        self.applied = self.sequence;
+        self.durable = self.sequence;
+        self.flush_sent = self.sequence;
+    }
+
+    pub fn end_session(&mut self) {
+        self.up = false;
+        self.not_applied.clear();
+        self.not_durable.clear();
+        self.latest.clear();
+        self.in_flight_bytes = 0;
+        self.cursor = 0;
+    }
+
+    pub fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Room for a write of this length; one that exceeds the window alone goes when it is empty.
+    pub fn has_room(&self, length: u64) -> bool {
+        self.in_flight_bytes == 0 || self.in_flight_bytes + length <= MIRROR_WINDOW_BYTES
+    }
+
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
+    /// Accounts for a write that is sent now; returns its sequence. Its acknowledgement settles
+    /// the blocks but for those of `except`, of which it holds only a part.
+    pub fn send_write(&mut self, blocks: BlockRange, except: &[BlockRange], length: u64) -> u64 {
+        assert!(self.up);
+        let sequence = self.next_sequence();
+        self.not_applied.push_back((sequence, length));
+        self.not_durable.push_back((sequence, blocks));
+        let held_back = except.iter().filter_map(|run| run.intersect(blocks));
+        for run in crate::extent::subtract(blocks, held_back) {
+            self.latest.insert(run, sequence);
+        }
+        self.in_flight_bytes += length;
+        sequence
+    }
+
+    pub fn send_flush(&mut self) -> u64 {
+        let sequence = self.next_sequence();
+        self.flush_sent = sequence;
+        sequence
+    }
+
+    /// Writes were sent since the last flush was.
+    pub fn wants_flush(&self) -> bool {
+        self.up
+            && self.flush_sent <= self.durable
+            && self.not_durable.back().is_some_and(|(sequence, _)| *sequence > self.flush_sent)
+    }
+
+    pub fn applied(&mut self, sequence: u64) {
+        self.applied = self.applied.max(sequence);
+        while let Some((_, length)) = self.not_applied.pop_front_if(|(held, _)| *held <= sequence) {
+            self.in_flight_bytes -= length;
+        }
+    }
+
+    pub fn is_applied(&self, sequence: u64) -> bool {
+        self.applied >= sequence
+    }
+
+    /// The backup made everything up to `sequence` durable; returns the blocks that are no longer
+    /// unsent.
+    pub fn flushed(&mut self, sequence: u64) -> Vec<BlockRange> {
+        self.applied(sequence);
+        self.durable = self.durable.max(sequence);
+        let mut settled = Vec::new();
+        while let Some((sent, blocks)) =
+            self.not_durable.pop_front_if(|(held, _)| *held <= sequence)
+        {
+            settled.extend(self.latest.remove_if(blocks, |held| held == sent));
+        }
+        settled
+    }
+
+    /// What was sent for these blocks no longer equals what is here.
+    pub fn forget(&mut self, blocks: BlockRange) {
+        self.latest.remove(blocks);
+        self.search_from(blocks.start);
+    }
+
+    /// There is something to push at this block or after it.
+    pub fn search_from(&mut self, block: u64) {
+        self.backlog = true;
+        self.unreadable = false;
+        self.cursor = self.cursor.min(block);
+    }
+
+    /// The parts of `blocks` with nothing on its way in this session.
+    pub fn not_sent(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        crate::extent::subtract(blocks, self.latest.overlapping(blocks).map(|(run, _)| run))
+    }
+
+    /// The latest sequence that concerns these blocks, 0 if none is on its way: a fetch must not
+    /// be served before it.
+    pub fn latest_for(&self, blocks: BlockRange) -> u64 {
+        self.latest.overlapping(blocks).map(|(_, sequence)| sequence).max().unwrap_or(0)
+    }
+
+    /// Everything sent is durable there.
+    pub fn is_drained(&self) -> bool {
+        self.not_durable.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_settles_only_blocks_without_a_newer_write() {
+        let mut leg = MirrorLeg::default();
+        leg.begin_session(false);
+        let first = leg.send_write(BlockRange::new(0, 4), &[], 16384);
+        let second = leg.send_write(BlockRange::new(1, 2), &[], 4096);
+        let flushed = leg.flushed(first);
+        assert_eq!(flushed, [BlockRange::new(0, 1), BlockRange::new(2, 4)]);
+        assert!(!leg.is_drained());
+        assert_eq!(leg.flushed(second), [BlockRange::new(1, 2)]);
+        assert!(leg.is_drained());
+        assert_eq!(leg.in_flight_bytes(), 0);
+    }
+
+    #[test]
+    fn a_late_acknowledgement_of_an_older_session_settles_nothing() {
+        let mut leg = MirrorLeg::default();
+        leg.begin_session(false);
+        let old = leg.send_write(BlockRange::new(0, 4), &[], 16384);
+        leg.end_session();
+        leg.begin_session(true);
+        leg.send_write(BlockRange::new(0, 4), &[], 16384);
+        assert_eq!(leg.flushed(old), []);
+    }
+}

@@ -1,0 +1,163 @@
+//! Unsent blocks on their way to the backup, and what it has acknowledged.
+//!
+//! After a reconnect every unsent block that this session has not sent is read and sent, in the
+//! same stream as live writes and under a claim, so that it never overtakes or undoes one. Until
+//! none is left, no flush counts as mirrored (R10).
+
+use super::claims::{ClaimId, ClaimKind};
+use super::event::{Action, OutgoingMessage};
+use super::requests::Pending;
+use super::state::Primary;
+use crate::device::{AlignedBuffer, Payload};
+use crate::error::Result;
+use crate::extent::{BlockRange, ByteRange, subtract};
+use crate::limits::{BULK_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
+use crate::volume::content::Content;
+
+/// What a message without payload counts for in the mirror window.
+pub(super) const ZERO_MESSAGE_BYTES: u64 = 64;
+
+impl Primary {
+    /// Blocks that the range covers in part and that are unsent with nothing on the way: sending
+    /// the range does not settle them, they are still to be pushed whole.
+    pub(super) fn partly_unsent(&self, range: ByteRange) -> Vec<BlockRange> {
+        let whole = self.geometry.covered(range);
+        let holes = if whole.is_empty() { vec![] } else { vec![whole] };
+        let edges = subtract(self.geometry.touched(range), holes);
+        let unsent = edges.into_iter().flat_map(|edge| self.map.unsent().runs(edge, true));
+        unsent.flat_map(|run| self.mirror.not_sent(run)).collect()
+    }
+
+    /// A write has ended here. It may have begun in an earlier session or without one, when no
+    /// push of its blocks could begin: then it is part of the backlog (R10).
+    pub(super) fn push_what_was_written(&mut self, blocks: BlockRange) {
+        let mut unsent = self.map.unsent().runs(blocks, true);
+        let left = unsent.find_map(|run| self.mirror.not_sent(run).first().copied());
+        if let Some(run) = left
+            && self.mirror.up
+        {
+            self.mirror.search_from(run.start);
+        }
+    }
+
+    /// Sends content in pieces that nothing waits long behind; returns the last sequence.
+    pub(super) fn send_content(
+        &mut self,
+        offset: u64,
+        content: &Content,
+        except: &[BlockRange],
+        actions: &mut Vec<Action>,
+    ) -> u64 {
+        let piece = LINK_PIECE_BYTES.max(self.geometry.block_size().bytes());
+        let mut done = 0;
+        let mut last = 0;
+        while done < content.len() {
+            let at = offset + done;
+            let left = content.len() - done;
+            let (length, cost) = match content {
+                // Cut where blocks end, so that a block is rarely in two pieces.
+                Content::Bytes(_) => {
+                    let length = left.min(piece - at % piece);
+                    (length, length)
+                }
+                Content::Zeros(_) => (left, ZERO_MESSAGE_BYTES),
+            };
+            let blocks = self.geometry.touched(ByteRange::new(at, length));
+            last = self.mirror.send_write(blocks, except, cost);
+            actions.push(Action::Send(OutgoingMessage::Write {
+                sequence: last,
+                offset: at,
+                content: content.slice(done, length),
+            }));
+            done += length;
+        }
+        last
+    }
+
+    pub(super) fn pump_resync(&mut self, actions: &mut Vec<Action>) {
+        while self.mirror.up
+            && self.mirror.backlog
+            && !self.mirror.unreadable
+            && self.pushes < BULK_IN_FLIGHT_MAX
+        {
+            // Live writes keep at least half of the window.
+            if self.mirror.in_flight_bytes() > crate::limits::MIRROR_WINDOW_BYTES / 2 {
+                return;
+            }
+            match self.next_unsent() {
+                Some(run) if self.claims.on(run).next().is_some() => {
+                    // A write or a read of ours is under way there: it goes on from here when
+                    // that has ended.
+                    return;
+                }
+                Some(run) => self.begin_push(run, actions),
+                None if self.mirror.cursor > 0 => self.mirror.cursor = 0,
+                None if self.pushes == 0 => {
+                    self.mirror.backlog = false;
+                    self.ready.extend(std::mem::take(&mut self.waiting.resync));
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// The next unsent current blocks that this session has not sent, as many as fit one message.
+    fn next_unsent(&self) -> Option<BlockRange> {
+        let per_message = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
+        let rest = BlockRange::new(self.mirror.cursor, self.geometry.blocks());
+        self.map.unsent().runs(rest, true).find_map(|run| {
+            self.mirror.not_sent(run).into_iter().find_map(|part| {
+                let current = self.map.current().runs(part, true).next()?;
+                Some(BlockRange::new(current.start, current.end.min(current.start + per_message)))
+            })
+        })
+    }
+
+    fn begin_push(&mut self, run: BlockRange, actions: &mut Vec<Action>) {
+        let claim = self.claims.take(&[run], ClaimKind::Push);
+        self.pushes += 1;
+        self.mirror.cursor = run.end;
+        let range = self.geometry.bytes_of(run);
+        let token = self.token(Pending::Push { claim, blocks: run });
+        actions.push(Action::ReadLocal { token, range, parts: vec![range] });
+    }
+
+    pub(super) fn push_read(
+        &mut self,
+        claim: ClaimId,
+        blocks: BlockRange,
+        result: Result<AlignedBuffer>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.pushes -= 1;
+        match result {
+            Ok(buffer) if self.mirror.up => {
+                let range = self.geometry.bytes_of(blocks);
+                let content = if buffer.iter().all(|byte| *byte == 0) {
+                    Content::Zeros(range.length)
+                } else {
+                    Content::Bytes(Payload::new(buffer))
+                };
+                self.send_content(range.offset, &content, &[], actions);
+                self.counters.bytes_resent += range.length;
+            }
+            Ok(_) => {}
+            // Neither side has these bytes for sure: they stay unsent and the backlog stays.
+            Err(_) => {
+                self.counters.errors += 1;
+                self.mirror.unreadable = true;
+            }
+        }
+        let waiters = self.claims.release(claim, blocks);
+        self.ready.extend(waiters);
+    }
+
+    pub(super) fn backup_applied(&mut self, sequence: u64) {
+        if !self.mirror.up {
+            return;
+        }
+        self.mirror.applied(sequence);
+        self.ready.extend(std::mem::take(&mut self.waiting.window));
+        self.ready.extend(std::mem::take(&mut self.waiting.applied));
+    }
+}

@@ -1,0 +1,582 @@
+//! A volume in the role primary: its files, its life before and after the operator's word, and
+//! what it offers to applications.
+//!
+//! | on disk | state | what it takes to go on |
+//! |---|---|---|
+//! | no map, device made empty by us | live at once, generation 0: both sides empty | |
+//! | no map, anything else | waiting | the operator's word (`restore`) |
+//! | a map | live | |
+//!
+//! Generation 0 says that neither side ever held anything; a backup accepts it only if it is empty
+//! itself. Guarantees law 12 for its files. Does not know: NBD, the link's bytes.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::driver::Driver;
+use super::event::Options;
+use super::state::{Counters, Primary};
+use crate::device::{Device, Directory};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{BlockRange, ByteRange};
+use crate::map::{IntentLog, Intents, MapFile, MapIdentity, OverwriteMap, Recovery};
+use crate::units::Geometry;
+use crate::volume::engine::Engine;
+use crate::volume::service::{BlockService, Command, Completion, StatusContext, StatusExtent};
+
+const MAP: &str = "overwrite.map";
+const INTENT: &str = "intent.log";
+const QUIESCE: Duration = Duration::from_secs(30);
+
+/// What the operator says was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The backup is the truth.
+    All,
+    /// The primary is the truth.
+    None,
+    Ranges(Vec<ByteRange>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct PrimaryVolume {
+    name: String,
+    directory: Arc<dyn Directory>,
+    device: Arc<dyn Device>,
+    geometry: Geometry,
+    options: Options,
+    engine: Arc<Engine>,
+    live: RwLock<Option<Arc<Driver>>>,
+    recovery: Recovery,
+    /// Identity of the backup, as an introduction told it.
+    introduced: Mutex<Option<(Uuid, u64)>>,
+    introduction: Condvar,
+    /// One restore, close or comparison of identity at a time.
+    word: Mutex<()>,
+}
+
+/// What `status` tells.
+#[derive(Clone, Debug)]
+pub struct PrimaryStatus {
+    pub waiting: bool,
+    pub volume: Uuid,
+    pub generation: u64,
+    pub current_bytes: u64,
+    pub missing_bytes: u64,
+    pub link_only_bytes: u64,
+    pub unsent_bytes: u64,
+    pub hot_extents: usize,
+    pub hydrating: bool,
+    pub connected: bool,
+    pub resyncing: bool,
+    pub in_flight_bytes: u64,
+    pub mirrored: bool,
+    pub poisoned: Option<Error>,
+    pub counters: Counters,
+}
+
+/// What the comparison of one range found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Something touched the range, or is on its way: nothing can be said.
+    Busy,
+    Compared {
+        bytes: u64,
+        missing: u64,
+        different: Vec<ByteRange>,
+    },
+}
+
+impl PrimaryVolume {
+    /// `created_empty`: the daemon itself has just made the device, and it reads as zeros.
+    pub fn open(
+        name: &str,
+        directory: Arc<dyn Directory>,
+        device: Arc<dyn Device>,
+        created_empty: bool,
+        geometry: Geometry,
+        options: Options,
+        engine: Arc<Engine>,
+    ) -> Result<Arc<Self>> {
+        if device.size() < geometry.size() {
+            return Err(Error::identity(format!(
+                "volume {name}: the device has {} bytes, expected at least {}",
+                device.size(),
+                geometry.size()
+            )));
+        }
+        let mut volume = Self {
+            name: name.to_owned(),
+            directory,
+            device,
+            geometry,
+            options,
+            engine,
+            live: RwLock::new(None),
+            recovery: Recovery::default(),
+            introduced: Mutex::new(None),
+            introduction: Condvar::new(),
+            word: Mutex::new(()),
+        };
+        if volume.has_map()? {
+            let (driver, recovery) = volume.open_files()?;
+            volume.recovery = recovery;
+            volume.live = RwLock::new(Some(driver));
+        } else if created_empty {
+            let driver = volume.create_files(Uuid::new_v4(), 0, true, false)?;
+            volume.live = RwLock::new(Some(driver));
+        }
+        Ok(Arc::new(volume))
+    }
+
+    fn has_map(&self) -> Result<bool> {
+        if !self.directory.names()?.iter().any(|name| name == MAP) {
+            return Ok(false);
+        }
+        Ok(!MapFile::is_blank(&*self.directory.open(MAP)?)?)
+    }
+
+    fn open_files(&self) -> Result<(Arc<Driver>, Recovery)> {
+        let map_device = self.directory.open(MAP)?;
+        let identity = MapFile::read_identity(&*map_device)?;
+        if identity.geometry != self.geometry {
+            return Err(Error::identity(format!(
+                "volume {}: its map is for {} bytes in blocks of {}, the configuration says {} \
+                 bytes in blocks of {}",
+                self.name,
+                identity.geometry.size(),
+                identity.geometry.block_size().bytes(),
+                self.geometry.size(),
+                self.geometry.block_size().bytes()
+            )));
+        }
+        let named = self.directory.names()?.iter().any(|name| name == INTENT);
+        let (intent, intents) = if named {
+            IntentLog::open(self.directory.open(INTENT)?, identity.volume)?
+        } else {
+            let device = self.directory.create(INTENT, IntentLog::BYTES)?;
+            (IntentLog::create(device, identity.volume)?, Intents::Unknown)
+        };
+        let (map, recovery) = OverwriteMap::open(map_device, Some(&intents))?;
+        // What the hot extents meant is durable in the map now.
+        intent.record(&[])?;
+        Ok((self.driver(map, intent), recovery))
+    }
+
+    fn create_files(
+        &self,
+        volume: Uuid,
+        generation: u64,
+        current: bool,
+        unsent: bool,
+    ) -> Result<Arc<Driver>> {
+        self.directory.remove(MAP)?;
+        self.directory.remove(INTENT)?;
+        let intent_device = self.directory.create(INTENT, IntentLog::BYTES)?;
+        let intent = IntentLog::create(intent_device, volume)?;
+        // Last: a volume exists once its map does.
+        let map_device = self.directory.create(MAP, OverwriteMap::bytes_needed(self.geometry))?;
+        let identity = MapIdentity { volume, geometry: self.geometry, generation };
+        let map = if current {
+            OverwriteMap::create_current(map_device, identity, unsent)?
+        } else {
+            OverwriteMap::create(map_device, identity)?
+        };
+        Ok(self.driver(map, intent))
+    }
+
+    fn driver(&self, map: OverwriteMap, intent: IntentLog) -> Arc<Driver> {
+        let map = Arc::new(map);
+        let machine = Primary::new(Arc::clone(&map), self.options);
+        Driver::new(machine, Arc::clone(&self.device), map, intent, Arc::clone(&self.engine))
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    #[must_use]
+    pub fn has_backup(&self) -> bool {
+        self.options.backup
+    }
+
+    /// What opening after an unclean stop had to assume.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
+    }
+
+    /// The driver, once the volume is live.
+    #[must_use]
+    pub fn live(&self) -> Option<Arc<Driver>> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The driver, or why there is none.
+    pub fn driver_or_refuse(&self) -> Result<Arc<Driver>> {
+        self.live().ok_or_else(|| {
+            Error::busy(format!(
+                "volume {} waits for your word: `restore {} --lost none` if the primary's device \
+                 is the truth, `--lost all` if the backup is",
+                self.name, self.name
+            ))
+        })
+    }
+
+    /// Volume and generation to say hello with; nil while the volume waits for its identity.
+    #[must_use]
+    pub fn hello_identity(&self) -> (Uuid, u64) {
+        self.live().map_or((Uuid::nil(), 0), |driver| {
+            let identity = driver.map.identity();
+            (identity.volume, identity.generation)
+        })
+    }
+
+    /// A backup told which volume it holds.
+    pub fn introduce(&self, volume: Uuid, generation: u64) {
+        let mut introduced = self.introduced.lock().unwrap_or_else(PoisonError::into_inner);
+        *introduced = Some((volume, generation));
+        self.introduction.notify_all();
+    }
+
+    /// The operator's word: what is lost. A new generation, durable when it returns.
+    pub fn restore(&self, lost: &Lost, patience: Duration) -> Result<()> {
+        let _word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Lost::Ranges(ranges) = lost {
+            for range in ranges {
+                if range.is_empty() || !self.geometry.contains(*range) {
+                    return Err(Error::usage(format!(
+                        "lost range {}-{} is empty or outside the volume of {} bytes",
+                        range.offset,
+                        range.offset.saturating_add(range.length),
+                        self.geometry.size()
+                    )));
+                }
+            }
+        }
+        match self.live() {
+            Some(driver) => self.declare(&driver, lost),
+            None => {
+                let driver = match lost {
+                    Lost::None => {
+                        self.create_files(Uuid::new_v4(), 1, true, self.options.backup)?
+                    }
+                    Lost::All => {
+                        let (volume, generation) = self.wait_for_introduction(patience)?;
+                        self.create_files(volume, generation + 1, false, false)?
+                    }
+                    Lost::Ranges(_) => {
+                        return Err(Error::usage(
+                            "the volume has no map yet: say --lost all or --lost none",
+                        ));
+                    }
+                };
+                *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(driver);
+                Ok(())
+            }
+        }
+    }
+
+    fn wait_for_introduction(&self, patience: Duration) -> Result<(Uuid, u64)> {
+        let introduced = self.introduced.lock().unwrap_or_else(PoisonError::into_inner);
+        let (introduced, _) = self
+            .introduction
+            .wait_timeout_while(introduced, patience, |known| known.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        introduced.ok_or_else(|| {
+            Error::link(format!(
+                "volume {} has no map, so only its backup knows its identity, and the backup was \
+                 not reached within {} s",
+                self.name,
+                patience.as_secs()
+            ))
+        })
+    }
+
+    fn declare(&self, driver: &Arc<Driver>, lost: &Lost) -> Result<()> {
+        driver.quiesce(
+            Error::busy("the volume is being declared lost; the request was not carried out"),
+            QUIESCE,
+        )?;
+        let generation = driver.map.identity().generation + 1;
+        match lost {
+            Lost::All => driver.map.begin_generation(generation, false, false)?,
+            Lost::None => driver.map.begin_generation(generation, true, self.options.backup)?,
+            Lost::Ranges(ranges) => {
+                let blocks: Vec<BlockRange> =
+                    ranges.iter().map(|range| self.geometry.touched(*range)).collect();
+                // Bits of blocks that stay are as in memory, which is ahead of the file.
+                self.device.flush()?;
+                driver.map.file().commit_all()?;
+                driver.map.begin_generation_without(generation, &blocks)?;
+            }
+        }
+        driver.resume(Primary::new(Arc::clone(&driver.map), self.options))
+    }
+
+    /// Refuses requests, lets those in flight end, makes everything durable, marks a clean stop.
+    pub fn close(&self) -> Result<()> {
+        let _word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(driver) = self.live.write().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(());
+        };
+        driver
+            .quiesce(Error::new(ErrorKind::Interrupted, "the volume is being closed"), QUIESCE)?;
+        driver.finish()
+    }
+
+    #[must_use]
+    pub fn status(&self) -> PrimaryStatus {
+        let Some(driver) = self.live() else { return PrimaryStatus::waiting(self.geometry) };
+        let map = &driver.map;
+        let identity = map.identity();
+        let size = self.geometry.block_size().bytes();
+        let link_only_bytes = map.link_only().count_all() * size;
+        let counters = driver.counters();
+        driver.with_machine(|machine, _, _| PrimaryStatus {
+            waiting: false,
+            volume: identity.volume,
+            generation: identity.generation,
+            current_bytes: map.current_bytes(),
+            missing_bytes: map.missing_bytes(),
+            link_only_bytes,
+            unsent_bytes: map.unsent_bytes(),
+            hot_extents: machine.hot_extents(),
+            hydrating: machine.is_hydrating(),
+            connected: machine.link_is_up(),
+            resyncing: machine.is_resyncing(),
+            in_flight_bytes: machine.in_flight_bytes(),
+            mirrored: machine.is_mirrored(),
+            poisoned: machine.poisoned().cloned(),
+            counters,
+        })
+    }
+
+    /// Compares the current blocks of a range with the backup, digest by digest. Never says
+    /// "different" of a range that something touched meanwhile (law 10).
+    pub fn compare(&self, range: ByteRange, timeout: Duration) -> Result<Comparison> {
+        let driver = self.driver_or_refuse()?;
+        if !self.geometry.contains(range) {
+            return Err(Error::usage(format!(
+                "range {}+{} lies outside the volume of {} bytes",
+                range.offset,
+                range.length,
+                self.geometry.size()
+            )));
+        }
+        let blocks = self.geometry.touched(range);
+        let current: Vec<BlockRange> = driver.map.current().runs(blocks, true).collect();
+        let total = self.geometry.bytes_of(blocks).length;
+        let mut bytes = 0;
+        let mut different = Vec::new();
+        for run in current {
+            if !self.compare_run(&driver, run, timeout, &mut different)? {
+                return Ok(Comparison::Busy);
+            }
+            bytes += self.geometry.bytes_of(run).length;
+        }
+        Ok(Comparison::Compared { bytes, missing: total - bytes, different })
+    }
+
+    /// Narrows differences down to blocks; `false` if the run was touched.
+    fn compare_run(
+        &self,
+        driver: &Arc<Driver>,
+        run: BlockRange,
+        timeout: Duration,
+        different: &mut Vec<ByteRange>,
+    ) -> Result<bool> {
+        let bytes = self.geometry.bytes_of(run);
+        let Some(watch) = driver.with_machine(|machine, _, _| machine.begin_watch(run)) else {
+            return Ok(false);
+        };
+        let compared = self.digests_agree(driver, bytes, timeout);
+        let untouched = driver.with_machine(|machine, _, _| machine.end_watch(watch));
+        if !untouched {
+            return Ok(false);
+        }
+        if compared? {
+            return Ok(true);
+        }
+        if run.count() == 1 {
+            different.push(bytes);
+            return Ok(true);
+        }
+        let middle = run.start + run.count() / 2;
+        for half in [BlockRange::new(run.start, middle), BlockRange::new(middle, run.end)] {
+            if !self.compare_run(driver, half, timeout, different)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn digests_agree(
+        &self,
+        driver: &Arc<Driver>,
+        range: ByteRange,
+        timeout: Duration,
+    ) -> Result<bool> {
+        const PIECE_BYTES: u64 = 1 << 20;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer =
+            crate::device::AlignedBuffer::zeroed(range.length.min(PIECE_BYTES) as usize);
+        let mut at = range.offset;
+        while at < range.end() {
+            let length = PIECE_BYTES.min(range.end() - at) as usize;
+            self.device.read_at(at, &mut buffer[..length])?;
+            hasher.update(&buffer[..length]);
+            at += length as u64;
+        }
+        Ok(driver.backup_digest(range, timeout)? == *hasher.finalize().as_bytes())
+    }
+
+    /// The current blocks of the range are sent to the backup again; returns their bytes.
+    pub fn repair(&self, range: ByteRange) -> Result<u64> {
+        let driver = self.driver_or_refuse()?;
+        let blocks = self.geometry.touched(range);
+        driver.with_machine(|machine, now, actions| machine.mark_unsent(blocks, now, actions));
+        Ok(driver.map.current().count_set(blocks) * self.geometry.block_size().bytes())
+    }
+}
+
+impl PrimaryStatus {
+    fn waiting(geometry: Geometry) -> Self {
+        Self {
+            waiting: true,
+            volume: Uuid::nil(),
+            generation: 0,
+            current_bytes: 0,
+            missing_bytes: geometry.size(),
+            link_only_bytes: 0,
+            unsent_bytes: 0,
+            hot_extents: 0,
+            hydrating: false,
+            connected: false,
+            resyncing: false,
+            in_flight_bytes: 0,
+            mirrored: false,
+            poisoned: None,
+            counters: Counters::default(),
+        }
+    }
+}
+
+impl BlockService for PrimaryVolume {
+    fn size(&self) -> u64 {
+        self.geometry.size()
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.device.sector_size()
+    }
+
+    fn preferred_size(&self) -> u32 {
+        self.geometry.block_size().bytes_u32().max(self.device.sector_size())
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn contexts(&self) -> Vec<StatusContext> {
+        vec![StatusContext::Allocation, StatusContext::Missing, StatusContext::Unsent]
+    }
+
+    fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.read_now(range, buffer)
+    }
+
+    fn submit(&self, command: Command, completion: Completion) {
+        match self.driver_or_refuse() {
+            Ok(driver) => driver.submit(command, completion),
+            Err(error) => completion(Err(error)),
+        }
+    }
+
+    fn status(
+        &self,
+        context: StatusContext,
+        range: ByteRange,
+        limit: usize,
+    ) -> Result<Vec<StatusExtent>> {
+        let driver = self.driver_or_refuse()?;
+        match context {
+            StatusContext::Allocation => self.allocation(&driver, range, limit),
+            StatusContext::Missing => Ok(self.marked(range, limit, driver.map.current(), false)),
+            StatusContext::Unsent => Ok(self.marked(range, limit, driver.map.unsent(), true)),
+            StatusContext::Changed => Err(Error::usage("a primary keeps no changed map")),
+        }
+    }
+}
+
+impl PrimaryVolume {
+    /// Runs of blocks whose bit equals `value` are marked.
+    fn marked(
+        &self,
+        range: ByteRange,
+        limit: usize,
+        bits: &crate::bitmap::Bitmap,
+        value: bool,
+    ) -> Vec<StatusExtent> {
+        let blocks = self.geometry.touched(range);
+        let mut extents = Vec::new();
+        let mut at = blocks.start;
+        while at < blocks.end && extents.len() < limit {
+            let marked = bits.get(at) == value;
+            let rest = BlockRange::new(at, blocks.end);
+            let end = bits.next(rest, value != marked).unwrap_or(blocks.end);
+            let bytes = self.geometry.bytes_of(BlockRange::new(at, end));
+            let length = bytes.intersect(range).map_or(0, |part| part.length);
+            extents.push(StatusExtent { length, hole: false, zero: false, marked });
+            at = end;
+        }
+        extents
+    }
+
+    /// Holes are told only of current blocks, where this device is the truth.
+    fn allocation(
+        &self,
+        driver: &Driver,
+        range: ByteRange,
+        limit: usize,
+    ) -> Result<Vec<StatusExtent>> {
+        let mut extents: Vec<StatusExtent> = Vec::new();
+        let mut at = range.offset;
+        while at < range.end() && extents.len() < limit {
+            let rest = self.geometry.touched(ByteRange::new(at, range.end() - at));
+            let block = BlockRange::one(rest.start);
+            let missing_from = driver.map.current().next(rest, false);
+            let (end, hole) = if missing_from == Some(block.start) {
+                let after = driver.map.current().next(rest, true).unwrap_or(rest.end);
+                (self.geometry.bytes_of(BlockRange::new(rest.start, after)).end(), false)
+            } else {
+                let current_end = missing_from.unwrap_or(rest.end);
+                let known = self.geometry.bytes_of(BlockRange::new(rest.start, current_end)).end();
+                match self.device.next_data(at)? {
+                    Some(data) if data.offset <= at => (data.end().min(known), false),
+                    Some(data) => (data.offset.min(known), true),
+                    None => (known, true),
+                }
+            };
+            let end = end.min(range.end());
+            match extents.last_mut() {
+                Some(last) if last.hole == hole => last.length += end - at,
+                _ => {
+                    extents.push(StatusExtent { length: end - at, hole, zero: hole, marked: false })
+                }
+            }
+            at = end;
+        }
+        Ok(extents)
+    }
+}

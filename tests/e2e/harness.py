@@ -1,0 +1,275 @@
+"""Two daemons in a scratch directory, started, killed and asked as a user would.
+
+Guarantees: every wait has a deadline; everything that was started is ended by `close`.
+Does not know: the package's insides. It is used through its command line and its sockets only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+MIB = 1 << 20
+VOLUME = "v"
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+COMMAND_SECONDS = 120.0
+PROGRAM = Path(sys.executable).parent / "dualrestore"
+
+
+class CommandError(AssertionError):
+    """A program ended with an exit code that was not expected."""
+
+
+def run(
+    command: Sequence[str | Path], *, expect: int | None = 0, seconds: float = COMMAND_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end; `expect` is its exit code, None for any."""
+    words = [str(word) for word in command]
+    finished = subprocess.run(
+        words,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+    )
+    if expect is not None and finished.returncode != expect:
+        raise CommandError(
+            f"{' '.join(words)}\nexit code {finished.returncode}, expected {expect}\n"
+            f"--- stdout\n{finished.stdout}\n--- stderr\n{finished.stderr}"
+        )
+    return finished
+
+
+def dualrestore(*words: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Runs one verb of the command line."""
+    return run([PROGRAM, *words], expect=expect)
+
+
+def wait_until(what: str, holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Asks until it holds; fails with `what` after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def garbage(path: Path, size: int) -> None:
+    """Overwrites the file with random bytes: a lost disk reads as anything."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        for begin in range(0, size, MIB):
+            file.write(os.urandom(min(MIB, size - begin)))
+        file.truncate(size)
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether two files are equal byte by byte."""
+    return run(["cmp", "-s", one, other], expect=None).returncode == 0
+
+
+class Daemon:
+    """One `dualrestore serve` and its configuration file."""
+
+    def __init__(self, configuration: Path) -> None:
+        self.configuration = configuration
+        self.log = configuration.with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def verb(self, *words: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Runs a verb that speaks to this daemon."""
+        return dualrestore("-c", self.configuration, *words, expect=expect)
+
+    def verb_json(self, *words: str | Path, expect: int = 0) -> dict[str, Any]:
+        """Runs a verb with `--json` and returns what it printed."""
+        printed: dict[str, Any] = json.loads(self.verb(*words, "--json", expect=expect).stdout)
+        return printed
+
+    def launch(self) -> None:
+        """Starts the process without waiting for it."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [PROGRAM, "serve", "-c", self.configuration],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def start(self) -> None:
+        """Starts the process and waits until it answers."""
+        self.launch()
+        deadline = time.monotonic() + START_SECONDS
+        while self.verb("status", "--json", expect=None).returncode != 0:
+            if not self.alive or time.monotonic() > deadline:
+                raise AssertionError(f"{self.configuration.name} does not serve:\n{self.words()}")
+            time.sleep(0.05)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def words(self) -> str:
+        """What it wrote to its log."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self) -> None:
+        """Asks it to end (SIGTERM), as systemd would; it must do so cleanly."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(STOP_SECONDS)
+        self.process = None
+        assert code in {0, 143}, f"ended with {code}:\n{self.words()}"
+
+    def kill(self) -> None:
+        """Kills it (SIGKILL)."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(STOP_SECONDS)
+            self.process = None
+
+    def status(self) -> dict[str, Any]:
+        """The status of the one volume it holds."""
+        volumes = self.verb_json("status")["volumes"]
+        chosen = volumes[VOLUME] if isinstance(volumes, dict) else volumes[0]
+        assert isinstance(chosen, dict)
+        return chosen
+
+
+class Pair:
+    """A primary and a backup of one volume, as two daemons on this machine."""
+
+    def __init__(
+        self, size: int, *, mirror: str = "flush", more: str = "", place: str = "/var/tmp"
+    ) -> None:
+        self.size = size
+        self.directory = Path(tempfile.mkdtemp(prefix="dr-", dir=place))
+        self.primary_device = self.directory / "primary.img"
+        self.mirror_device = self.directory / "mirror.img"
+        self.socket = self.directory / "p.sock"
+        self.backup_socket = self.directory / "b.sock"
+        self.port = free_port()
+        self.link_port = free_port()
+        self.backup = self._daemon(
+            "backup",
+            f'listen = "127.0.0.1:{self.link_port}"',
+            f'role = "backup"\ndevice = "{self.mirror_device}"\n'
+            f'export = ["unix:{self.backup_socket}"]',
+        )
+        self.primary = self._daemon(
+            "primary",
+            "",
+            f'role = "primary"\ndevice = "{self.primary_device}"\nmirror = "{mirror}"\n'
+            f'backups = ["127.0.0.1:{self.link_port}/{VOLUME}"]\n'
+            f'export = ["unix:{self.socket}", "tcp:127.0.0.1:{self.port}"]\n{more}',
+        )
+
+    def _daemon(self, role: str, node: str, volume: str) -> Daemon:
+        configuration = self.directory / f"{role}.toml"
+        state = self.directory / f"{role}-state"
+        state.mkdir()
+        configuration.write_text(
+            f'[node]\nstate = "{state}"\ncontrol = "{self.directory}/{role}.ctl"\n{node}\n\n'
+            f'[volume.{VOLUME}]\nsize = "{self.size}"\n{volume}\n'
+        )
+        return Daemon(configuration)
+
+    def __enter__(self) -> Pair:
+        """Starts both."""
+        try:
+            self.backup.start()
+            self.primary.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends both; after a failure their logs are shown."""
+        if kind is not None:
+            for daemon in (self.primary, self.backup):
+                print(f"--- {daemon.log.name}\n{daemon.words()[-8000:]}")
+        self.close()
+
+    def close(self) -> None:
+        """Kills what runs and removes everything."""
+        self.primary.kill()
+        self.backup.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def uri(self) -> str:
+        """The primary's export, for stock clients."""
+        return f"nbd+unix:///{VOLUME}?socket={self.socket}"
+
+    @property
+    def tcp_uri(self) -> str:
+        """The same over TCP."""
+        return f"nbd://127.0.0.1:{self.port}/{VOLUME}"
+
+    def snapshot_uri(self, snapshot: str) -> str:
+        """The backup's export of a snapshot."""
+        return f"nbd+unix:///{VOLUME}@{snapshot}?socket={self.backup_socket}"
+
+    def lose_disk(self) -> None:
+        """Stops the primary, fills its device with garbage, starts it, declares the loss."""
+        self.primary.stop()
+        garbage(self.primary_device, self.size)
+        self.primary.start()
+        self.primary.verb("restore", VOLUME, "--lost", "all")
+
+    def snapshot(self) -> str:
+        """Cuts a snapshot through the primary; its identifier."""
+        return str(self.primary.verb_json("snapshot", VOLUME)["snapshot"])
+
+    def bundle(self, snapshot: str, name: str = "bundle") -> Path:
+        """Writes the snapshot as a bundle on the backup's side."""
+        medium = self.directory / name
+        self.backup.verb("bundle", "create", f"{VOLUME}@{snapshot}", "--to", medium)
+        return medium
+
+    def merge(self, bundle: Path) -> dict[str, Any]:
+        """Merges the bundle into the live volume; the report."""
+        return self.primary.verb_json("merge", bundle, VOLUME)
+
+    def wait_mirrored(self, seconds: float = 60.0) -> None:
+        """Waits until `verify` finds both sides equal and nothing missing or unsent."""
+
+        def mirrored() -> bool:
+            verified = self.primary.verb("verify", VOLUME, expect=None).returncode == 0
+            status = self.primary.status()
+            return verified and status["missing_bytes"] == 0 and status["unsent_bytes"] == 0
+
+        wait_until(f"mirrored; status {self.primary.status()}", mirrored, seconds)
+
+    def stop_and_compare(self) -> None:
+        """Ends both daemons as systemd would; then both devices must be equal byte by byte."""
+        self.primary.stop()
+        self.backup.stop()
+        assert same_bytes(self.primary_device, self.mirror_device), "the two sides differ"
