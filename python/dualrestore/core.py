@@ -89,7 +89,7 @@ class OverwriteMap:
     @property
     def path(self) -> str:
         """The file."""
-        return self._inner.path
+        return fspath(self._inner.path)
 
     @property
     def size(self) -> int:
