@@ -6,8 +6,6 @@
 //! in flight together; nothing here blocks but `poll`.
 //! Does not know: the protocol (`session`), other connections.
 
-#![expect(clippy::disallowed_methods, reason = "a driver: its deadlines are real time")]
-
 use std::fmt;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};

@@ -4,8 +4,6 @@
 //! `NBD_SHUTDOWN_MS`, whatever the clients do.
 //! Does not know: how a descriptor came to be (it is given connected sockets), TLS, the protocol.
 
-#![expect(clippy::disallowed_methods, reason = "a driver: its deadline for stopping is real time")]
-
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -12,7 +12,8 @@ use super::boundary::{Callback, byte_ranges, extents};
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    Bundle, BundleWriter, Compression, ImageSource, PieceSource, Source, WriterOptions, threads,
+    Bundle, BundleWriter, Compression, ImageSource, PieceSource, Source, WriterOptions,
+    threads_default,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
@@ -156,7 +157,7 @@ pub fn bundle_verify<'py>(
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
         let bundle = Bundle::open(Path::new(path))?;
-        bundle.verify(threads(), &mut |state| {
+        bundle.verify(threads_default(), &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
