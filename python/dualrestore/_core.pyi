@@ -18,6 +18,7 @@ Common to everything here:
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, final
 
 Range: TypeAlias = tuple[int, int]
@@ -45,7 +46,7 @@ class OverwriteMap:
         size: int,
         block_size: int,
         volume: str | None = None,
-        generation: int = 1,
+        generation: int | None = None,
     ) -> OverwriteMap:
         """A new file, durable on return; everything missing. `volume` defaults to a new UUID.
 
@@ -54,7 +55,7 @@ class OverwriteMap:
     @staticmethod
     def open(path: str) -> OverwriteMap: ...
     @property
-    def path(self) -> str: ...
+    def path(self) -> PurePath: ...
     @property
     def size(self) -> int: ...
     @property
@@ -157,10 +158,11 @@ class PrimaryVolume:
         backups: int,
         missing_deadline_ms: int,
         direct: bool = False,
+        strict: bool = False,
     ) -> PrimaryVolume:
         """`backups`: how many there are. A missing file is created sparse when `size` is given.
         `missing_deadline_ms`: how long a read of a missing block waits for a link that is down.
-        Files of the volume live in `state_directory` (made by the caller, one per volume)."""
+        `strict`: a flush also commits the map. Files of the volume live in `state_directory` (made by the caller, one per volume)."""
 
     @property
     def name(self) -> str: ...
@@ -279,6 +281,9 @@ class LinkHub:
     def accept(self) -> LinkConnection:
         """The server side: volume and class come with the hello."""
 
+    def disconnect(self, volume: PrimaryVolume) -> None:
+        """Ends the connections of a primary; they are to be made again."""
+
     def close(self) -> None: ...
 
 @final
@@ -325,8 +330,8 @@ class NbdServer:
     def add_volume(self, name: str, volume: PrimaryVolume) -> None:
         """Read-write export. While the volume waits for the operator's word it is refused."""
 
-    def add_backup(self, name: str, volume: BackupVolume) -> None:
-        """Read-only exports `NAME@SNAPSHOT`, one for each snapshot as they come and go."""
+    def add_snapshot(self, name: str, volume: BackupVolume, snapshot: str) -> None:
+        """Read-only export, named by convention `NAME@SNAPSHOT`."""
 
     def remove(self, name: str) -> None:
         """Its sessions are ended."""
@@ -337,7 +342,7 @@ class NbdServer:
         closed) when too many are open."""
 
     def connections(self) -> list[dict[str, Any]]:
-        """`[{peer, export, requests, bytes_read, bytes_written}, ..]`"""
+        """`[{peer, requests, bytes_read, bytes_written, in_flight}, ..]`"""
 
     def shutdown(self, timeout_ms: int) -> bool:
         """Ends all sessions after the requests in flight; whether all ended in time."""

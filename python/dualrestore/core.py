@@ -42,8 +42,6 @@ __all__ = [
 
 Path = str | PathLike[str]
 Progress = Callable[[dict[str, int]], None]
-LinkClass = Literal["demand", "mirror", "bulk"]
-LINK_CLASSES: tuple[LinkClass, ...] = ("demand", "mirror", "bulk")
 
 
 class OverwriteMap:
@@ -91,7 +89,7 @@ class OverwriteMap:
     @property
     def path(self) -> str:
         """The file."""
-        return self._inner.path
+        return fspath(self._inner.path)
 
     @property
     def size(self) -> int:

@@ -218,6 +218,7 @@ class Control:
             )
         else:
             report = await asyncio.to_thread(snapshot_at_backup, self._node.backup(name), options)
+            await asyncio.to_thread(self._node.refresh_exports, name)
         return _json(report)
 
     async def snapshots(self, request: Request) -> Response:
@@ -226,8 +227,8 @@ class Control:
         return _json([read(SnapshotReport, document) for document in found])
 
     async def delete_snapshot(self, request: Request) -> Response:
-        volume = self._node.backup(request.path_params["name"])
-        await asyncio.to_thread(volume.delete_snapshot, request.path_params["snapshot"])
+        name = request.path_params["name"]
+        await asyncio.to_thread(self._node.delete_snapshot, name, request.path_params["snapshot"])
         return _json({})
 
     async def merge(self, request: Request) -> Response:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import threading
 import time
 from typing import Any
 
@@ -29,6 +30,7 @@ from dualrestore.transport.tls import tls_context
 log = logging.getLogger("dualrestore")
 
 SHUTDOWN_MS = 5_000
+SNAPSHOT_LOOK_SECONDS = 1.0
 
 
 class Node:
@@ -41,6 +43,7 @@ class Node:
         self._began = time.monotonic()
         self._cleanup = contextlib.ExitStack()
         self._doors: dict[Export, NbdDoor] = {}
+        self._exporting = threading.Lock()
         self._transport: LinkTransport | None = None
 
     def open(self) -> None:
@@ -130,13 +133,65 @@ class Node:
             for volume in volumes:
                 if volume.role == "primary":
                     server.add_volume(volume.name, self.primaries[volume.name])
-                else:
-                    server.add_backup(volume.name, self.backups[volume.name])
             needs_tls = isinstance(export, TcpExport) and not export.address.is_loopback
             door = NbdDoor(thread, server, export, tls if needs_tls else None)
             door.open()
             self._doors[export] = door
             self._cleanup.callback(_shut, door)
+        watched = [volume for volume in self.configuration.volumes if volume.role == "backup"]
+        if any(volume.exports for volume in watched):
+            self._watch_snapshots(watched)
+
+    def _watch_snapshots(self, volumes: list[VolumeConfiguration]) -> None:
+        # A cut comes in the primary's stream, so nobody here is told: look, and export what is new.
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(SNAPSHOT_LOOK_SECONDS):
+                for volume in volumes:
+                    try:
+                        self.export_snapshots(volume)
+                    except DualRestoreError as problem:
+                        log.warning("%s: cannot export its snapshots: %s", volume.name, problem)
+
+        for volume in volumes:
+            self.export_snapshots(volume)
+        thread = threading.Thread(target=look, name="snapshot-exports", daemon=True)
+        thread.start()
+        self._cleanup.callback(thread.join)
+        self._cleanup.callback(ended.set)
+
+    def export_snapshots(self, volume: VolumeConfiguration) -> None:
+        """Makes the exports of a backup volume those of its sound snapshots."""
+        backup = self.backups[volume.name]
+        with self._exporting:
+            wanted = {
+                f"{volume.name}@{snapshot['snapshot']}": snapshot["snapshot"]
+                for snapshot in backup.snapshots()
+                if not snapshot["broken"]
+            }
+            for export in volume.exports:
+                server = self._doors[export].server
+                prefix = f"{volume.name}@"
+                held = {name for name in server.exports() if name.startswith(prefix)}
+                for name in held - wanted.keys():
+                    server.remove(name)
+                for name in wanted.keys() - held:
+                    server.add_snapshot(name, backup, wanted[name])
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Takes its export away first: sessions hold a snapshot open."""
+        backup = self.backup(name)
+        with self._exporting:
+            for door in self._doors.values():
+                door.server.remove(f"{name}@{snapshot}")
+            backup.delete_snapshot(snapshot)
+
+    def refresh_exports(self, name: str) -> None:
+        """After a snapshot was cut or deleted here."""
+        for volume in self.configuration.volumes:
+            if volume.name == name and volume.role == "backup":
+                self.export_snapshots(volume)
 
     def _flush(self) -> None:
         # The guests are gone and the links still up: what they wrote last reaches the backups.
@@ -179,14 +234,11 @@ class Node:
     def volume_status(self, volume: VolumeConfiguration) -> dict[str, Any]:
         """As `model.PrimaryStatus` or `model.BackupStatus`."""
         doors = [self._doors[export] for export in volume.exports if export in self._doors]
-        sessions = [session for door in doors for session in door.server.connections()]
         common = {
             "name": volume.name,
             "role": volume.role,
             "exports": [str(export) for export in volume.exports],
-            "connections": sum(
-                1 for session in sessions if session["export"].partition("@")[0] == volume.name
-            ),
+            "connections": sum(len(door.server.connections()) for door in doors),
         }
         if volume.role == "backup":
             return {**self.backups[volume.name].status(), **common}

@@ -14,23 +14,25 @@ what a frame means are the core's.
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from dualrestore.config import Address, BackupAddress
-from dualrestore.core import (
-    LINK_CLASSES,
-    LinkClass,
-    LinkConnection,
-    LinkHub,
-    PrimaryVolume,
-)
 from dualrestore.transport.backoff import Backoff
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.sockets import listen_tcp, prepare_link_socket
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dualrestore.core import LinkConnection, LinkHub, PrimaryVolume
+
 log = logging.getLogger("dualrestore.link")
+
+LinkClass = Literal["demand", "mirror", "bulk"]
+LINK_CLASSES: tuple[LinkClass, ...] = ("demand", "mirror", "bulk")
 
 RECEIVE_BYTES = 256 * 1024
 SEND_BYTES = 256 * 1024
@@ -45,10 +47,10 @@ CONNECTIONS_MAX = 300
 class LinkProtocol(asyncio.BufferedProtocol):
     """One TCP connection between a socket and a `LinkConnection`."""
 
-    connection: LinkConnection
+    connection: "LinkConnection"
     """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
 
-    def __init__(self, room: "LinkTransport", begin: Callable[[], LinkConnection]) -> None:
+    def __init__(self, room: "LinkTransport", begin: "Callable[[], LinkConnection]") -> None:
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
         self._begin = begin
@@ -139,7 +141,7 @@ class _Refusal(asyncio.Protocol):
 class ClientLine:
     """One (volume, backup, class) that is kept connected."""
 
-    volume: PrimaryVolume
+    volume: "PrimaryVolume"
     backup: int
     where: BackupAddress
     link_class: LinkClass
@@ -157,7 +159,7 @@ def describe_failure(problem: BaseException, where: Address) -> str:
     if isinstance(problem, TimeoutError):
         return f"{where}: no answer within {CONNECT_SECONDS:.0f} s"
     if isinstance(problem, OSError):
-        return f"{where}: {problem.strerror or problem}"
+        return f"{where}: {os.strerror(problem.errno) if problem.errno else problem}"
     return f"{where}: {problem}"
 
 
@@ -166,7 +168,7 @@ class LinkTransport:
 
     def __init__(
         self,
-        hub: LinkHub,
+        hub: "LinkHub",
         thread: LoopThread,
         *,
         client_tls: ssl.SSLContext | None = None,
@@ -215,7 +217,10 @@ class LinkTransport:
         async def serve() -> None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(
-                self._accept, sock=listener, ssl=self._server_tls
+                self._accept,
+                sock=listener,
+                ssl=self._server_tls,
+                ssl_handshake_timeout=CONNECT_SECONDS if self._server_tls else None,
             )
 
         self._thread.call(serve())
@@ -225,7 +230,7 @@ class LinkTransport:
             return _Refusal()
         return LinkProtocol(self, self._hub.accept)
 
-    def connect(self, volume: PrimaryVolume, backup: int, where: BackupAddress) -> None:
+    def connect(self, volume: "PrimaryVolume", backup: int, where: BackupAddress) -> None:
         """Keeps the volume connected to one of its backups."""
 
         async def begin() -> None:
@@ -271,14 +276,18 @@ class LinkTransport:
             line.connected = False
             protocol.abort()
         connection = protocol.connection
-        line.error = connection.error or (
-            describe_failure(reason, address)
-            if reason
-            else f"{address}: the backup closed the connection"
-        )
+        line.error = connection.error or self._describe_end(protocol, reason, address)
         return protocol.was_active, connection.refused
 
-    def line_errors(self, volume: PrimaryVolume, backup: int) -> list[str]:
+    def _describe_end(
+        self, protocol: LinkProtocol, reason: Exception | None, where: Address
+    ) -> str:
+        if protocol.was_active:
+            return describe_failure(reason, where) if reason else f"{where}: connection closed"
+        hint = "" if self._client_tls else "; does it demand TLS (tls in [node])?"
+        return f"{where}: the backup closed the connection before it answered{hint}"
+
+    def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
         """What keeps the lines of a volume to one backup from being connected, if anything."""
         return [
             line.error

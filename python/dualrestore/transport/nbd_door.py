@@ -10,13 +10,16 @@ import contextlib
 import logging
 import socket
 import ssl
+from typing import TYPE_CHECKING
 
 from dualrestore.config import Export, UnixExport
-from dualrestore.core import NbdServer
 from dualrestore.errors import BusyError
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_plain import GREETING, PlainNegotiation
 from dualrestore.transport.sockets import listen_tcp, listen_unix, remove_socket
+
+if TYPE_CHECKING:
+    from dualrestore.core import NbdServer
 
 log = logging.getLogger("dualrestore.nbd")
 
@@ -31,7 +34,7 @@ class NbdDoor:
     def __init__(
         self,
         thread: LoopThread,
-        server: NbdServer,
+        server: "NbdServer",
         export: Export,
         tls: ssl.SSLContext | None,
     ) -> None:

@@ -50,7 +50,7 @@ def command(
         lines = [
             f"{name}@{report.snapshot}  generation {report.generation}, sequence "
             f"{report.sequence}, preserved {format_size(report.preserved_bytes)}"
-            f"{', BROKEN' if report.broken else ''}  {report.label}".rstrip()
+            f"{f', BROKEN: {report.broken}' if report.broken else ''}  {report.label}".rstrip()
             for report in reports
         ]
         printer.report(as_document(reports), lines or ["no snapshots"])

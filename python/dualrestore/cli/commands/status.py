@@ -159,7 +159,7 @@ def _time_left(volume: "PrimaryStatus", before: "tuple[float, NodeStatus] | None
 def _backup_lines(volume: "BackupStatus") -> list[str]:
     from dualrestore.sizes import format_size
 
-    connected = f"primary {volume.primary}" if volume.connected else "no primary connected"
+    connected = "connected" if volume.connected else "no primary connected"
     lines = [
         f"{volume.name} (backup, {format_size(volume.size)}): {volume.state}, "
         f"generation {volume.generation}, {connected}"
@@ -171,7 +171,7 @@ def _backup_lines(volume: "BackupStatus") -> list[str]:
         f"preserved {format_size(volume.bytes_preserved)}"
     )
     for snapshot in volume.snapshots:
-        broken = ", BROKEN" if snapshot.broken else ""
+        broken = f", BROKEN: {snapshot.broken}" if snapshot.broken else ""
         label = f" {snapshot.label}" if snapshot.label else ""
         lines.append(
             f"  snapshot {volume.name}@{snapshot.snapshot}{label}: preserved "

@@ -53,6 +53,8 @@ def _real_files(budget: int) -> Iterator[Path]:
                 size = path.stat().st_size
             except OSError:
                 continue
+            if used > budget * 9 // 10:
+                return
             if size > FILE_BYTES_MAX or used + size > budget or not os.access(path, os.R_OK):
                 continue
             used, count = used + size, count + 1
