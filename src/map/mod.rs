@@ -1,6 +1,7 @@
 //! Bitmaps that survive a crash: map files in two-slot pages, the intent log, the overwrite map.
 
 mod file;
+mod header;
 mod intent;
 mod overwrite;
 

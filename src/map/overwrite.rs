@@ -30,7 +30,6 @@ use crate::units::Geometry;
 pub const CURRENT: usize = 0;
 pub const LINK_ONLY: usize = 1;
 pub const UNSENT: usize = 2;
-const PLANES: usize = 3;
 
 /// What opening after an unclean stop had to assume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,12 +52,12 @@ pub struct OverwriteMap {
 impl OverwriteMap {
     #[must_use]
     pub fn bytes_needed(geometry: Geometry) -> u64 {
-        MapFile::bytes_needed(geometry, PLANES)
+        MapFile::bytes_needed(geometry, MapRole::Overwrite)
     }
 
     /// A new map with every block missing.
     pub fn create(device: Arc<dyn Device>, identity: MapIdentity) -> Result<Self> {
-        let file = MapFile::create(device, identity, MapRole::Overwrite, PLANES)?;
+        let file = MapFile::create(device, identity, MapRole::Overwrite)?;
         Ok(Self { file, geometry: identity.geometry })
     }
 
@@ -252,7 +251,7 @@ impl OverwriteMap {
         let held = self.identity();
         assert!(held.volume.is_nil(), "only an unbound map is bound");
         assert!(self.current().count_all() == 0, "pages carry the identity they were written with");
-        self.file.reset(volume, generation, &[false; PLANES])
+        self.file.reset(volume, generation, &[false; 3])
     }
 }
 

@@ -136,7 +136,11 @@ impl PrimaryVolume {
         if !self.directory.names()?.iter().any(|name| name == MAP) {
             return Ok(false);
         }
-        Ok(!MapFile::is_blank(&*self.directory.open(MAP)?)?)
+        // A crash within `create_files` leaves an empty file or half a header.
+        if matches!(self.directory.read(MAP, 0), Ok(Some(_))) {
+            return Ok(false);
+        }
+        Ok(!MapFile::is_unfinished(&*self.directory.open(MAP)?)?)
     }
 
     fn open_files(&self) -> Result<(Arc<Driver>, Recovery)> {
