@@ -246,11 +246,23 @@ impl OverwriteMap {
         self.file.commit_all()
     }
 
-    /// A volume that is bound to no identity takes this one.
+    /// A map that is bound to no volume takes this identity. Refused once a block is current: what
+    /// its pages vouch for may be of any volume. Nothing may change bits meanwhile.
     pub fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
-        let held = self.identity();
-        assert!(held.volume.is_nil(), "only an unbound map is bound");
-        assert!(self.current().count_all() == 0, "pages carry the identity they were written with");
+        let held = self.identity().volume;
+        if !held.is_nil() {
+            return Err(Error::identity(format!(
+                "expected a map that is bound to no volume, found that of volume {held}"
+            )));
+        }
+        let current = self.current_bytes();
+        if current > 0 {
+            return Err(Error::identity(format!(
+                "the map is bound to no volume and {current} bytes are current in it already, \
+                 perhaps of another volume than {volume}: make it with `map create --volume \
+                 {volume} --generation {generation}`, mark what is current there, and merge again"
+            )));
+        }
         self.file.reset(volume, generation, &[false; 3])
     }
 }
@@ -313,5 +325,22 @@ mod tests {
         device.write_at(8192, &[9; 512]).expect("ram");
         let error = OverwriteMap::open(Arc::clone(&device) as _, None).expect_err("lost page");
         assert!(error.to_string().contains("never sent"), "{error}");
+    }
+
+    #[test]
+    fn an_unbound_map_is_bound_once_and_only_while_nothing_is_current() {
+        let device = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry())));
+        let identity = MapIdentity { volume: Uuid::nil(), geometry: geometry(), generation: 1 };
+        let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
+        let volume = Uuid::from_u128(8);
+        map.mark_current(BlockRange::one(3));
+        let refused = map.bind(volume, 5).expect_err("a block is current");
+        assert_eq!(refused.kind(), crate::error::ErrorKind::Identity);
+        assert!(refused.to_string().contains(&volume.to_string()), "{refused}");
+        let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
+        map.bind(volume, 5).expect("bound");
+        assert!(map.bind(Uuid::from_u128(9), 5).is_err(), "once");
+        let (map, _) = OverwriteMap::open(device, None).expect("opens");
+        assert_eq!(map.identity(), MapIdentity { volume, generation: 5, ..identity });
     }
 }

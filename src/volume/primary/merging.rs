@@ -1,5 +1,7 @@
 //! A live volume as the target of a merge: the same pipeline as offline, with the machine's claims.
 
+use uuid::Uuid;
+
 use super::event::Event;
 use super::volume::PrimaryVolume;
 use crate::error::Result;
@@ -17,6 +19,10 @@ impl MergeTarget for PrimaryVolume {
     fn identity(&self) -> TargetIdentity {
         let (volume, generation) = self.hello_identity();
         TargetIdentity { volume, generation, takes_unbound: false }
+    }
+
+    fn bind(&self, _: Uuid, _: u64) -> Result<()> {
+        unreachable!("a live volume has an identity")
     }
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
