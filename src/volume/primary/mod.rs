@@ -28,5 +28,6 @@ mod volume;
 pub use claims::ClaimId;
 pub use driver::{Caller, Driver, Outbox};
 pub use event::{Action, Event, FetchClass, MirrorPolicy, Options, OutgoingMessage};
+pub use merging::LiveTarget;
 pub use state::{Counters, Primary, WatchId};
 pub use volume::{Comparison, Lost, PrimaryStatus, PrimaryVolume};
