@@ -398,7 +398,7 @@ impl IntentRecord {
         let count = raw.count.get() as usize;
         let entries = &raw.entries[..count.min(INTENT_ENTRIES_MAX)];
         let rest = raw.entries[entries.len()..].as_bytes();
-        let reserved = [&raw.reserved.as_bytes()[..], rest, &raw.reserved_tail];
+        let reserved = [raw.reserved.as_bytes(), rest, &raw.reserved_tail];
         check_version("intent log", raw.version, raw.features, &reserved)?;
         let extents: Vec<u32> = entries.iter().map(|entry| entry.get()).collect();
         if count > INTENT_ENTRIES_MAX || !extents.is_sorted_by(|a, b| a < b) {
