@@ -176,7 +176,7 @@ def measure_round_trip(rate: float | None, delay: float) -> float:
         link.open(near)
         link.shape(rate, delay)
         try:
-            with socket.create_connection(tuple(near), CONNECT_SECONDS) as client:
+            with socket.create_connection((near.host, near.port), CONNECT_SECONDS) as client:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 server, _ = far.accept()
                 with server:
