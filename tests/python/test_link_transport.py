@@ -233,3 +233,16 @@ def test_stopping_tells_every_connection(make: Callable[..., Pair]) -> None:
         connection.await_bytes(1)
     client.stop()
     assert all(connection.closed.wait(SECONDS) for connection in connections)
+
+
+def test_a_client_whose_certificate_is_refused_is_told_to_look_at_it(
+    make: Callable[..., Pair], pki: Path, other_pki: Path
+) -> None:
+    # It trusts the server, but shows a certificate of another authority.
+    (other_pki / "ca-cert.pem").write_bytes((pki / "ca-cert.pem").read_bytes())
+    client, _, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"], other_pki, pki)
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    while len(client.line_errors(VOLUME, 0)) < 3:
+        pass
+    assert "does it accept our certificate" in client.line_errors(VOLUME, 0)[0]
+    assert server_hub.connections == []

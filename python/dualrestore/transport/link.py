@@ -297,8 +297,14 @@ class LinkTransport:
     ) -> str:
         if protocol.was_active:
             return describe_failure(reason, where) if reason else f"{where}: connection closed"
-        hint = "" if self._client_tls else "; does it demand TLS (tls in [node])?"
-        return f"{where}: the backup closed the connection before it answered{hint}"
+        # In TLS 1.3 a client whose certificate is refused learns of it after its handshake.
+        hint = (
+            "does it accept our certificate (client-cert.pem)?"
+            if self._client_tls
+            else "does it demand TLS (tls in [node])?"
+        )
+        words = f" ({reason.reason})" if isinstance(reason, ssl.SSLError) else ""
+        return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
         """What keeps the lines of a volume to one backup from being connected, if anything."""
