@@ -180,7 +180,8 @@ class Bundle:
     >>> import tempfile, os
     >>> place = tempfile.mkdtemp()
     >>> image = os.path.join(place, "image")
-    >>> _ = open(image, "wb").write(bytes(1 << 20))
+    >>> with open(image, "wb") as file:
+    ...     _ = file.write(bytes(1 << 20))
     >>> Bundle.create(image, os.path.join(place, "out.drb")).verify().sound
     True
     """

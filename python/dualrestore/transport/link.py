@@ -153,8 +153,12 @@ class ClientLine:
     where: BackupAddress
     link_class: LinkClass
     error: str | None = None
-    connected: bool = False
     protocol: LinkProtocol | None = field(default=None, repr=False)
+
+    @property
+    def is_active(self) -> bool:
+        """Connected, and the peer is the right one."""
+        return self.protocol is not None and self.protocol.connection.state == "active"
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -276,12 +280,14 @@ class LinkTransport:
         except (OSError, TimeoutError) as problem:
             self._note(line, describe_failure(problem, address))
             return False, False
-        line.protocol, line.connected = protocol, True
+        line.protocol = protocol
         try:
             reason = await protocol.lost
         finally:
-            line.connected = False
+            line.protocol = None
             protocol.abort()
+        if protocol.was_active:
+            line.error = None
         connection = protocol.connection
         self._note(line, connection.error or self._describe_end(protocol, reason, address))
         return protocol.was_active, connection.refused
@@ -307,14 +313,14 @@ class LinkTransport:
         return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
-        """What keeps the lines of a volume to one backup from being connected, if anything."""
+        """What keeps the lines of a volume to one backup from being active, if anything."""
         return [
             line.error
             for line in self.lines
             if line.volume is volume
             and line.backup == backup
             and line.error is not None
-            and not line.connected
+            and not line.is_active
         ]
 
     def stop(self) -> None:
