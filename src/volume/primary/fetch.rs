@@ -190,12 +190,21 @@ impl Primary {
         if class == FetchClass::Bulk {
             self.counters.bytes_hydrated += content.len();
         }
-        let waiters = self.claims.waiters(tag).to_vec();
-        for id in waiters {
-            self.deliver(id, blocks, content);
-        }
-        // What a write took over meanwhile is newer and stays (law 4).
+        // What a write took over meanwhile is newer: it stays (law 4), and whoever waits for the
+        // rest of this fetch may have begun after that write ended (law 1).
         let kept = self.claims.held_by(tag, blocks);
+        let from = self.geometry.bytes_of(blocks).offset;
+        let slice = |run: BlockRange| {
+            let bytes = self.geometry.bytes_of(run);
+            content.slice(bytes.offset - from, bytes.length)
+        };
+        let waiters = self.claims.waiters(tag).to_vec();
+        let pieces: Vec<_> = kept.iter().map(|run| (*run, slice(*run))).collect();
+        for (run, piece) in &pieces {
+            for id in &waiters {
+                self.deliver(*id, *run, piece);
+            }
+        }
         if kept.is_empty() || self.poisoned.is_some() {
             self.fetches.by_tag.remove(&tag);
             let waiters = self.claims.release(tag, blocks);
@@ -205,12 +214,10 @@ impl Primary {
         self.claims.set_kind(tag, ClaimKind::Fill);
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it was just answered");
         fetch.state = FetchState::Filling { writes: kept.len(), failure: None };
-        let from = self.geometry.bytes_of(blocks).offset;
-        for run in kept {
-            let bytes = self.geometry.bytes_of(run);
+        for (run, content) in pieces {
+            let offset = self.geometry.bytes_of(run).offset;
             let token = self.token(Pending::Fill { tag, blocks: run });
-            let content = content.slice(bytes.offset - from, bytes.length);
-            actions.push(Action::WriteLocal { token, offset: bytes.offset, content });
+            actions.push(Action::WriteLocal { token, offset, content });
         }
     }
 
