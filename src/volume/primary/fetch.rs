@@ -18,6 +18,7 @@ use super::state::Primary;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
 use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
+use crate::map::UNSENT;
 use crate::volume::content::Content;
 
 #[derive(Debug)]
@@ -211,9 +212,15 @@ impl Primary {
             self.ready.extend(waiters);
             return;
         }
+        // Content that the backup has not made durable is unsent until it is.
+        for run in kept {
+            for part in self.mirror.on_the_way(run) {
+                self.map.file().fill(UNSENT, part, true);
+            }
+        }
         self.claims.set_kind(tag, ClaimKind::Fill);
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it was just answered");
-        fetch.state = FetchState::Filling { writes: kept.len(), failure: None };
+        fetch.state = FetchState::Filling { writes: pieces.len(), failure: None };
         for (run, content) in pieces {
             let offset = self.geometry.bytes_of(run).offset;
             let token = self.token(Pending::Fill { tag, blocks: run });
@@ -229,15 +236,23 @@ impl Primary {
         result: Result<()>,
         actions: &mut Vec<Action>,
     ) {
+        match &result {
+            Ok(()) => {
+                self.map.mark_current(run);
+                self.push_what_was_written(run);
+            }
+            Err(_) => {
+                self.map.file().fill(UNSENT, run, false);
+            }
+        }
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it is filling");
         let blocks = fetch.blocks;
         let FetchState::Filling { writes, failure } = &mut fetch.state else {
             unreachable!("only a filling fetch writes")
         };
         *writes -= 1;
-        match result {
-            Ok(()) => self.map.mark_current(run),
-            Err(error) => *failure = Some(error),
+        if let Err(error) = result {
+            *failure = Some(error);
         }
         if *writes > 0 {
             return;

@@ -140,6 +140,11 @@ impl MirrorLeg {
         crate::extent::subtract(blocks, self.latest.overlapping(blocks).map(|(run, _)| run))
     }
 
+    /// The parts of `blocks` with something on its way that is not durable there.
+    pub fn on_the_way(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.latest.overlapping(blocks).map(|(run, _)| run).collect()
+    }
+
     /// The latest sequence that concerns these blocks, 0 if none is on its way: a fetch must not
     /// be served before it.
     pub fn latest_for(&self, blocks: BlockRange) -> u64 {

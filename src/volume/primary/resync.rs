@@ -75,10 +75,7 @@ impl Primary {
     }
 
     pub(super) fn pump_resync(&mut self, actions: &mut Vec<Action>) {
-        while self.mirror.up
-            && self.mirror.backlog
-            && self.pushes < BULK_IN_FLIGHT_MAX
-        {
+        while self.mirror.up && self.mirror.backlog && self.pushes < BULK_IN_FLIGHT_MAX {
             // Live writes keep at least half of the window.
             if self.mirror.in_flight_bytes() > crate::limits::MIRROR_WINDOW_BYTES / 2 {
                 return;
