@@ -286,7 +286,11 @@ impl Life {
         self.world.volume.heal();
         self.world.map_disk.heal();
         self.world.intent_disk.heal();
-        if self.chance.one_in(8) || self.world.is_poisoned() {
+        // What failed and was not yet reported may poison.
+        while let Some(index) = self.world.items.iter().position(|item| item.done.is_some()) {
+            self.world.step(index);
+        }
+        if self.chance.one_in(8) || self.world.primary.poisoned().is_some() {
             self.world.crash(&mut self.chance);
         }
         if self.world.beginning.options.backup {

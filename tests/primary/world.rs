@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use dualrestore::clock::Instant;
 use dualrestore::device::{AlignedBuffer, Device, Payload};
-use dualrestore::error::{ErrorKind, Result};
+use dualrestore::error::Result;
 use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap, UNSENT};
 use dualrestore::units::Geometry;
@@ -510,10 +510,6 @@ impl World {
             Err(_) if self.map_disk.blown() || self.intent_disk.blown() => false,
             Err(error) => panic!("after a crash the volume is refused: {error}"),
         }
-    }
-
-    pub fn is_poisoned(&self) -> bool {
-        self.primary.poisoned().is_some_and(|error| error.kind() == ErrorKind::Poisoned)
     }
 }
 

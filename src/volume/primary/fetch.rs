@@ -18,6 +18,7 @@ use super::state::Primary;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
 use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
+use crate::map::UNSENT;
 use crate::volume::content::Content;
 
 #[derive(Debug)]
@@ -190,27 +191,40 @@ impl Primary {
         if class == FetchClass::Bulk {
             self.counters.bytes_hydrated += content.len();
         }
-        let waiters = self.claims.waiters(tag).to_vec();
-        for id in waiters {
-            self.deliver(id, blocks, content);
-        }
-        // What a write took over meanwhile is newer and stays (law 4).
+        // What a write took over meanwhile is newer: it stays (law 4), and whoever waits for the
+        // rest of this fetch may have begun after that write ended (law 1).
         let kept = self.claims.held_by(tag, blocks);
+        let from = self.geometry.bytes_of(blocks).offset;
+        let slice = |run: BlockRange| {
+            let bytes = self.geometry.bytes_of(run);
+            content.slice(bytes.offset - from, bytes.length)
+        };
+        let waiters = self.claims.waiters(tag).to_vec();
+        let pieces: Vec<_> = kept.iter().map(|run| (*run, slice(*run))).collect();
+        for (run, piece) in &pieces {
+            for id in &waiters {
+                self.deliver(*id, *run, piece);
+            }
+        }
         if kept.is_empty() || self.poisoned.is_some() {
             self.fetches.by_tag.remove(&tag);
             let waiters = self.claims.release(tag, blocks);
             self.ready.extend(waiters);
             return;
         }
+        // Content that the backup has not made durable is unsent until it is.
+        for run in kept {
+            for part in self.mirror.on_the_way(run) {
+                self.map.file().fill(UNSENT, part, true);
+            }
+        }
         self.claims.set_kind(tag, ClaimKind::Fill);
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it was just answered");
-        fetch.state = FetchState::Filling { writes: kept.len(), failure: None };
-        let from = self.geometry.bytes_of(blocks).offset;
-        for run in kept {
-            let bytes = self.geometry.bytes_of(run);
+        fetch.state = FetchState::Filling { writes: pieces.len(), failure: None };
+        for (run, content) in pieces {
+            let offset = self.geometry.bytes_of(run).offset;
             let token = self.token(Pending::Fill { tag, blocks: run });
-            let content = content.slice(bytes.offset - from, bytes.length);
-            actions.push(Action::WriteLocal { token, offset: bytes.offset, content });
+            actions.push(Action::WriteLocal { token, offset, content });
         }
     }
 
@@ -222,15 +236,23 @@ impl Primary {
         result: Result<()>,
         actions: &mut Vec<Action>,
     ) {
+        match &result {
+            Ok(()) => {
+                self.map.mark_current(run);
+                self.push_what_was_written(run);
+            }
+            Err(_) => {
+                self.map.file().fill(UNSENT, run, false);
+            }
+        }
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it is filling");
         let blocks = fetch.blocks;
         let FetchState::Filling { writes, failure } = &mut fetch.state else {
             unreachable!("only a filling fetch writes")
         };
         *writes -= 1;
-        match result {
-            Ok(()) => self.map.mark_current(run),
-            Err(error) => *failure = Some(error),
+        if let Err(error) = result {
+            *failure = Some(error);
         }
         if *writes > 0 {
             return;

@@ -482,15 +482,20 @@ impl Primary {
     }
 
     /// A local write failed, so its blocks hold anything. The backup may have the write: blocks
-    /// that were missing stay so, and no bundle may supply them; blocks that were current are
-    /// still the truth, whatever they hold, and are sent again (trap 18).
+    /// that were missing stay so, no bundle may supply them, and a fetch comes after the write;
+    /// blocks that were current are still the truth, whatever they hold, and are sent again, even
+    /// if the backup already made the write durable (trap 18).
     fn not_written(&mut self, blocks: BlockRange) {
         let missing: Vec<_> = self.map.current().runs(blocks, false).collect();
         for run in missing {
             self.map.demote(run);
             self.map.file().fill(UNSENT, run, false);
         }
-        self.mirror.forget(blocks);
+        let current: Vec<_> = self.map.current().runs(blocks, true).collect();
+        for run in current.into_iter().filter(|_| self.options.backup) {
+            self.map.file().fill(UNSENT, run, true);
+            self.mirror.forget(run);
+        }
     }
 
     fn abandon(&mut self, id: u64, write: &Write, error: Error, actions: &mut Vec<Action>) {

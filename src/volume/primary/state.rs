@@ -239,6 +239,10 @@ impl Primary {
         if self.poisoned.is_some() {
             return;
         }
+        let tried = self.mirror.unreadable;
+        if tried.is_some_and(|tried| self.now.since_ms(tried) >= COMMIT_INTERVAL_MS) {
+            self.mirror.unreadable = None;
+        }
         self.hot.cool(self.commits.whole, self.now);
         let due = self.now.since_ms(self.commits.last_begun) >= COMMIT_INTERVAL_MS;
         let wanted = self.map.file().has_uncommitted() || self.hot.wants_commit(self.commits.whole);
