@@ -3,8 +3,10 @@
 mod backup;
 mod chance;
 mod disk;
+mod figures;
 mod oracle;
 mod random;
 mod schedule;
+mod stage;
 mod stamp;
 mod world;
