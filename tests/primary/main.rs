@@ -9,4 +9,5 @@ mod random;
 mod schedule;
 mod stage;
 mod stamp;
+mod traps;
 mod world;
