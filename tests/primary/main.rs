@@ -7,6 +7,7 @@ mod figures;
 mod oracle;
 mod random;
 mod schedule;
+mod sessions;
 mod stage;
 mod stamp;
 mod traps;
