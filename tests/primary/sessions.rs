@@ -2,6 +2,7 @@
 //! call itself mirrored. Each test that names no trap is a defect that was there.
 
 use dualrestore::error::ErrorKind;
+use dualrestore::extent::BlockRange;
 use dualrestore::limits::MIRROR_WINDOW_BYTES;
 use dualrestore::units::{BlockSize, Geometry};
 use dualrestore::volume::primary::{Event, Options};
@@ -9,8 +10,8 @@ use dualrestore::volume::primary::{Event, Options};
 use crate::backup::Lane;
 use crate::chance::Chance;
 use crate::stage::{
-    BLOCK, FLUSH, begin, block, is_commit, is_read, is_record, is_write, linked, old, sectors,
-    world,
+    BLOCK, DEADLINE_MS, FLUSH, begin, block, is_commit, is_read, is_record, is_write, linked, old,
+    sectors, world,
 };
 
 #[test]
@@ -236,13 +237,31 @@ fn trap_23_a_cut_waits_for_the_resync_and_comes_after_every_write_before_it() {
 }
 
 #[test]
+fn trap_37_a_bundle_supplies_blocks_that_readers_wait_for_with_the_link_down() {
+    let mut world = world([2, 3], FLUSH);
+    let waiting = world.read(block(2));
+    let expired = world.read(block(3));
+    world.wait(DEADLINE_MS);
+    world.assert_failed(expired, ErrorKind::Timeout);
+    world.assert_failed(waiting, ErrorKind::Timeout);
+    let waiting = world.read(block(2));
+    assert_eq!(world.merge(world.all()), Some(vec![BlockRange::new(2, 4)]));
+    world.settle();
+    assert_eq!(world.found(waiting), [old(4), old(5)]);
+    assert!(world.is_current(3));
+    world.link_up();
+    assert_eq!(world.fetches(), 0, "nothing is left to be fetched");
+    world.assert_mirrored();
+}
+
+#[test]
 fn trap_37_without_a_backup_missing_blocks_come_from_a_bundle_or_not_at_all() {
     let mut world = world([2, 3], Options { backup: false, ..FLUSH });
     let read = world.read(block(2));
-    world.merge(dualrestore::extent::BlockRange::one(2));
+    world.merge(BlockRange::one(2));
     world.settle();
     assert_eq!(world.found(read), [old(4), old(5)]);
     let hopeless = world.read(block(3));
-    world.wait(crate::stage::DEADLINE_MS);
+    world.wait(DEADLINE_MS);
     world.assert_failed(hopeless, ErrorKind::Timeout);
 }
