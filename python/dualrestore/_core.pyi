@@ -162,7 +162,8 @@ class PrimaryVolume:
     ) -> PrimaryVolume:
         """`backups`: how many there are. A missing file is created sparse when `size` is given.
         `missing_deadline_ms`: how long a read of a missing block waits for a link that is down.
-        `strict`: a flush also commits the map. Files of the volume live in `state_directory` (made by the caller, one per volume)."""
+        `strict`: a flush also commits the map. Files of the volume live in `state_directory` (made
+        by the caller, one per volume)."""
 
     @property
     def name(self) -> str: ...

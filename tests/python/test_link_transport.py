@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from conftest import make_pki
 from dualrestore.config import Address, BackupAddress
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
@@ -42,6 +41,7 @@ class Connection:
             self.changed.notify_all()
 
     def take_outgoing(self, limit: int) -> bytes | None:
+        assert limit > 0
         return self._say.pop(0) if self._say else None
 
     def tick(self) -> float:
@@ -202,10 +202,11 @@ def test_links_are_carried_over_tls(make: Callable[..., Pair], pki: Path) -> Non
 
 
 def test_a_certificate_of_another_authority_is_not_accepted(
-    make: Callable[..., Pair], pki: Path, tmp_path: Path
+    make: Callable[..., Pair], pki: Path, other_pki: Path
 ) -> None:
-    other = make_pki(tmp_path / "other")
-    client, client_hub, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"], other, pki)
+    client, client_hub, _, server_hub, address = make(
+        lambda: [b"a"], lambda: [b"b"], other_pki, pki
+    )
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
     while len(client.line_errors(VOLUME, 0)) < 3:
         pass
@@ -232,3 +233,16 @@ def test_stopping_tells_every_connection(make: Callable[..., Pair]) -> None:
         connection.await_bytes(1)
     client.stop()
     assert all(connection.closed.wait(SECONDS) for connection in connections)
+
+
+def test_a_client_whose_certificate_is_refused_is_told_to_look_at_it(
+    make: Callable[..., Pair], pki: Path, other_pki: Path
+) -> None:
+    # It trusts the server, but shows a certificate of another authority.
+    (other_pki / "ca-cert.pem").write_bytes((pki / "ca-cert.pem").read_bytes())
+    client, _, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"], other_pki, pki)
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    while len(client.line_errors(VOLUME, 0)) < 3:
+        pass
+    assert "does it accept our certificate" in client.line_errors(VOLUME, 0)[0]
+    assert server_hub.connections == []

@@ -218,7 +218,6 @@ class Control:
             )
         else:
             report = await asyncio.to_thread(snapshot_at_backup, self._node.backup(name), options)
-            await asyncio.to_thread(self._node.refresh_exports, name)
         return _json(report)
 
     async def snapshots(self, request: Request) -> Response:

@@ -50,7 +50,14 @@ class LinkProtocol(asyncio.BufferedProtocol):
     connection: "LinkConnection"
     """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
 
-    def __init__(self, room: "LinkTransport", begin: "Callable[[], LinkConnection]") -> None:
+    def __init__(
+        self,
+        room: "LinkTransport",
+        begin: "Callable[[], LinkConnection]",
+        *,
+        is_accepted: bool = False,
+    ) -> None:
+        self.is_accepted = is_accepted
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
         self._begin = begin
@@ -207,7 +214,7 @@ class LinkTransport:
         """A protocol lost its socket."""
         self._protocols.pop(protocol.connection.id, None)
         connection = protocol.connection
-        if connection.error:
+        if protocol.is_accepted and connection.error:
             log.warning("link %s: %s", connection.label, connection.error)
 
     def listen(self, address: Address) -> None:
@@ -228,7 +235,7 @@ class LinkTransport:
     def _accept(self) -> asyncio.BaseProtocol:
         if len(self._protocols) >= CONNECTIONS_MAX:
             return _Refusal()
-        return LinkProtocol(self, self._hub.accept)
+        return LinkProtocol(self, self._hub.accept, is_accepted=True)
 
     def connect(self, volume: "PrimaryVolume", backup: int, where: BackupAddress) -> None:
         """Keeps the volume connected to one of its backups."""
@@ -267,7 +274,7 @@ class LinkTransport:
                     ssl=self._client_tls,
                 )
         except (OSError, TimeoutError) as problem:
-            line.error = describe_failure(problem, address)
+            self._note(line, describe_failure(problem, address))
             return False, False
         line.protocol, line.connected = protocol, True
         try:
@@ -276,16 +283,28 @@ class LinkTransport:
             line.connected = False
             protocol.abort()
         connection = protocol.connection
-        line.error = connection.error or self._describe_end(protocol, reason, address)
+        self._note(line, connection.error or self._describe_end(protocol, reason, address))
         return protocol.was_active, connection.refused
+
+    def _note(self, line: ClientLine, error: str) -> None:
+        # The same failure comes back with every attempt: once in the log is enough.
+        if error != line.error:
+            log.warning("link to %s (%s): %s", line.where, line.link_class, error)
+        line.error = error
 
     def _describe_end(
         self, protocol: LinkProtocol, reason: Exception | None, where: Address
     ) -> str:
         if protocol.was_active:
             return describe_failure(reason, where) if reason else f"{where}: connection closed"
-        hint = "" if self._client_tls else "; does it demand TLS (tls in [node])?"
-        return f"{where}: the backup closed the connection before it answered{hint}"
+        # In TLS 1.3 a client whose certificate is refused learns of it after its handshake.
+        hint = (
+            "does it accept our certificate (client-cert.pem)?"
+            if self._client_tls
+            else "does it demand TLS (tls in [node])?"
+        )
+        words = f" ({reason.reason})" if isinstance(reason, ssl.SSLError) else ""
+        return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
         """What keeps the lines of a volume to one backup from being connected, if anything."""
