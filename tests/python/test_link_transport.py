@@ -178,6 +178,26 @@ def test_a_connection_that_the_core_closed_is_made_again(make: Callable[..., Pai
     assert [one.await_bytes(1) for one in client_hub.await_connections(6)] == [b"b"] * 6
 
 
+def test_a_refused_link_is_made_at_once_when_hurried(
+    make: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dualrestore.transport.link.REFUSED_SECONDS", 3600.0)
+    client, client_hub, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"])
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    for connection in server_hub.await_connections(3):
+        connection.await_bytes(1)
+    for connection in client_hub.await_connections(3):
+        connection.await_bytes(1)
+        connection.refused, connection.state = True, "failed"
+        client_hub.wake(connection)
+        assert connection.closed.wait(SECONDS)
+    client.hurry(cast("Any", object()))
+    assert len(client_hub.connections) == 3
+    while len(client_hub.connections) < 6:
+        client.hurry(VOLUME)
+    assert [one.await_bytes(1) for one in client_hub.await_connections(6)] == [b"b"] * 6
+
+
 def test_a_backup_that_comes_later_is_found(thread: LoopThread) -> None:
     address = free_address()
     client_hub, server_hub = Hub(lambda: [b"a"]), Hub(lambda: [b"b"])

@@ -45,7 +45,6 @@ from dualrestore.errors import (
 )
 from dualrestore.jobs.bundle import BundleOptions, create_bundle
 from dualrestore.jobs.merge import merge_live
-from dualrestore.jobs.restore import restore
 from dualrestore.jobs.snapshot import (
     SnapshotOptions,
     snapshot_at_backup,
@@ -197,8 +196,8 @@ class Control:
 
     async def restore(self, request: Request) -> Response:
         body = await _body(request, Restore)
-        volume = self._node.primary(request.path_params["name"])
-        report = await asyncio.to_thread(restore, volume, body.lost, wire=body.wire)
+        name = request.path_params["name"]
+        report = await asyncio.to_thread(self._node.restore, name, body.lost, wire=body.wire)
         return _json(report)
 
     async def hydrate(self, request: Request) -> Response:

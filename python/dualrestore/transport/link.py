@@ -155,6 +155,8 @@ class ClientLine:
     error: str | None = None
     connected: bool = False
     protocol: LinkProtocol | None = field(default=None, repr=False)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set: do not wait until the next attempt."""
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -255,7 +257,21 @@ class LinkTransport:
             if was_active:
                 backoff.reset()
             delay = backoff.delay()
-            await asyncio.sleep(max(delay, REFUSED_SECONDS) if refused else delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(delay, REFUSED_SECONDS) if refused else delay):
+                    await line.hurry.wait()
+                    backoff.reset()
+            line.hurry.clear()
+
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """Something has changed that may let the volume's links be made: try at once."""
+
+        def wake() -> None:
+            for line in self.lines:
+                if line.volume is volume:
+                    line.hurry.set()
+
+        self._thread.loop.call_soon_threadsafe(wake)
 
     async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
         address = line.where.address
