@@ -45,6 +45,7 @@ from dualrestore.errors import (
 )
 from dualrestore.jobs.bundle import BundleOptions, create_bundle
 from dualrestore.jobs.merge import merge_live
+from dualrestore.jobs.restore import restore
 from dualrestore.jobs.snapshot import (
     SnapshotOptions,
     snapshot_at_backup,
@@ -196,8 +197,11 @@ class Control:
 
     async def restore(self, request: Request) -> Response:
         body = await _body(request, Restore)
-        name = request.path_params["name"]
-        report = await asyncio.to_thread(self._node.restore, name, body.lost, wire=body.wire)
+        volume = self._node.primary(request.path_params["name"])
+        # A waiting volume may have to hear from its backup first, a restored one has new words.
+        await asyncio.to_thread(self._node.hurry, volume)
+        report = await asyncio.to_thread(restore, volume, body.lost, wire=body.wire)
+        await asyncio.to_thread(self._node.hurry, volume)
         return _json(report)
 
     async def hydrate(self, request: Request) -> Response:

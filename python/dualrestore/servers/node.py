@@ -23,8 +23,6 @@ from dualrestore.config import (
 )
 from dualrestore.core import BackupVolume, LinkHub, NbdServer, PrimaryVolume
 from dualrestore.errors import BusyError, DeviceError, DualRestoreError, UsageError
-from dualrestore.jobs.restore import Lost, restore
-from dualrestore.model import RestoreReport
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_door import NbdDoor
@@ -177,14 +175,6 @@ class Node:
                 door.server.remove(f"{name}@{snapshot}")
             backup.delete_snapshot(snapshot)
 
-    def restore(self, name: str, lost: Lost, *, wire: bool) -> RestoreReport:
-        """The operator's word. Links that were refused without it are made at once."""
-        volume = self.primary(name)
-        report = restore(volume, lost, wire=wire)
-        assert self._transport is not None
-        self._transport.hurry(volume)
-        return report
-
     def _flush(self) -> None:
         # The guests are gone and the links still up: what they wrote last reaches the backups.
         for name, volume in self.primaries.items():
@@ -245,6 +235,11 @@ class Node:
             if not backup.get("error") and errors:
                 backup["error"] = errors[0]
         return {**status, **common}
+
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """The volume has something new to say: its links need not wait to be tried again."""
+        assert self._transport is not None
+        self._transport.hurry(volume)
 
     def status(self) -> dict[str, Any]:
         """As `model.NodeStatus`, without its jobs."""

@@ -56,8 +56,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         begin: "Callable[[], LinkConnection]",
         *,
         is_accepted: bool = False,
+        on_active: "Callable[[], None] | None" = None,
     ) -> None:
         self.is_accepted = is_accepted
+        self._on_active = on_active
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
         self._begin = begin
@@ -99,7 +101,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self.was_active = self.was_active or self.connection.state == "active"
+        if not self.was_active and self.connection.state == "active":
+            self.was_active = True
+            if self._on_active is not None:
+                self._on_active()
         while not self._paused:
             outgoing = self.connection.take_outgoing(SEND_BYTES)
             if outgoing is None:
@@ -155,8 +160,10 @@ class ClientLine:
     error: str | None = None
     connected: bool = False
     protocol: LinkProtocol | None = field(default=None, repr=False)
+    active: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set while its session is open; demand and bulk follow the mirror line into its session."""
     hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-    """Set: do not wait until the next attempt."""
+    """Something has changed that makes it worth trying again at once."""
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -243,16 +250,32 @@ class LinkTransport:
         """Keeps the volume connected to one of its backups."""
 
         async def begin() -> None:
-            for link_class in LINK_CLASSES:
-                line = ClientLine(volume, backup, where, link_class)
-                self.lines.append(line)
-                self._tasks.append(asyncio.get_running_loop().create_task(self._keep(line)))
+            lines = {
+                link_class: ClientLine(volume, backup, where, link_class)
+                for link_class in LINK_CLASSES
+            }
+            self.lines.extend(lines.values())
+            for line in lines.values():
+                keeping = self._keep(line, lines["mirror"])
+                self._tasks.append(asyncio.get_running_loop().create_task(keeping))
 
         self._thread.call(begin())
 
-    async def _keep(self, line: ClientLine) -> None:
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """Lines of the volume that wait to be tried again are tried now."""
+
+        async def wake() -> None:
+            for line in self.lines:
+                if line.volume is volume:
+                    line.hurry.set()
+
+        self._thread.call(wake())
+
+    async def _keep(self, line: ClientLine, mirror: ClientLine) -> None:
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
+            if line is not mirror:
+                await mirror.active.wait()
             was_active, refused = await self._connect_once(line)
             if was_active:
                 backoff.reset()
@@ -260,18 +283,7 @@ class LinkTransport:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(delay, REFUSED_SECONDS) if refused else delay):
                     await line.hurry.wait()
-                    backoff.reset()
             line.hurry.clear()
-
-    def hurry(self, volume: "PrimaryVolume") -> None:
-        """Something has changed that may let the volume's links be made: try at once."""
-
-        def wake() -> None:
-            for line in self.lines:
-                if line.volume is volume:
-                    line.hurry.set()
-
-        self._thread.loop.call_soon_threadsafe(wake)
 
     async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
         address = line.where.address
@@ -284,6 +296,7 @@ class LinkTransport:
                         lambda: self._hub.connect(
                             line.volume, line.backup, line.where.name, line.link_class
                         ),
+                        on_active=line.active.set,
                     ),
                     address.host,
                     address.port,
@@ -297,6 +310,7 @@ class LinkTransport:
             reason = await protocol.lost
         finally:
             line.connected = False
+            line.active.clear()
             protocol.abort()
         connection = protocol.connection
         self._note(line, connection.error or self._describe_end(protocol, reason, address))
