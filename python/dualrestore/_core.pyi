@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, final
 
-from typing_extensions import Buffer
-
 __all__ = [
     "BackupVolume",
     "ByteBuffer",
@@ -48,10 +46,11 @@ _Progress: TypeAlias = Callable[[dict[str, int]], None]
 _LinkClass: TypeAlias = Literal["demand", "mirror", "bulk"]
 
 @final
-class ByteBuffer(Buffer):
+class ByteBuffer:
     """Bytes that Rust owns, seen through the read-only buffer protocol: `memoryview(buffer)`."""
 
     def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class OverwriteMap:
@@ -279,7 +278,7 @@ class BackupVolume:
 class LinkHub:
     """All link connections of this process, and what they lead to."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> LinkHub: ...
     @property
     def wake_descriptor(self) -> int:
         """Becomes readable when a connection has outgoing bytes or must be closed. Owned here."""

@@ -29,7 +29,6 @@ use crate::units::Geometry;
 
 pub(super) const PRESERVED: usize = 0;
 pub(super) const RELEASED: usize = 1;
-const PLANES: usize = 2;
 
 const STORE: &str = "store";
 const MAP: &str = "preserved.map";
@@ -76,8 +75,8 @@ impl Snapshot {
     ) -> Result<Self> {
         let geometry = identity.geometry;
         let store = directory.create(STORE, geometry.size())?;
-        let map = directory.create(MAP, MapFile::bytes_needed(geometry, PLANES))?;
-        let map = MapFile::create(map, identity, MapRole::Preserved, PLANES)?;
+        let map = directory.create(MAP, MapFile::bytes_needed(geometry, MapRole::Preserved))?;
+        let map = MapFile::create(map, identity, MapRole::Preserved)?;
         directory.replace(INTACT, b"")?;
         let storage = Some(Storage { store, map });
         Ok(Self::assemble(record, geometry, directory, storage))
@@ -263,9 +262,9 @@ fn open_storage(directory: &dyn Directory, identity: MapIdentity) -> Result<Stor
         )));
     }
     // A page torn in a commit is as the commit before left it, and that is right: what the torn
-    // commit stood for was not overwritten yet (law 6). A page that was whole once and has no
-    // valid copy is lost, and with it the knowledge of where the old bytes are.
-    match damage.lost.iter().find(|page| !damage.lost_first.contains(page)) {
+    // commit stood for was not overwritten yet (law 6). A page that has no valid copy is lost, and
+    // with it the knowledge of where the old bytes are.
+    match damage.lost.first() {
         None => Ok(Storage { store, map }),
         Some((_, blocks)) => Err(Error::integrity(format!(
             "its map is damaged for blocks {} to {}",

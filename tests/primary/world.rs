@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use dualrestore::clock::Instant;
 use dualrestore::device::{AlignedBuffer, Device, Payload};
-use dualrestore::error::{ErrorKind, Result};
+use dualrestore::error::Result;
 use dualrestore::extent::{BlockRange, ByteRange};
-use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap, UNSENT};
+use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap};
 use dualrestore::units::Geometry;
 use dualrestore::volume::content::Content;
 use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary};
@@ -511,30 +511,25 @@ impl World {
             Err(error) => panic!("after a crash the volume is refused: {error}"),
         }
     }
-
-    pub fn is_poisoned(&self) -> bool {
-        self.primary.poisoned().is_some_and(|error| error.kind() == ErrorKind::Poisoned)
-    }
 }
 
 /// What a backup holds that never saw the volume.
 const GARBAGE_THERE: Value = 0xfeed_feed_feed_feed;
 
 /// Which blocks are current and which the backup lacks, made durable.
-fn first_map(beginning: &Beginning, device: &Arc<Disk>) -> OverwriteMap {
+fn first_map(beginning: &Beginning, disk: &Arc<Disk>) -> OverwriteMap {
     let geometry = beginning.geometry;
     let identity = MapIdentity { volume: VOLUME, geometry, generation: 1 };
-    let map = OverwriteMap::create(Arc::clone(device) as _, identity).expect("created");
+    let device = Arc::clone(disk) as _;
+    let lost = &beginning.lost;
+    if beginning.backup_empty || lost.is_empty() {
+        let unsent = beginning.backup_empty;
+        return OverwriteMap::create_current(device, identity, unsent).expect("created");
+    }
+    let map = OverwriteMap::create(device, identity).expect("created");
     let all = geometry.all_blocks();
-    if beginning.backup_empty {
-        map.mark_current(all);
-        map.file().fill(UNSENT, all, beginning.options.backup);
-    } else if !beginning.lost.is_empty() {
-        for block in (all.start..all.end).filter(|block| !beginning.lost.contains(block)) {
-            map.mark_current(BlockRange::one(block));
-        }
-    } else {
-        map.mark_current(all);
+    for block in (all.start..all.end).filter(|block| lost.binary_search(block).is_err()) {
+        map.mark_current(BlockRange::one(block));
     }
     map.file().commit_all().expect("committed");
     map

@@ -236,6 +236,11 @@ class Node:
                 backup["error"] = errors[0]
         return {**status, **common}
 
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """The volume has something new to say: its links need not wait to be tried again."""
+        assert self._transport is not None
+        self._transport.hurry(volume)
+
     def status(self) -> dict[str, Any]:
         """As `model.NodeStatus`, without its jobs."""
         assert self._transport is not None

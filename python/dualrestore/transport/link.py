@@ -56,8 +56,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         begin: "Callable[[], LinkConnection]",
         *,
         is_accepted: bool = False,
+        on_active: "Callable[[], None] | None" = None,
     ) -> None:
         self.is_accepted = is_accepted
+        self._on_active = on_active
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
         self._begin = begin
@@ -99,7 +101,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self.was_active = self.was_active or self.connection.state == "active"
+        if not self.was_active and self.connection.state == "active":
+            self.was_active = True
+            if self._on_active is not None:
+                self._on_active()
         while not self._paused:
             outgoing = self.connection.take_outgoing(SEND_BYTES)
             if outgoing is None:
@@ -154,11 +159,10 @@ class ClientLine:
     link_class: LinkClass
     error: str | None = None
     protocol: LinkProtocol | None = field(default=None, repr=False)
-
-    @property
-    def is_active(self) -> bool:
-        """Connected, and the peer is the right one."""
-        return self.protocol is not None and self.protocol.connection.state == "active"
+    active: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set while its session is open; demand and bulk follow the mirror line into its session."""
+    hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Something has changed that makes it worth trying again at once."""
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -245,21 +249,40 @@ class LinkTransport:
         """Keeps the volume connected to one of its backups."""
 
         async def begin() -> None:
-            for link_class in LINK_CLASSES:
-                line = ClientLine(volume, backup, where, link_class)
-                self.lines.append(line)
-                self._tasks.append(asyncio.get_running_loop().create_task(self._keep(line)))
+            lines = {
+                link_class: ClientLine(volume, backup, where, link_class)
+                for link_class in LINK_CLASSES
+            }
+            self.lines.extend(lines.values())
+            for line in lines.values():
+                keeping = self._keep(line, lines["mirror"])
+                self._tasks.append(asyncio.get_running_loop().create_task(keeping))
 
         self._thread.call(begin())
 
-    async def _keep(self, line: ClientLine) -> None:
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """Lines of the volume that wait to be tried again are tried now."""
+
+        async def wake() -> None:
+            for line in self.lines:
+                if line.volume is volume:
+                    line.hurry.set()
+
+        self._thread.call(wake())
+
+    async def _keep(self, line: ClientLine, mirror: ClientLine) -> None:
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
+            if line is not mirror:
+                await mirror.active.wait()
             was_active, refused = await self._connect_once(line)
             if was_active:
                 backoff.reset()
             delay = backoff.delay()
-            await asyncio.sleep(max(delay, REFUSED_SECONDS) if refused else delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(delay, REFUSED_SECONDS) if refused else delay):
+                    await line.hurry.wait()
+            line.hurry.clear()
 
     async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
         address = line.where.address
@@ -272,6 +295,7 @@ class LinkTransport:
                         lambda: self._hub.connect(
                             line.volume, line.backup, line.where.name, line.link_class
                         ),
+                        on_active=line.active.set,
                     ),
                     address.host,
                     address.port,
@@ -285,6 +309,7 @@ class LinkTransport:
             reason = await protocol.lost
         finally:
             line.protocol = None
+            line.active.clear()
             protocol.abort()
         if protocol.was_active:
             line.error = None
@@ -320,7 +345,7 @@ class LinkTransport:
             if line.volume is volume
             and line.backup == backup
             and line.error is not None
-            and not line.is_active
+            and not line.active.is_set()
         ]
 
     def stop(self) -> None:

@@ -21,13 +21,16 @@ use super::state::{Counters, Primary};
 use crate::device::{Device, Directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
-use crate::map::{IntentLog, Intents, MapFile, MapIdentity, OverwriteMap, Recovery};
+use crate::map::{
+    INTENT_LOG_NAME, IntentLog, Intents, MapFile, MapIdentity, OVERWRITE_MAP_NAME, OverwriteMap,
+    Recovery,
+};
 use crate::units::Geometry;
 use crate::volume::engine::Engine;
 use crate::volume::service::{BlockService, Command, Completion, StatusContext, StatusExtent};
 
-const MAP: &str = "overwrite.map";
-const INTENT: &str = "intent.log";
+const MAP: &str = OVERWRITE_MAP_NAME;
+const INTENT: &str = INTENT_LOG_NAME;
 const QUIESCE: Duration = Duration::from_secs(30);
 
 /// What the operator says was lost.
@@ -136,7 +139,11 @@ impl PrimaryVolume {
         if !self.directory.names()?.iter().any(|name| name == MAP) {
             return Ok(false);
         }
-        Ok(!MapFile::is_blank(&*self.directory.open(MAP)?)?)
+        // A crash within `create_files` leaves an empty file or half a header.
+        if matches!(self.directory.read(MAP, 0), Ok(Some(_))) {
+            return Ok(false);
+        }
+        Ok(!MapFile::is_unfinished(&*self.directory.open(MAP)?)?)
     }
 
     fn open_files(&self) -> Result<(Arc<Driver>, Recovery)> {
@@ -339,8 +346,6 @@ impl PrimaryVolume {
         let Some(driver) = self.live() else { return PrimaryStatus::waiting(self.geometry) };
         let map = &driver.map;
         let identity = map.identity();
-        let size = self.geometry.block_size().bytes();
-        let link_only_bytes = map.link_only().count_all() * size;
         let counters = driver.counters();
         driver.with_machine(|machine, _, _| PrimaryStatus {
             waiting: false,
@@ -348,7 +353,7 @@ impl PrimaryVolume {
             generation: identity.generation,
             current_bytes: map.current_bytes(),
             missing_bytes: map.missing_bytes(),
-            link_only_bytes,
+            link_only_bytes: map.link_only_bytes(),
             unsent_bytes: map.unsent_bytes(),
             hot_extents: machine.hot_extents(),
             hydrating: machine.is_hydrating(),
