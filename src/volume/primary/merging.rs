@@ -23,6 +23,10 @@ impl MergeTarget for PrimaryVolume {
         self.live().map_or_else(Vec::new, |driver| driver.map.wanted(blocks))
     }
 
+    fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.live().map_or_else(Vec::new, |driver| driver.map.in_doubt(blocks))
+    }
+
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
         let driver = self.driver_or_refuse()?;
         let whole = Self::geometry(self).bytes_of(blocks);
@@ -53,7 +57,7 @@ impl MergeTarget for PrimaryVolume {
         self.driver_or_refuse()?.commit()
     }
 
-    /// The link brings what the bundle lost, if it is up.
+    /// The link brings what the bundle cannot, if it is up.
     fn repair(&self, blocks: BlockRange) -> bool {
         let Ok(driver) = self.driver_or_refuse() else { return false };
         if !driver.with_machine(|machine, _, _| machine.link_is_up()) {
