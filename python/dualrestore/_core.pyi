@@ -145,9 +145,10 @@ def merge(
 ) -> dict[str, Any]:
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
-    `{bytes_written, bytes_skipped, bytes_zeroed, chunks_repaired, chunks_damaged, bytes_total,
-    bytes_read, seconds}`. `bytes_skipped`: of the selection, because they were current. A damaged
-    chunk stays missing and is counted."""
+    `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
+    chunks_damaged, bytes_total, bytes_read, seconds}`. `bytes_skipped`: of the selection, because
+    they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
+    after a crash only the link may supply them."""
 
 def merge_into_volume(
     source: str,
@@ -156,7 +157,8 @@ def merge_into_volume(
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """The same into a live volume, under its claims. Damaged chunks are fetched over the link when
-    it is up (`chunks_repaired`), else left missing (`chunks_damaged`)."""
+    it is up (`chunks_repaired`), else left missing (`chunks_damaged`); so are blocks that are in
+    doubt after a crash (`bytes_fetched`, `bytes_in_doubt`)."""
 
 @final
 class PrimaryVolume:

@@ -235,6 +235,16 @@ impl OverwriteMap {
             .collect()
     }
 
+    /// The runs inside `blocks` that only the link may supply: missing and link-only.
+    #[must_use]
+    pub fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        let link_only = self.link_only();
+        self.current()
+            .runs(blocks, false)
+            .flat_map(|run| link_only.runs(run, true).collect::<Vec<_>>())
+            .collect()
+    }
+
     /// A new life of the volume in which every block is missing (`current` false), or current and
     /// unsent or not. One durable step for any size. Nothing may change bits meanwhile.
     pub fn begin_generation(&self, generation: u64, current: bool, unsent: bool) -> Result<()> {
