@@ -1,6 +1,6 @@
 //! Time as a value. State machines are told the time; only drivers read it.
 //!
-//! Does not know: the wall clock's date (that is metadata, written by the Python side).
+//! Does not know: what the time is for.
 
 use std::time::{Duration, Instant as StdInstant};
 
@@ -18,6 +18,14 @@ impl Instant {
     pub fn since_ms(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// Milliseconds since 1970, for dates that people read; never for intervals.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the date")]
+pub fn wall_clock_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The clock drivers read: milliseconds since the clock was made.

@@ -97,6 +97,24 @@ pub const COMMIT_INTERVAL_MS: u64 = 1_000;
 
 /// Snapshots of one backup volume at a time.
 pub const SNAPSHOTS_MAX: usize = 64;
+/// Cuts of one backup volume that are remembered, with or without their snapshot, so that a bundle
+/// from an earlier cut can be vouched for; the oldest are forgotten first.
+pub const CUTS_KEPT_MAX: usize = 128;
+/// Longest label of a snapshot.
+pub const LABEL_BYTES_MAX: usize = 255;
+/// Ranges in the selection of one snapshot.
+pub const SELECTION_RANGES_MAX: usize = 4096;
+/// Largest catalogue of a backup volume: its cuts with their selections in text, and as much again.
+pub const CATALOGUE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes copied at a time when blocks are preserved, moved or digested.
+pub const COPY_BYTES: u64 = 1 << 20;
+/// Bytes moved to an older snapshot between two chances for mirrored writes to go on.
+pub const MOVE_STEP_BYTES: u64 = 8 << 20;
+/// Room that preservation leaves on its file system, so that maps can still grow (at most a
+/// sixteenth of the file system).
+pub const STORE_RESERVE_BYTES: u64 = 64 << 20;
+/// Preservation warns when less than this part of its file system is free.
+pub const STORE_LOW_PERCENT: u64 = 10;
 
 /// Threads that do device operations, for all volumes of the process together.
 pub const DEVICE_THREADS: usize = 8;
@@ -120,7 +138,11 @@ pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
 /// Chunks read ahead of the threads that encode or verify them; 1 or 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
-/// Longest run of zeros handed on at a time, so that progress and stopping stay fine-grained.
+/// Threads that encode or verify chunks, however many processors there are: eight of them hash
+/// faster than any medium reads.
+pub const BUNDLE_THREADS_MAX: usize = 8;
+/// Longest run of zeros, or of lost bytes, handed on at a time, so that progress and stopping stay
+/// fine-grained.
 pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
 
 /// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.

@@ -57,7 +57,7 @@ class BundleReport(Record, frozen=True, kw_only=True):
     """What was written into a bundle."""
 
     bundle: str
-    volume: str
+    volume: str | None
     generation: int
     bytes_selected: int
     bytes_data: int
@@ -92,10 +92,12 @@ class SnapshotReport(Record, frozen=True, kw_only=True):
     label: str
     generation: int
     sequence: int
-    created: str = ""
+    created: int = 0
+    """Seconds since 1970."""
     selection: list[tuple[int, int]] = []
     preserved_bytes: int = 0
-    broken: bool = False
+    broken: str | None = None
+    """Why it no longer holds what it promised, if so."""
 
 
 class RestoreReport(Record, frozen=True, kw_only=True):
@@ -146,7 +148,7 @@ class PrimaryStatus(Record, frozen=True, kw_only=True):
 
     name: str
     state: str
-    volume: str
+    volume: str | None
     size: int
     block_size: int
     generation: int
@@ -181,7 +183,7 @@ class BackupStatus(Record, frozen=True, kw_only=True):
 
     name: str
     state: str
-    volume: str
+    volume: str | None
     size: int
     block_size: int
     generation: int
@@ -190,7 +192,7 @@ class BackupStatus(Record, frozen=True, kw_only=True):
     changed_bytes: int = 0
     error: str | None = None
     links: dict[str, str] = {}
-    primary: str = ""
+    primary: str | None = None
     reads: int = 0
     writes: int = 0
     flushes: int = 0

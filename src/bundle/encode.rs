@@ -103,7 +103,8 @@ impl Encoder {
     }
 
     /// The parts of a piece that begins at `offset` and whose bytes are `plain`; `unreadable` are
-    /// runs of it (ascending, of the volume) that could not be read. `stored` is as long as `plain`.
+    /// runs of it (ascending, of the volume) that could not be read. `stored` is as long as
+    /// `plain`.
     pub fn encode(
         &mut self,
         offset: u64,

@@ -18,21 +18,25 @@ mod pump;
 mod reader;
 mod segment_reader;
 mod selection;
+mod snapshot_source;
 mod source;
 mod verify;
 mod writer;
 
 pub use encode::{Compression, is_zero};
 pub use pieces::{Content, Opener, Piece, PieceSource};
-pub use pump::{Consumer, Event, Opened, Outcome, run};
+pub use pump::{
+    Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
+    run, threads_default,
+};
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};
 pub use verify::{VerifyProgress, VerifyReport};
-pub use writer::{BundleProgress, BundleReport, BundleWriter, WriterOptions};
+pub use writer::{
+    BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,
+    OnBundleProgress, WriterOptions,
+};
 
-/// Threads that hash, verify and unpack, if the caller does not say.
-#[must_use]
-pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).min(8)
-}
+#[cfg(test)]
+mod tests;

@@ -17,8 +17,8 @@ use crate::device::AlignedBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::limits::{
-    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_ZERO_STEP_BYTES, MERGE_READ_FAILURES_MAX,
-    PROGRESS_INTERVAL_MS,
+    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_THREADS_MAX, BUNDLE_ZERO_STEP_BYTES,
+    MERGE_READ_FAILURES_MAX, PROGRESS_INTERVAL_MS,
 };
 
 const CHUNK: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
@@ -26,6 +26,12 @@ const CHUNK: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
 pub const MEMORY_BYTES: usize = BUNDLE_CHUNKS_AHEAD * CHUNK;
 /// Memory of each verifying thread, for unpacked chunks.
 pub const MEMORY_BYTES_PER_THREAD: usize = CHUNK;
+
+/// Threads that hash, verify and unpack, if the caller does not say.
+#[must_use]
+pub fn threads_default() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(BUNDLE_THREADS_MAX)
+}
 
 /// What a piece turned out to be.
 #[derive(Clone, Copy, Debug)]
@@ -166,7 +172,8 @@ fn read_ahead<'a, C: Consumer>(
 /// Long runs without bytes are dealt with step by step.
 fn steps(piece: Piece) -> impl Iterator<Item = Piece> {
     let Piece { range, content } = piece;
-    let step = if matches!(content, Content::Zero) { BUNDLE_ZERO_STEP_BYTES } else { u64::MAX };
+    let bytes = matches!(content, Content::Stored { .. } | Content::Plain(_));
+    let step = if bytes { u64::MAX } else { BUNDLE_ZERO_STEP_BYTES };
     let mut at = range.offset;
     std::iter::from_fn(move || {
         if at >= range.end() {

@@ -1,1 +1,403 @@
-# placeholder
+#!/usr/bin/env python3
+"""Restores a raw image from a dualrestore bundle, with Python's standard library alone.
+
+    python3 -I recover.py DIRECTORY OUT.img     write a sparse raw image, verifying all of it
+    python3 -I recover.py DIRECTORY             verify only
+
+Python 3.8 or later. Every page and chunk is checked by CRC32C, and by BLAKE3 if the package
+"blake3" is installed. Chunks compressed with zstd need Python 3.14, the package "zstandard", or
+the program "zstd". Bytes that are damaged, or that the bundle does not include, read as zeros in
+the image; damaged ones are listed.
+
+Exit code 0: all there and whole. 1: failed. 2: wrong arguments. 3: something is damaged.
+
+This file knows the format (docs/formats-bundle.md of dualrestore) by itself and shares no code
+with dualrestore.
+"""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+PAGE = 4096
+CHECKS = 36
+SEGMENT_MAX = 1 << 30
+CHUNK_MAX = 1 << 20
+MANIFEST_MAX = 128 << 20
+PAGES_MAX = 64
+DESCRIPTORS_PER_PAGE = 63
+DATA, ZSTD, ZERO = 1, 2, 3
+
+try:
+    from blake3 import blake3
+except ImportError:
+    blake3 = None
+
+
+class DamageError(Exception):
+    """Bytes are not what they should be."""
+
+
+class RefusedError(Exception):
+    """This is nothing that can be restored; nothing was."""
+
+
+# CRC32C ----------------------------------------------------------------------------------------
+# Python has none. Long inputs are cut into lanes of LANE bytes that advance side by side: one step
+# takes a byte of every lane and does its table look-ups with bytes.translate and its exclusive-ors
+# on long integers, both of which run at the speed of C.
+
+POLYNOMIAL = 0x82F63B78
+LANE = 256
+LANES_WORTH_IT = 16
+
+
+def _table_entry(value):
+    for _ in range(8):
+        value = (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
+    return value
+
+
+TABLE = [_table_entry(value) for value in range(256)]
+TABLE_PLANES = [bytes(entry >> shift & 255 for entry in TABLE) for shift in (0, 8, 16, 24)]
+
+
+def _advance(crc, data):
+    for byte in data:
+        crc = (crc >> 8) ^ TABLE[(crc ^ byte) & 255]
+    return crc
+
+
+def _make_shift():
+    """Tables that advance a CRC over LANE zero bytes, a byte of the CRC at a time."""
+    zeros = bytes(LANE)
+    bits = [_advance(1 << bit, zeros) for bit in range(32)]
+    tables = []
+    for start in (0, 8, 16, 24):
+        table = [0] * 256
+        for value in range(256):
+            for bit in range(8):
+                if value >> bit & 1:
+                    table[value] ^= bits[start + bit]
+        tables.append(table)
+    return tables
+
+
+SHIFT = _make_shift()
+
+
+def crc32c(data):
+    """CRC-32C (Castagnoli) of bytes."""
+    count = len(data) // LANE
+    crc = 0xFFFFFFFF
+    if count >= LANES_WORTH_IT:
+        planes = [0, 0, 0, 0]
+        for step in range(LANE):
+            column = int.from_bytes(data[step : count * LANE : LANE], "little")
+            index = (column ^ planes[0]).to_bytes(count, "little")
+            found = [int.from_bytes(index.translate(part), "little") for part in TABLE_PLANES]
+            planes = [planes[at + 1] ^ found[at] for at in range(3)] + [found[3]]
+        first, second, third, fourth = SHIFT
+        for a, b, c, d in zip(*(plane.to_bytes(count, "little") for plane in planes)):
+            crc = (
+                first[crc & 255]
+                ^ second[crc >> 8 & 255]
+                ^ third[crc >> 16 & 255]
+                ^ fourth[crc >> 24]
+                ^ (a | b << 8 | c << 16 | d << 24)
+            )
+        data = data[count * LANE :]
+    return _advance(crc, data) ^ 0xFFFFFFFF
+
+
+# zstd ------------------------------------------------------------------------------------------
+# Each way stops after `limit` bytes, whatever the stored bytes ask for.
+
+
+def _unpack_by_program(stored, limit):
+    program = shutil.which("zstd")
+    if program is None:
+        raise RefusedError(
+            "this bundle is compressed and nothing here can unpack zstd: run "
+            "`pip install zstandard`, use Python 3.14, or install the program zstd"
+        )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([program, "-d", "-c", "-q"], **pipes) as process:
+
+        def feed():
+            try:
+                process.stdin.write(stored)
+                process.stdin.close()
+            except OSError:
+                pass  # It ended early; its output says the rest.
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        plain = process.stdout.read(limit)
+        process.kill()
+        feeder.join()
+    return plain
+
+
+def _find_unpack():
+    try:
+        from compression import zstd
+    except ImportError:
+        pass
+    else:
+        return lambda stored, limit: zstd.ZstdDecompressor().decompress(stored, limit)
+    try:
+        import zstandard
+    except ImportError:
+        return _unpack_by_program
+    return lambda stored, limit: zstandard.ZstdDecompressor().stream_reader(stored).read(limit)
+
+
+_unpack = _find_unpack()
+
+
+def unpack(stored, length):
+    """The bytes of a zstd frame that must give exactly so many."""
+    try:
+        plain = _unpack(stored, length + 1)
+    except RefusedError:
+        raise
+    except Exception as error:
+        raise DamageError(f"it does not decompress: {error}") from error
+    if len(plain) != length:
+        raise DamageError("it does not decompress to its length")
+    return plain
+
+
+# Pages and manifest ----------------------------------------------------------------------------
+
+
+def check_page(page, at, context):
+    """Checks the CRC32C and the BLAKE3 that a page has at byte `at`, of the rest of it."""
+    body = page[:at] + page[at + CHECKS :]
+    if struct.unpack_from("<I", page, at)[0] != crc32c(body):
+        raise DamageError("a page does not match its CRC32C")
+    if blake3 is not None and page[at + 4 : at + CHECKS] != blake3(context + body).digest():
+        raise DamageError("a page does not match its BLAKE3")
+
+
+def read_manifest(directory):
+    """The manifest of a finished bundle, checked."""
+    path = Path(directory) / "manifest.json"
+    try:
+        with path.open("rb") as file:
+            text = file.read(MANIFEST_MAX)
+    except FileNotFoundError:
+        raise RefusedError(f"{path} is missing: not a bundle, or an unfinished one") from None
+    start, digits, end = b',\n  "check": "', 8 + 1 + 64, b'"\n}\n'
+    body = text[: -(len(start) + digits + len(end))]
+    check = text[-(digits + len(end)) : -len(end)].decode("ascii", "replace")
+    crc, _, digest = check.partition("-")
+    whole = (
+        text.endswith(end)
+        and text[len(body) :].startswith(start)
+        and crc == f"{crc32c(body):08x}"
+        and (blake3 is None or digest == blake3(body).hexdigest())
+    )
+    if not whole:
+        raise RefusedError(f"{path} is damaged or cut off")
+    manifest = json.loads((body + b"\n}").decode())
+    if (manifest.get("format"), manifest.get("version")) != ("dualrestore bundle", 1):
+        raise RefusedError("expected a bundle of version 1")
+    if manifest["begin"]["features"]:
+        raise RefusedError(f"unknown features: {', '.join(manifest['begin']['features'])}")
+    return manifest
+
+
+class Segment:
+    """One segment file, open."""
+
+    def __init__(self, directory, manifest, entry):
+        self.number = entry["number"]
+        if entry["name"] != f"seg-{self.number:08d}.drs":
+            raise RefusedError(f"an impossible segment name: {entry['name']!r}")
+        self.size = manifest["begin"]["size"]
+        self.bundle = bytes.fromhex(manifest["begin"]["bundle"].replace("-", ""))
+        self.context = bytes.fromhex(entry["header_hash"])
+        self.file = (Path(directory) / entry["name"]).open("rb")
+        self.length = min(os.fstat(self.file.fileno()).st_size, SEGMENT_MAX)
+
+    def read(self, position, length):
+        """Exactly so many bytes of the file."""
+        self.file.seek(position)
+        data = self.file.read(length)
+        if len(data) != length:
+            raise DamageError("the segment ends too early")
+        return data
+
+    def check_header(self):
+        """Refuses a segment of another bundle; other damage of the header costs nothing."""
+        page = self.read(0, PAGE)
+        if page[:8] != b"\x89DRS\r\n\x1a\n" or struct.unpack_from("<HH", page, 8) != (1, 0):
+            raise DamageError("its header is not one of version 1.0")
+        check_page(page, PAGE - CHECKS, b"")
+        if page[16:32] != self.bundle or page[-32:] != self.context:
+            raise RefusedError(f"segment {self.number} is of another bundle")
+
+    def batches(self):
+        """All whole batches: their descriptors, and where their payload begins."""
+        at = PAGE
+        while at + PAGE <= self.length:
+            try:
+                descriptors, payload, after = self.batch(at)
+            except DamageError:
+                at += PAGE
+            else:
+                yield descriptors, payload
+                at = after
+
+    def batch(self, at):
+        """The batch whose first descriptor page is there, and where it ends."""
+        page = self.read(at, PAGE)
+        number, first, pages, count, payload_pages = head = self.head(page)
+        if first != 0 or not 1 <= pages <= PAGES_MAX or count > pages * DESCRIPTORS_PER_PAGE:
+            raise DamageError("not the first page of a batch")
+        descriptors = []
+        for index in range(pages):
+            page = self.read(at + index * PAGE, PAGE)
+            if self.head(page) != (number, index, *head[2:]):
+                raise DamageError("the pages of a batch disagree")
+            here = min(DESCRIPTORS_PER_PAGE, count - len(descriptors))
+            slots = range(64, 64 + here * 64, 64)
+            descriptors += [struct.unpack_from("<QQB3xIII32s", page, slot) for slot in slots]
+        payload = at + pages * PAGE
+        return descriptors, payload, payload + payload_pages * PAGE
+
+    def head(self, page):
+        """Batch, page, pages, descriptors and payload pages of a descriptor page."""
+        magic, segment, *head = struct.unpack_from("<4sIIHHII", page)
+        if magic != b"DRBT" or segment != self.number:
+            raise DamageError("not a descriptor page of this segment")
+        check_page(page, 28, self.context)
+        return tuple(head)
+
+    def chunk(self, descriptor, payload):
+        """The verified bytes of a chunk; None for zeros."""
+        offset, length, kind, stored_bytes, page, crc, digest = descriptor
+        if offset + length > self.size:
+            raise DamageError("it lies outside the volume")
+        if kind == ZERO:
+            return None
+        if kind not in (DATA, ZSTD):
+            raise DamageError("its source could not be read")
+        if length > CHUNK_MAX or stored_bytes > length:
+            raise DamageError("it has an impossible length")
+        stored = self.read(payload + page * PAGE, stored_bytes)
+        if crc32c(stored) != crc:
+            raise DamageError("it does not match its CRC32C")
+        plain = unpack(stored, length) if kind == ZSTD else stored
+        if len(plain) != length:
+            raise DamageError("it has another length")
+        if blake3 is not None and blake3(plain).digest() != digest:
+            raise DamageError("it does not match its BLAKE3")
+        return plain
+
+
+# The whole -------------------------------------------------------------------------------------
+
+
+def gaps(coverage, found):
+    """The parts of the runs `coverage` that lie in none of the runs `found`; both ascend."""
+    index = 0
+    for start, end in coverage:
+        at = start
+        while index < len(found) and found[index][0] < end:
+            if found[index][0] > at:
+                yield at, found[index][0]
+            at = max(at, found[index][1])
+            if found[index][1] > end:
+                break
+            index += 1
+        if at < end:
+            yield at, end
+
+
+def recover_segment(segment, coverage, out):
+    """Writes what a segment holds; the runs that are damaged, each with the reason."""
+    found, damaged = [], []
+    try:
+        segment.check_header()
+    except DamageError as error:
+        complain(f"segment {segment.number}: {error}")
+    for descriptors, payload in segment.batches():
+        for descriptor in descriptors:
+            run = (descriptor[0], descriptor[0] + descriptor[1])
+            found.append(run)
+            try:
+                plain = segment.chunk(descriptor, payload)
+            except DamageError as error:
+                damaged.append((*run, str(error)))
+            except OSError as error:
+                damaged.append((*run, f"the medium cannot be read: {errno.errorcode[error.errno]}"))
+            else:
+                if plain is not None and out is not None:
+                    out.seek(run[0])
+                    out.write(plain)
+    lost = gaps(coverage, sorted(found))
+    damaged += [(*run, "the page that describes it is damaged") for run in lost]
+    return damaged
+
+
+def recover(directory, out):
+    """Goes through the bundle, writing to the file `out` if there is one."""
+    manifest = read_manifest(directory)
+    damaged = []
+    if out is not None:
+        out.truncate(manifest["begin"]["size"])
+    for entry in manifest["segments"]:
+        try:
+            segment = Segment(directory, manifest, entry)
+        except OSError as error:
+            complain(f"segment {entry['number']}: {error}")
+            damaged += [(*run, "its segment cannot be read") for run in entry["coverage"]]
+            continue
+        with segment.file:
+            damaged += recover_segment(segment, entry["coverage"], out)
+    return manifest, sorted(damaged)
+
+
+def complain(text):
+    """Says something to the human who restores."""
+    print(text, file=sys.stderr)
+
+
+def main(arguments):
+    """The command line; returns the exit code."""
+    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+        complain(__doc__)
+        return 2
+    if arguments[1:]:
+        read_manifest(arguments[0])
+        # A new file, so that what is not written is a hole that reads as zeros.
+        with Path(arguments[1]).open("xb") as out:
+            manifest, damaged = recover(arguments[0], out)
+            out.flush()
+            os.fsync(out.fileno())
+    else:
+        manifest, damaged = recover(arguments[0], None)
+    for start, end, why in damaged:
+        complain(f"damaged: bytes {start} to {end}: {why}")
+    selected = sum(end - start for start, end in manifest["begin"]["selection"])
+    whole = selected - sum(end - start for start, end, _ in damaged)
+    checks = "CRC32C (install blake3 for its hashes)" if blake3 is None else "CRC32C and BLAKE3"
+    size = manifest["begin"]["size"]
+    print(f"{whole} of {selected} selected bytes of a volume of {size} bytes, checked by {checks}")
+    return 3 if damaged else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (OSError, RefusedError) as error:
+        sys.exit(f"recover.py: {error}")

@@ -99,7 +99,8 @@ impl Bundle {
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        progress(&state);
+        // All is done: a wish to stop comes too late.
+        let _too_late = progress(&state);
         report.damaged.sort_unstable();
         report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
         Ok(report)

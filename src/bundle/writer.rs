@@ -49,6 +49,8 @@ pub struct WriterOptions {
     pub bundle: Uuid,
     /// Seconds since 1970, 0 if unknown.
     pub created_unix_s: u64,
+    /// What made it, for humans.
+    pub software: String,
     pub segment_bytes_max: u64,
     /// Threads that hash and compress.
     pub threads: usize,
@@ -61,8 +63,9 @@ impl Default for WriterOptions {
             compression: Compression::None,
             bundle: Uuid::new_v4(),
             created_unix_s: 0,
+            software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
             segment_bytes_max: BUNDLE_SEGMENT_BYTES_MAX,
-            threads: super::threads(),
+            threads: super::pump::threads_default(),
         }
     }
 }
@@ -135,6 +138,7 @@ impl BundleWriter {
         );
         begin.compression = options.compression.to_string();
         begin.created_unix_s = options.created_unix_s;
+        begin.software.clone_from(&options.software);
         begin.selection = selection.iter().map(|range| Run::from(*range)).collect();
         let begin_bytes = begin.encode();
         for (name, bytes) in
@@ -275,7 +279,8 @@ impl<'p> Making<'p> {
             while let Some(piece) = early.remove(&next) {
                 self.store(&mut assembler, &piece)?;
                 if let Some(slot) = piece.slot {
-                    free.send(slot).map_err(|_| interrupted())?;
+                    // The reader may have come to its end; then nobody needs the slot.
+                    let _unneeded = free.send(slot);
                 }
                 next += 1;
                 if self.is_due() {

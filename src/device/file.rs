@@ -12,6 +12,8 @@
 //! | part of a direct I/O sector | read, overlaid, written under a lock |
 //! | the tail of a file that ends within a direct I/O sector | through a buffered twin |
 
+#![expect(clippy::disallowed_methods, reason = "the one door to files")]
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};

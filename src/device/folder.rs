@@ -10,6 +10,8 @@
 //! `flush` has returned, its name once the folder's `flush` has.
 //! Does not know: what the files mean.
 
+#![expect(clippy::disallowed_methods, reason = "one of the doors to the file system")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};

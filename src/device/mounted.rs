@@ -3,6 +3,8 @@
 //! Guarantees: a device that `/proc/self/mountinfo` names, by number or by source path, is found.
 //! Does not know: mounts in other namespaces (the exclusive open in `file.rs` finds those).
 
+#![expect(clippy::disallowed_methods, reason = "the kernel tells of mounts through files")]
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -3,6 +3,8 @@
 //! Guarantees: nothing is changed by a refusal.
 //! Does not know: requests.
 
+#![expect(clippy::disallowed_methods, reason = "the one door to files")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -81,8 +83,8 @@ pub(super) fn open_file(
         .open(path);
     opened.map_err(|error| match Errno::from_io_error(&error) {
         Some(Errno::BUSY) => Error::busy(
-            "the device is in use by the system (mounted, part of a RAID or volume group, or swap): \
-             release it first",
+            "the device is in use by the system (mounted, part of a RAID or volume group, or \
+             swap): release it first",
         )
         .with_errno(Errno::BUSY.raw_os_error()),
         Some(Errno::INVAL) if options.direct => {

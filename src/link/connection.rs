@@ -278,6 +278,13 @@ impl Connection {
         Some(batch)
     }
 
+    /// Whether `take_outgoing` has something to give: when to wake the transport.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let ledger = self.ledger.as_ref();
+        self.outgoing.is_ready(|message| ledger.is_none_or(|ledger| ledger.has_room(message)))
+    }
+
     /// Bytes queued and not taken: what back-pressure is measured by.
     #[must_use]
     pub fn outgoing_bytes(&self) -> usize {
@@ -316,10 +323,11 @@ impl Connection {
         }
     }
 
-    /// None while something waits to be taken: that will speak for us.
+    /// Also while messages wait for answers: the peer is to know that we live. None while a Ping
+    /// waits to be taken.
     fn heartbeat(&self) -> Option<Instant> {
         let speaks = matches!(self.state, State::Active | State::Introduced);
-        (speaks && self.outgoing.bytes() == 0).then(|| self.spoke.plus_ms(LINK_HEARTBEAT_MS))
+        (speaks && !self.outgoing.has_ping()).then(|| self.spoke.plus_ms(LINK_HEARTBEAT_MS))
     }
 
     fn end(&mut self, event: Event) {

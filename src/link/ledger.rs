@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_ascend() {
+    fn a_sequence_that_does_not_ascend_is_refused() {
         let mut ledger = ledger();
         takes(&mut ledger, &[write(5, 0)]);
         refuses(&mut ledger, &write(5, 0));

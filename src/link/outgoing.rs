@@ -8,7 +8,10 @@ use std::collections::VecDeque;
 
 use super::{Frame, Message};
 use crate::format::frames::HEADER_BYTES;
-use crate::limits::LINK_OUTGOING_BYTES_MAX;
+use crate::limits::{LINK_OUTGOING_BYTES_MAX, LINK_UNANSWERED_BYTES_MAX};
+
+/// All answers that a peer may await at a time fit the queue.
+const _: () = assert!(LINK_UNANSWERED_BYTES_MAX < LINK_OUTGOING_BYTES_MAX as u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
@@ -36,6 +39,22 @@ impl Outgoing {
             self.bytes
         );
         self.queue.push_back(frame);
+    }
+
+    /// Whether a Ping waits.
+    pub fn has_ping(&self) -> bool {
+        self.ping.is_some()
+    }
+
+    /// Whether `take` with this `admit` would return something.
+    pub fn is_ready(&self, admit: impl FnOnce(&Message) -> bool) -> bool {
+        match self.queue.front() {
+            Some(Frame::Message(message)) => {
+                self.ping.is_some() || self.pong.is_some() || admit(message)
+            }
+            Some(_) => true,
+            None => self.ping.is_some() || self.pong.is_some(),
+        }
     }
 
     pub fn ping(&mut self, sequence: u64) {
@@ -159,8 +178,10 @@ mod tests {
         let range = ByteRange::new(0, 512);
         outgoing.push(Frame::Message(Message::Zero { sequence: 2, range }));
         outgoing.pong(3);
+        assert!(outgoing.is_ready(|_| false));
         let batch = outgoing.take(1 << 20, |_| false).expect("the Pong");
         assert_eq!((batch.len(), batch[0]), (32, 0x06));
+        assert!(!outgoing.is_ready(|_| false) && outgoing.is_ready(|_| true));
         assert!(outgoing.take(1 << 20, |_| false).is_none());
         let batch = outgoing.take(1 << 20, |_| true).expect("both");
         assert_eq!((batch[0], batch[544]), (0x10, 0x11));

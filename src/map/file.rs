@@ -3,8 +3,8 @@
 //! | step | who | guarantee |
 //! |---|---|---|
 //! | `fill` | any thread | bits change in memory; their pages await a commit |
-//! | `capture` | committer | copies of waiting pages; later changes belong to the next commit (R2) |
-//! | flush of the volume's device | **caller** | the data that the captured bits speak of is durable (R1) |
+//! | `capture` | committer | copies of waiting pages; later changes await the next commit (R2) |
+//! | device flush | **caller** | the data that the captured bits speak of is durable (R1) |
 //! | `commit` | committer | the copies are written to the older slots and flushed |
 //!
 //! Guarantees: a crash at any point leaves every page as some commit wrote it; the slot that was

@@ -6,7 +6,7 @@ use crate::bundle::{Content, Identity, ImageSource, Piece, PieceSource, Source};
 use crate::device::Device;
 use crate::error::Result;
 use crate::extent::ByteRange;
-use crate::limits::BUNDLE_CHUNK_BYTES_MAX;
+use crate::limits::{BUNDLE_CHUNK_BYTES_MAX, BUNDLE_ZERO_GRAIN_BYTES};
 use crate::units::BlockSize;
 
 /// See the module.
@@ -25,16 +25,21 @@ impl ImagePieces {
 
     /// The next piece at or after `at`; `data` is the device's latest answer.
     fn next(&self, at: u64, data: &mut Option<ByteRange>) -> Result<Piece> {
-        if data.is_some_and(|data| data.end() <= at) {
-            *data = self.device.next_data(at)?;
-        }
         let size = self.device.size();
+        if data.is_some_and(|data| data.end() <= at) {
+            // In whole grains, so that pieces suit devices of any sector size and most block sizes.
+            *data = self.device.next_data(at)?.map(|found| {
+                let start = found.offset / BUNDLE_ZERO_GRAIN_BYTES * BUNDLE_ZERO_GRAIN_BYTES;
+                let end = found.end().next_multiple_of(BUNDLE_ZERO_GRAIN_BYTES).min(size);
+                ByteRange::new(start, end - start)
+            });
+        }
         let (end, content) = match *data {
             None => (size, Content::Zero),
             Some(data) if data.offset > at => (data.offset, Content::Zero),
             Some(data) => {
                 let cell_end = (at / BUNDLE_CHUNK_BYTES_MAX + 1) * BUNDLE_CHUNK_BYTES_MAX;
-                (data.end().min(cell_end).min(size), Content::Plain(Arc::clone(&self.device)))
+                (data.end().min(cell_end), Content::Plain(Arc::clone(&self.device)))
             }
         };
         Ok(Piece { range: ByteRange::new(at, end - at), content })

@@ -9,3 +9,6 @@ pub use crate::bundle::PieceSource as MergeSource;
 pub use image::ImagePieces;
 pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, run};
 pub use target::{MergeTarget, OfflineTarget, TargetIdentity};
+
+#[cfg(test)]
+mod tests;

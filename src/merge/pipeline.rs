@@ -33,7 +33,7 @@ pub struct MergeOptions {
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { threads: crate::bundle::threads() }
+        Self { threads: crate::bundle::threads_default() }
     }
 }
 
@@ -97,7 +97,8 @@ pub fn run(
     let committed = target.commit();
     done?;
     committed?;
-    merge.tell();
+    // All is done: a wish to stop comes too late.
+    let _too_late = merge.tell();
     let mut report = merge.report;
     report.bytes_skipped = report.bytes_skipped.saturating_sub(report.bytes_written);
     join(&mut report.damaged);

@@ -3,12 +3,13 @@
 //! Does not know: bundles.
 
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange, ExtentMap, subtract};
 use crate::limits::COMMIT_PAGES_MAX;
 use crate::map::OverwriteMap;
@@ -52,13 +53,15 @@ pub trait MergeTarget: Sync {
 #[derive(Debug)]
 pub struct OfflineTarget {
     device: Arc<dyn Device>,
-    map: OverwriteMap,
+    map: Arc<OverwriteMap>,
     claims: Mutex<ExtentMap<()>>,
+    /// A flush failed: nothing is known of what was written, so nothing more is committed.
+    poisoned: AtomicBool,
 }
 
 impl OfflineTarget {
     /// The device may be larger than the volume, never smaller.
-    pub fn new(device: Arc<dyn Device>, map: OverwriteMap) -> Result<Self> {
+    pub fn new(device: Arc<dyn Device>, map: Arc<OverwriteMap>) -> Result<Self> {
         let size = map.geometry().size();
         if device.size() < size {
             return Err(Error::identity(format!(
@@ -66,7 +69,7 @@ impl OfflineTarget {
                 device.size()
             )));
         }
-        Ok(Self { device, map, claims: Mutex::default() })
+        Ok(Self { device, map, claims: Mutex::default(), poisoned: AtomicBool::new(false) })
     }
 
     #[must_use]
@@ -142,8 +145,15 @@ impl MergeTarget for OfflineTarget {
 
     fn commit(&self) -> Result<()> {
         while self.map.file().has_uncommitted() {
+            if self.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(
+                    ErrorKind::Poisoned,
+                    "an earlier flush of the target failed; what was merged since the last \
+                     successful one will be merged again when the merge is started anew",
+                ));
+            }
             let capture = self.map.file().capture(COMMIT_PAGES_MAX);
-            self.device.flush()?;
+            self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
             self.map.file().commit(&capture)?;
         }
         Ok(())
@@ -163,7 +173,8 @@ mod tests {
         let identity = MapIdentity { volume: Uuid::nil(), geometry, generation: 0 };
         let map = OverwriteMap::create(map, identity).expect("created");
         let device = Arc::new(RamDevice::from_bytes(vec![7; (1 << 20) + 512]));
-        let target = OfflineTarget::new(Arc::clone(&device) as _, map).expect("large enough");
+        let target =
+            OfflineTarget::new(Arc::clone(&device) as _, Arc::new(map)).expect("large enough");
         (device, target)
     }
 

@@ -11,7 +11,6 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -20,13 +19,14 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use super::mailbox::Mailbox;
 use super::session::{Event, Session};
 use super::transmission::Ticket;
+use crate::clock::{Instant, MonotonicClock};
 use crate::limits;
 use crate::volume::service::{BlockService, Command, Outcome};
 
 /// Pieces of one vectored send.
 const SLICES_MAX: usize = 64;
 /// An idle connection gives memory back after this time.
-const REST_AFTER: Duration = Duration::from_secs(1);
+const REST_AFTER_MS: u64 = 1_000;
 
 /// What others may see of a connection while it runs.
 #[derive(Debug, Default)]
@@ -52,6 +52,7 @@ pub(super) struct Connection {
     mailbox: Arc<Mailbox>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
+    clock: MonotonicClock,
     started: Instant,
     stopped: Option<Instant>,
     letters: Vec<(Ticket, Outcome)>,
@@ -78,13 +79,15 @@ impl Connection {
         counters: Arc<Counters>,
         stopping: Arc<AtomicBool>,
     ) -> Self {
+        let clock = MonotonicClock::default();
         Self {
             socket,
             session,
             mailbox,
             counters,
             stopping,
-            started: Instant::now(),
+            clock,
+            started: clock.now(),
             stopped: None,
             letters: Vec::new(),
             service: None,
@@ -99,7 +102,7 @@ impl Connection {
         loop {
             if self.stopping.load(Ordering::Acquire) && self.stopped.is_none() {
                 self.session.stop();
-                self.stopped = Some(Instant::now());
+                self.stopped = Some(self.clock.now());
             }
             let mut busy = self.collect();
             busy |= self.receive();
@@ -228,14 +231,13 @@ impl Connection {
 
     /// Whether a deadline has passed: that of the handshake, or that of a stop.
     fn overdue(&self) -> bool {
-        self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
+        self.deadline().is_some_and(|deadline| self.clock.now() >= deadline)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let handshake = Duration::from_millis(limits::NBD_HANDSHAKE_MS);
-        let grace = Duration::from_millis(limits::NBD_SHUTDOWN_GRACE_MS);
-        let handshake = self.session.handshaking().then(|| self.started + handshake);
-        self.stopped.map(|stopped| stopped + grace).or(handshake)
+        let handshaking = self.session.handshaking();
+        let handshake = handshaking.then(|| self.started.plus_ms(limits::NBD_HANDSHAKE_MS));
+        self.stopped.map(|stopped| stopped.plus_ms(limits::NBD_SHUTDOWN_GRACE_MS)).or(handshake)
     }
 
     /// Waits for the socket, the mailbox or a deadline.
@@ -272,9 +274,10 @@ impl Connection {
 
     /// How long to wait at most: to the deadline, or until it is time to give memory back.
     fn patience(&self) -> Option<Timespec> {
-        let left = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        let rest = (!self.rested).then_some(REST_AFTER);
-        let wait = [left, rest].into_iter().flatten().min()?;
+        let left = self.deadline().map(|at| at.since_ms(self.clock.now()));
+        let rest = (!self.rested).then_some(REST_AFTER_MS);
+        let wait_ms = [left, rest].into_iter().flatten().min()?;
+        let wait = std::time::Duration::from_millis(wait_ms);
         Some(Timespec::try_from(wait).expect("seconds fit"))
     }
 }

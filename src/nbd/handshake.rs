@@ -3,9 +3,9 @@
 //! | option | TLS required, not begun | otherwise |
 //! |---|---|---|
 //! | `ABORT` | acknowledged, end | the same |
-//! | `STARTTLS` | acknowledged, the connection is handed over to TLS | refused: policy (no TLS here) or invalid (TLS already) |
+//! | `STARTTLS` | acknowledged, handed over to TLS | refused: policy without, invalid inside TLS |
 //! | `EXPORT_NAME` | end | transmission, or end when there is no such export |
-//! | `LIST`, `INFO`, `GO`, `STRUCTURED_REPLY`, `LIST_META_CONTEXT`, `SET_META_CONTEXT` | refused: TLS required | answered |
+//! | the others of the specification | refused: TLS required | answered |
 //! | any other | refused: TLS required | refused: unsupported |
 //!
 //! While the server stops, all but `ABORT` are refused as shutting down (`EXPORT_NAME` ends).

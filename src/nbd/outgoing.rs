@@ -139,6 +139,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn bytes_leave_in_the_order_they_were_put_in(
             steps in prop::collection::vec((0u8..4, 0usize..40_000), 1..60)

@@ -4,12 +4,13 @@
 //! `NBD_SHUTDOWN_MS`, whatever the clients do.
 //! Does not know: how a descriptor came to be (it is given connected sockets), TLS, the protocol.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, sockopt};
 
 use super::connection::{Connection, Counters, Ending};
@@ -52,13 +53,15 @@ struct Shared {
     next: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
+    /// Readable while `for_tls` may hold something.
+    tls_bell: OwnedFd,
 }
 
 #[derive(Debug, Default)]
 struct State {
     running: BTreeMap<u64, Running>,
     ended: Totals,
-    for_tls: VecDeque<OwnedFd>,
+    for_tls: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -68,16 +71,19 @@ struct Running {
 }
 
 impl Server {
-    #[must_use]
-    pub fn new(exports: Arc<ExportTable>) -> Self {
+    /// A server without connections.
+    pub fn new(exports: Arc<ExportTable>) -> Result<Self> {
+        let tls_bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|errno| Error::device("make a wake-up descriptor", &errno.into()))?;
         let shared = Shared {
             exports,
             stopping: Arc::default(),
             next: AtomicU64::new(1),
             state: Mutex::default(),
             changed: Condvar::new(),
+            tls_bell,
         };
-        Self { shared: Arc::new(shared) }
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     #[must_use]
@@ -106,7 +112,7 @@ impl Server {
                 let _departure = Departure { shared: Arc::clone(&shared), connection };
                 let running = Connection::new(socket, session, mailbox, counters, stopping);
                 if let Ending::StartTls(socket) = running.run() {
-                    shared.lock().for_tls.push_back(socket);
+                    shared.hand_over(socket);
                 }
             });
         if let Err(error) = started {
@@ -116,10 +122,20 @@ impl Server {
         Ok(connection)
     }
 
-    /// Sockets whose clients have been told to begin TLS, oldest first.
+    /// Sockets whose clients have been told to begin TLS, oldest first. Whoever takes one does the
+    /// TLS handshake and serves what comes out of it as a new connection with `Tls::Done`.
     #[must_use]
     pub fn take_for_tls(&self) -> Vec<OwnedFd> {
-        self.shared.lock().for_tls.drain(..).collect()
+        let mut state = self.shared.lock();
+        // Fails only when the bell has not rung, and then there is nothing to silence.
+        let _silent = rustix::io::read(&self.shared.tls_bell, &mut [0u8; 8]);
+        std::mem::take(&mut state.for_tls)
+    }
+
+    /// Readable when `take_for_tls` has something to give.
+    #[must_use]
+    pub fn tls_bell(&self) -> BorrowedFd<'_> {
+        self.shared.tls_bell.as_fd()
     }
 
     /// The connections that are open, by number.
@@ -147,21 +163,16 @@ impl Server {
         self.shared.stopping.store(true, Ordering::Release);
         state.for_tls.clear();
         state.running.values().for_each(|running| running.mailbox.wake());
-        let deadline = Instant::now() + Duration::from_millis(limits::NBD_SHUTDOWN_MS);
-        while !state.running.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    format!(
-                        "{} NBD connections are still waiting for their volume after {} s",
-                        state.running.len(),
-                        limits::NBD_SHUTDOWN_MS / 1000
-                    ),
-                ));
-            }
-            let woken = self.shared.changed.wait_timeout(state, left);
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        let limit = Duration::from_millis(limits::NBD_SHUTDOWN_MS);
+        let open = |state: &mut State| !state.running.is_empty();
+        let waited = self.shared.changed.wait_timeout_while(state, limit, open);
+        let late = waited.unwrap_or_else(PoisonError::into_inner).0.running.len();
+        if late > 0 {
+            let seconds = limits::NBD_SHUTDOWN_MS / 1000;
+            return Err(Error::new(
+                ErrorKind::Timeout,
+                format!("{late} NBD connections still wait for their volume after {seconds} s"),
+            ));
         }
         Ok(())
     }
@@ -199,6 +210,18 @@ impl Shared {
         state.running.insert(connection, running);
         state.ended.connections += 1;
         Ok(())
+    }
+
+    /// Keeps the socket for `take_for_tls`, unless too many wait there: then it is closed.
+    fn hand_over(&self, socket: OwnedFd) {
+        let mut state = self.lock();
+        let stopping = self.stopping.load(Ordering::Acquire);
+        if stopping || state.for_tls.len() >= limits::NBD_CONNECTIONS_MAX {
+            return;
+        }
+        state.for_tls.push(socket);
+        // Fails only when the counter is full, and then the bell is ringing already.
+        let _full = rustix::io::write(&self.tls_bell, &1u64.to_ne_bytes());
     }
 
     fn depart(&self, connection: u64) {

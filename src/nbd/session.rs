@@ -3,9 +3,9 @@
 //! | phase | bytes that arrive | next |
 //! |---|---|---|
 //! | `ClientFlags` | 4: the client's flags | `Options`; unknown flag: `Ended` |
-//! | `Options` | header and payload of an option | by `handshake`: `Options`, `Requests`, `TlsBegins`, `Ended` |
+//! | `Options` | an option | by `handshake`: `Options`, `Requests`, `TlsBegins`, `Ended` |
 //! | `SkipOption` | payload of an option that is too long, thrown away | `Options` |
-//! | `Requests` | header of a request, or header and payload of a small write | `Requests`, `Payload`, `Drain`, `Ended` |
+//! | `Requests` | a request, whole unless a large write | itself, `Payload`, `Drain`, `Ended` |
 //! | `Payload` | payload of a large write, straight into its buffer | `Requests` |
 //! | `Drain` | payload of a refused write, thrown away | `Requests` |
 //! | `TlsBegins` | none: the connection belongs to TLS now | |

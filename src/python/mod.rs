@@ -1,1 +1,39 @@
-//! python
+//! The Python module `dualrestore._core`: declarations only, as `_core.pyi` states them.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `boundary.rs` | the one way in: detach, map errors, poll signals |
+//! | `buffers.rs` | bytes across the boundary |
+//! | `maps.rs`, `bundles.rs` | files |
+//! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
+
+mod backups;
+mod boundary;
+mod buffers;
+mod bundles;
+mod exports;
+mod links;
+mod maps;
+mod volumes;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::python::backups::{BackupVolume, SnapshotSource};
+    #[pymodule_export]
+    use crate::python::buffers::ByteBuffer;
+    #[pymodule_export]
+    use crate::python::bundles::{
+        bundle_create, bundle_show, bundle_verify, merge, merge_into_volume,
+    };
+    #[pymodule_export]
+    use crate::python::exports::NbdServer;
+    #[pymodule_export]
+    use crate::python::links::{LinkConnection, LinkHub};
+    #[pymodule_export]
+    use crate::python::maps::OverwriteMap;
+    #[pymodule_export]
+    use crate::python::volumes::PrimaryVolume;
+}

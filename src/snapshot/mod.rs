@@ -1,1 +1,25 @@
-//! snapshot
+//! Copy-before-write on the backup: the cuts of a volume, what is preserved for each, and views of
+//! those instants (seed, paragraphs 50 to 59).
+//!
+//! | word | file |
+//! |---|---|
+//! | what is recorded of every cut, in one record replaced whole | `catalogue.rs` |
+//! | one snapshot: preservation store and snapshot map | `member.rs` |
+//! | all snapshots of a volume, oldest to newest, and the backup map | `chain.rs` |
+//! | old bytes kept before they are overwritten | `preserving.rs` |
+//! | snapshots removed, in any order; preserved ranges given back | `removing.rs` |
+//! | a cut as it was, read while writes go on | `view.rs` |
+
+mod catalogue;
+mod chain;
+mod member;
+mod preserving;
+mod removing;
+mod selection;
+mod view;
+
+pub use catalogue::{Catalogue, CutRecord};
+pub use chain::{CutOrder, SnapshotChain, SnapshotStatus};
+pub use member::Condition;
+pub use selection::Selection;
+pub use view::{ImageExtent, SnapshotView};

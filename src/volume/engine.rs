@@ -22,7 +22,7 @@ pub trait Timed: Send + Sync {
 /// See the module.
 #[derive(Debug)]
 pub struct Engine {
-    pool: WorkerPool,
+    pool: Arc<WorkerPool>,
     clock: MonotonicClock,
     ticker: Arc<Ticker>,
     thread: Option<JoinHandle<()>>,
@@ -56,7 +56,12 @@ impl Engine {
             .name("ticker".into())
             .spawn(move || shared.run(clock))
             .map_err(|error| Error::device("start a thread", &error))?;
-        Ok(Arc::new(Self { pool: WorkerPool::for_devices()?, clock, ticker, thread: Some(thread) }))
+        Ok(Arc::new(Self {
+            pool: Arc::new(WorkerPool::for_devices()?),
+            clock,
+            ticker,
+            thread: Some(thread),
+        }))
     }
 
     #[must_use]
@@ -67,6 +72,12 @@ impl Engine {
     pub fn register(&self, volume: Weak<dyn Timed>) {
         let mut state = self.ticker.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.volumes.push(volume);
+    }
+
+    /// The threads for device operations.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<WorkerPool> {
+        &self.pool
     }
 
     /// Runs a job on one of the device threads.

@@ -160,9 +160,11 @@ class Daemon:
 class Pair:
     """A primary and a backup of one volume, as two daemons on this machine."""
 
-    def __init__(self, size: int, *, mirror: str = "flush", more: str = "") -> None:
+    def __init__(
+        self, size: int, *, mirror: str = "flush", more: str = "", place: str = "/var/tmp"
+    ) -> None:
         self.size = size
-        self.directory = Path(tempfile.mkdtemp(prefix="dr-", dir="/var/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="dr-", dir=place))
         self.primary_device = self.directory / "primary.img"
         self.mirror_device = self.directory / "mirror.img"
         self.socket = self.directory / "p.sock"

@@ -55,7 +55,7 @@ CUT = (
 )
 BLOCK = bytes(index % 251 for index in range(4096))
 
-# (kind, flags, number, offset, payload)
+# Of each frame: kind, flags, number, offset and payload.
 FRAMES = [
     (0x01, 0, 0, 0, HELLO),
     (0x02, 0, 0, 0, WELCOME),

@@ -1,5 +1,7 @@
 //! Real clients against the server on a Unix socket, as their users run them.
 
+#![expect(clippy::disallowed_methods, reason = "clients are programs, images are files")]
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,7 @@ impl Listening {
         exports.insert("db", "the ledger", db.clone()).expect("a new name");
         exports.insert("frozen", "", Arc::new(frozen)).expect("a new name");
         let listener = UnixListener::bind(directory.path().join("sock")).expect("a free path");
-        let server = Server::new(exports);
+        let server = Server::new(exports).expect("a descriptor");
         // The thread and the server live until the test process ends.
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {

@@ -1,5 +1,7 @@
 //! The server's threads on real sockets.
 
+#![expect(clippy::disallowed_methods, reason = "clients open sockets and wait")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -11,6 +13,8 @@ use dualrestore::error::ErrorKind;
 use dualrestore::extent::ByteRange;
 use dualrestore::format::nbd as protocol;
 use dualrestore::nbd::{ExportTable, Server, Tls};
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::ram_service::{Pace, RamService};
 use crate::wire::{self, Reader};
@@ -25,7 +29,7 @@ impl Fixture {
         let service = Arc::new(RamService::new(8 << 20, pace));
         let exports = Arc::new(ExportTable::new());
         exports.insert("db", "", service.clone()).expect("a new name");
-        Self { service, server: Server::new(exports) }
+        Self { service, server: Server::new(exports).expect("a descriptor") }
     }
 
     /// A client that has said nothing yet.
@@ -128,7 +132,7 @@ fn a_read_that_fails_in_place_is_submitted() {
     let exports = Arc::new(ExportTable::new());
     exports.insert("db", "", Arc::new(service)).expect("a new name");
     let unused = Arc::new(RamService::new(512, Pace::AtOnce));
-    let fixture = Fixture { service: unused, server: Server::new(exports) };
+    let fixture = Fixture { service: unused, server: Server::new(exports).expect("a descriptor") };
     let mut client = fixture.enter();
     client.send(&wire::request(0, protocol::CMD_READ, 1, 0, 512));
     client.send(&wire::request(0, protocol::CMD_READ, 2, 512, 512));
@@ -247,7 +251,8 @@ fn a_client_that_begins_tls_is_handed_back_after_its_acknowledgement() {
     let mut reader = Reader(&answer);
     reader.greeting();
     assert_eq!(reader.option_reply().1, protocol::REP_ACK);
-    until(|| fixture.server.connections().is_empty());
+    let mut bell = [PollFd::from_borrowed_fd(fixture.server.tls_bell(), PollFlags::IN)];
+    assert_eq!(poll(&mut bell, None), Ok(1));
     let mut sockets = fixture.server.take_for_tls();
     let mut theirs = UnixStream::from(sockets.pop().expect("handed back"));
     client.send(b"hello");
@@ -295,4 +300,18 @@ fn an_export_nobody_could_use_is_refused() {
     let mut bare = RamService::new(1 << 20, Pace::AtOnce);
     bare.sector_size = 0;
     assert!(table.insert("bare", "", Arc::new(bare)).is_err());
+}
+
+#[test]
+fn a_handshake_that_does_not_end_is_ended() {
+    let fixture = Fixture::new(Pace::AtOnce);
+    let (mut silent, mut dribbling) = (fixture.connect(), fixture.connect());
+    let mut served = fixture.enter();
+    dribbling.send(&wire::flags());
+    while dribbling.0.write_all(&[0x49]).is_ok() {
+        std::thread::sleep(Duration::from_millis(1000));
+    }
+    assert_eq!(silent.rest().len(), 18, "the greeting alone");
+    served.send(&wire::request(0, protocol::CMD_FLUSH, 1, 0, 0));
+    assert_eq!(Reader(&served.receive(16)).reply(0).error(), 0);
 }

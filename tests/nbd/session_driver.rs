@@ -106,7 +106,7 @@ impl Driver {
             _ => Some(ticket),
         };
         let Some(ticket) = waiting else { return };
-        let (answer, answered) = std::sync::mpsc::channel();
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
         service.submit(command, Box::new(move |outcome| answer.send(outcome).expect("waiting")));
         self.session.answer(ticket, answered.recv().expect("answered at once"));
     }

@@ -91,10 +91,6 @@ impl Link {
         self.there[lane as usize].push_back(message);
     }
 
-    pub fn waiting_there(&self, lane: Lane) -> &VecDeque<OutgoingMessage> {
-        &self.there[lane as usize]
-    }
-
     pub fn is_quiet(&self) -> bool {
         LANES.iter().all(|lane| self.there[*lane as usize].is_empty())
             && self.back.iter().all(VecDeque::is_empty)

@@ -295,7 +295,13 @@ impl World {
         self.asked.insert(id, Asked::Nothing);
         let snapshot = Uuid::from_u128(u128::from(id));
         let selection = vec![self.geometry().all_bytes()];
-        self.event(Event::Cut { id, snapshot, label: String::new(), selection });
+        self.event(Event::Cut {
+            id,
+            snapshot,
+            label: String::new(),
+            selection,
+            timeout_ms: 30_000,
+        });
         id
     }
 

@@ -30,13 +30,13 @@ def create_bundle(
     progress: "Progress | None" = None,
 ) -> BundleReport:
     """Writes a bundle directory; the destination must not exist or be empty."""
-    from dualrestore.core import Bundle
-
     if isinstance(source, Path):
         if not source.exists():
             raise UsageError(f"{source}: expected an image to make a bundle of, found nothing")
         if options.selection and source.is_file():
             check_ranges(options.selection, source.stat().st_size)
+    from dualrestore.core import Bundle
+
     bundle = Bundle.create(
         source,
         destination,

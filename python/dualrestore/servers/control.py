@@ -198,7 +198,10 @@ class Control:
     async def restore(self, request: Request) -> Response:
         body = await _body(request, Restore)
         volume = self._node.primary(request.path_params["name"])
+        # A waiting volume may have to hear from its backup first, a restored one has new words.
+        await asyncio.to_thread(self._node.hurry, volume)
         report = await asyncio.to_thread(restore, volume, body.lost, wire=body.wire)
+        await asyncio.to_thread(self._node.hurry, volume)
         return _json(report)
 
     async def hydrate(self, request: Request) -> Response:
@@ -226,8 +229,8 @@ class Control:
         return _json([read(SnapshotReport, document) for document in found])
 
     async def delete_snapshot(self, request: Request) -> Response:
-        volume = self._node.backup(request.path_params["name"])
-        await asyncio.to_thread(volume.delete_snapshot, request.path_params["snapshot"])
+        name = request.path_params["name"]
+        await asyncio.to_thread(self._node.delete_snapshot, name, request.path_params["snapshot"])
         return _json({})
 
     async def merge(self, request: Request) -> Response:

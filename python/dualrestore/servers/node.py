@@ -7,8 +7,10 @@ directory. Does not know: HTTP.
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
+import threading
 import time
 from typing import Any
 
@@ -41,6 +43,7 @@ class Node:
         self._began = time.monotonic()
         self._cleanup = contextlib.ExitStack()
         self._doors: dict[Export, NbdDoor] = {}
+        self._exporting = threading.Lock()
         self._transport: LinkTransport | None = None
 
     def open(self) -> None:
@@ -130,13 +133,47 @@ class Node:
             for volume in volumes:
                 if volume.role == "primary":
                     server.add_volume(volume.name, self.primaries[volume.name])
-                else:
-                    server.add_backup(volume.name, self.backups[volume.name])
             needs_tls = isinstance(export, TcpExport) and not export.address.is_loopback
-            door = NbdDoor(thread, server, export, tls if needs_tls else None)
+            # Snapshots are cut in the primary's stream and nobody here is told, so whoever
+            # connects is what makes us look.
+            backups = [volume for volume in volumes if volume.role == "backup"]
+            prepare = functools.partial(self._export_all, backups) if backups else None
+            door = NbdDoor(thread, server, export, tls if needs_tls else None, prepare)
             door.open()
             self._doors[export] = door
             self._cleanup.callback(_shut, door)
+
+    def _export_all(self, volumes: list[VolumeConfiguration]) -> None:
+        for volume in volumes:
+            try:
+                self._export_snapshots(volume)
+            except DualRestoreError as problem:
+                log.warning("%s: cannot export its snapshots: %s", volume.name, problem)
+
+    def _export_snapshots(self, volume: VolumeConfiguration) -> None:
+        backup = self.backups[volume.name]
+        with self._exporting:
+            wanted = {
+                f"{volume.name}@{snapshot['snapshot']}": snapshot["snapshot"]
+                for snapshot in backup.snapshots()
+                if not snapshot["broken"]
+            }
+            for export in volume.exports:
+                server = self._doors[export].server
+                prefix = f"{volume.name}@"
+                held = {name for name in server.exports() if name.startswith(prefix)}
+                for name in held - wanted.keys():
+                    server.remove(name)
+                for name in wanted.keys() - held:
+                    server.add_snapshot(name, backup, wanted[name])
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Takes its export away first: sessions hold a snapshot open."""
+        backup = self.backup(name)
+        with self._exporting:
+            for door in self._doors.values():
+                door.server.remove(f"{name}@{snapshot}")
+            backup.delete_snapshot(snapshot)
 
     def _flush(self) -> None:
         # The guests are gone and the links still up: what they wrote last reaches the backups.
@@ -179,14 +216,11 @@ class Node:
     def volume_status(self, volume: VolumeConfiguration) -> dict[str, Any]:
         """As `model.PrimaryStatus` or `model.BackupStatus`."""
         doors = [self._doors[export] for export in volume.exports if export in self._doors]
-        sessions = [session for door in doors for session in door.server.connections()]
         common = {
             "name": volume.name,
             "role": volume.role,
             "exports": [str(export) for export in volume.exports],
-            "connections": sum(
-                1 for session in sessions if session["export"].partition("@")[0] == volume.name
-            ),
+            "connections": sum(len(door.server.connections()) for door in doors),
         }
         if volume.role == "backup":
             return {**self.backups[volume.name].status(), **common}
@@ -201,6 +235,11 @@ class Node:
             if not backup.get("error") and errors:
                 backup["error"] = errors[0]
         return {**status, **common}
+
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """The volume has something new to say: its links need not wait to be tried again."""
+        assert self._transport is not None
+        self._transport.hurry(volume)
 
     def status(self) -> dict[str, Any]:
         """As `model.NodeStatus`, without its jobs."""

@@ -70,7 +70,7 @@ function show(volume) {
     section.append(element("p", `backup ${backup.address}: ${state}${error}`));
   }
   for (const snapshot of volume.snapshots || []) {
-    const broken = snapshot.broken ? ", broken" : "";
+    const broken = snapshot.broken ? ", broken: " + snapshot.broken : "";
     section.append(element("p",
       `snapshot ${snapshot.snapshot} ${snapshot.label}: preserved ` +
       `${bytes(snapshot.preserved_bytes)}${broken}`));

@@ -14,23 +14,25 @@ what a frame means are the core's.
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from dualrestore.config import Address, BackupAddress
-from dualrestore.core import (
-    LINK_CLASSES,
-    LinkClass,
-    LinkConnection,
-    LinkHub,
-    PrimaryVolume,
-)
 from dualrestore.transport.backoff import Backoff
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.sockets import listen_tcp, prepare_link_socket
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dualrestore.core import LinkConnection, LinkHub, PrimaryVolume
+
 log = logging.getLogger("dualrestore.link")
+
+LinkClass = Literal["demand", "mirror", "bulk"]
+LINK_CLASSES: tuple[LinkClass, ...] = ("demand", "mirror", "bulk")
 
 RECEIVE_BYTES = 256 * 1024
 SEND_BYTES = 256 * 1024
@@ -45,10 +47,19 @@ CONNECTIONS_MAX = 300
 class LinkProtocol(asyncio.BufferedProtocol):
     """One TCP connection between a socket and a `LinkConnection`."""
 
-    connection: LinkConnection
+    connection: "LinkConnection"
     """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
 
-    def __init__(self, room: "LinkTransport", begin: Callable[[], LinkConnection]) -> None:
+    def __init__(
+        self,
+        room: "LinkTransport",
+        begin: "Callable[[], LinkConnection]",
+        *,
+        is_accepted: bool = False,
+        on_active: "Callable[[], None] | None" = None,
+    ) -> None:
+        self.is_accepted = is_accepted
+        self._on_active = on_active
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
         self._begin = begin
@@ -90,7 +101,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self.was_active = self.was_active or self.connection.state == "active"
+        if not self.was_active and self.connection.state == "active":
+            self.was_active = True
+            if self._on_active is not None:
+                self._on_active()
         while not self._paused:
             outgoing = self.connection.take_outgoing(SEND_BYTES)
             if outgoing is None:
@@ -139,13 +153,17 @@ class _Refusal(asyncio.Protocol):
 class ClientLine:
     """One (volume, backup, class) that is kept connected."""
 
-    volume: PrimaryVolume
+    volume: "PrimaryVolume"
     backup: int
     where: BackupAddress
     link_class: LinkClass
     error: str | None = None
     connected: bool = False
     protocol: LinkProtocol | None = field(default=None, repr=False)
+    active: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set while its session is open; demand and bulk follow the mirror line into its session."""
+    hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Something has changed that makes it worth trying again at once."""
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -157,7 +175,7 @@ def describe_failure(problem: BaseException, where: Address) -> str:
     if isinstance(problem, TimeoutError):
         return f"{where}: no answer within {CONNECT_SECONDS:.0f} s"
     if isinstance(problem, OSError):
-        return f"{where}: {problem.strerror or problem}"
+        return f"{where}: {os.strerror(problem.errno) if problem.errno else problem}"
     return f"{where}: {problem}"
 
 
@@ -166,7 +184,7 @@ class LinkTransport:
 
     def __init__(
         self,
-        hub: LinkHub,
+        hub: "LinkHub",
         thread: LoopThread,
         *,
         client_tls: ssl.SSLContext | None = None,
@@ -205,7 +223,7 @@ class LinkTransport:
         """A protocol lost its socket."""
         self._protocols.pop(protocol.connection.id, None)
         connection = protocol.connection
-        if connection.error:
+        if protocol.is_accepted and connection.error:
             log.warning("link %s: %s", connection.label, connection.error)
 
     def listen(self, address: Address) -> None:
@@ -215,7 +233,10 @@ class LinkTransport:
         async def serve() -> None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(
-                self._accept, sock=listener, ssl=self._server_tls
+                self._accept,
+                sock=listener,
+                ssl=self._server_tls,
+                ssl_handshake_timeout=CONNECT_SECONDS if self._server_tls else None,
             )
 
         self._thread.call(serve())
@@ -223,27 +244,46 @@ class LinkTransport:
     def _accept(self) -> asyncio.BaseProtocol:
         if len(self._protocols) >= CONNECTIONS_MAX:
             return _Refusal()
-        return LinkProtocol(self, self._hub.accept)
+        return LinkProtocol(self, self._hub.accept, is_accepted=True)
 
-    def connect(self, volume: PrimaryVolume, backup: int, where: BackupAddress) -> None:
+    def connect(self, volume: "PrimaryVolume", backup: int, where: BackupAddress) -> None:
         """Keeps the volume connected to one of its backups."""
 
         async def begin() -> None:
-            for link_class in LINK_CLASSES:
-                line = ClientLine(volume, backup, where, link_class)
-                self.lines.append(line)
-                self._tasks.append(asyncio.get_running_loop().create_task(self._keep(line)))
+            lines = {
+                link_class: ClientLine(volume, backup, where, link_class)
+                for link_class in LINK_CLASSES
+            }
+            self.lines.extend(lines.values())
+            for line in lines.values():
+                keeping = self._keep(line, lines["mirror"])
+                self._tasks.append(asyncio.get_running_loop().create_task(keeping))
 
         self._thread.call(begin())
 
-    async def _keep(self, line: ClientLine) -> None:
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """Lines of the volume that wait to be tried again are tried now."""
+
+        async def wake() -> None:
+            for line in self.lines:
+                if line.volume is volume:
+                    line.hurry.set()
+
+        self._thread.call(wake())
+
+    async def _keep(self, line: ClientLine, mirror: ClientLine) -> None:
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
+            if line is not mirror:
+                await mirror.active.wait()
             was_active, refused = await self._connect_once(line)
             if was_active:
                 backoff.reset()
             delay = backoff.delay()
-            await asyncio.sleep(max(delay, REFUSED_SECONDS) if refused else delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(delay, REFUSED_SECONDS) if refused else delay):
+                    await line.hurry.wait()
+            line.hurry.clear()
 
     async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
         address = line.where.address
@@ -256,29 +296,47 @@ class LinkTransport:
                         lambda: self._hub.connect(
                             line.volume, line.backup, line.where.name, line.link_class
                         ),
+                        on_active=line.active.set,
                     ),
                     address.host,
                     address.port,
                     ssl=self._client_tls,
                 )
         except (OSError, TimeoutError) as problem:
-            line.error = describe_failure(problem, address)
+            self._note(line, describe_failure(problem, address))
             return False, False
         line.protocol, line.connected = protocol, True
         try:
             reason = await protocol.lost
         finally:
             line.connected = False
+            line.active.clear()
             protocol.abort()
         connection = protocol.connection
-        line.error = connection.error or (
-            describe_failure(reason, address)
-            if reason
-            else f"{address}: the backup closed the connection"
-        )
+        self._note(line, connection.error or self._describe_end(protocol, reason, address))
         return protocol.was_active, connection.refused
 
-    def line_errors(self, volume: PrimaryVolume, backup: int) -> list[str]:
+    def _note(self, line: ClientLine, error: str) -> None:
+        # The same failure comes back with every attempt: once in the log is enough.
+        if error != line.error:
+            log.warning("link to %s (%s): %s", line.where, line.link_class, error)
+        line.error = error
+
+    def _describe_end(
+        self, protocol: LinkProtocol, reason: Exception | None, where: Address
+    ) -> str:
+        if protocol.was_active:
+            return describe_failure(reason, where) if reason else f"{where}: connection closed"
+        # In TLS 1.3 a client whose certificate is refused learns of it after its handshake.
+        hint = (
+            "does it accept our certificate (client-cert.pem)?"
+            if self._client_tls
+            else "does it demand TLS (tls in [node])?"
+        )
+        words = f" ({reason.reason})" if isinstance(reason, ssl.SSLError) else ""
+        return f"{where}: the backup closed the connection before it answered{words}; {hint}"
+
+    def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
         """What keeps the lines of a volume to one backup from being connected, if anything."""
         return [
             line.error

@@ -138,7 +138,7 @@ pub fn encode_batch(
 ) {
     let pages = pages_for(descriptors.len());
     let payload: u64 = descriptors.iter().map(|one| padded(one.stored_bytes.into())).sum();
-    assert!(pages >= 1 && pages <= BUNDLE_BATCH_PAGES_MAX, "{pages} pages in a batch");
+    assert!((1..=BUNDLE_BATCH_PAGES_MAX).contains(&pages), "{pages} pages in a batch");
     assert!(payload <= BUNDLE_BATCH_BYTES_MAX.into(), "{payload} bytes in a batch");
     let (places, rest) = out.as_chunks_mut::<PAGE_BYTES>();
     assert!(places.len() == usize::from(pages) && rest.is_empty(), "room for the pages");

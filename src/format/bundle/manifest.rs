@@ -145,7 +145,7 @@ pub fn segment_name(number: u32) -> String {
 }
 
 impl BeginManifest {
-    /// With the format, version and features of this software filled in.
+    /// With the format, version and features filled in; the rest is for the maker to say.
     #[must_use]
     pub fn new(bundle: Uuid, volume: Uuid, geometry: Geometry, generation: u64, cut: u64) -> Self {
         Self {
@@ -160,7 +160,7 @@ impl BeginManifest {
             block_size: geometry.block_size().bytes_u32(),
             compression: String::new(),
             created_unix_s: 0,
-            software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
+            software: String::new(),
             selection: Vec::new(),
         }
     }

@@ -185,6 +185,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use crate::extent::ByteRange;
+    use crate::limits::LINK_PAYLOAD_BYTES_MAX;
     use crate::units::{BlockSize, Geometry};
 
     const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/link-v1.bin");
@@ -421,10 +422,10 @@ mod tests {
     #[test]
     fn ranges_and_failures_outside_their_limits_are_refused() {
         let fetch = of_kind(FrameKind::Fetch);
-        for length in [0_u32, 513, (128 << 10) + 512, u32::MAX] {
+        for length in [0_u32, 513, LINK_PAYLOAD_BYTES_MAX + 512, u32::MAX] {
             let text =
                 forged(&fetch, |payload| payload[..4].copy_from_slice(&length.to_le_bytes()));
-            assert!(text.contains("expected 1 to 131072 bytes"), "{text}");
+            assert!(text.contains("bytes in whole sectors"), "{text}");
         }
         assert!(forged(&fetch, |payload| payload[4] = 1).contains("reserved"));
         let zero = of_kind(FrameKind::Zero);
@@ -476,7 +477,7 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Message<Bytes>> {
         let id = any::<u64>;
-        let payload = u64::from(crate::limits::LINK_PAYLOAD_BYTES_MAX);
+        let payload = u64::from(LINK_PAYLOAD_BYTES_MAX);
         prop_oneof![
             (id(), 0..1_u64 << 50, blocks()).prop_map(|(sequence, sector, data)| {
                 Message::Write { sequence, offset: sector * 512, data }

@@ -280,7 +280,6 @@ impl Hello {
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        assert!(!self.name.is_empty() && text::is_name(&self.name), "a checked volume name");
         let layout = HelloLayout {
             magic: MAGIC,
             version_lowest: u16::from(VERSION).into(),
@@ -341,6 +340,8 @@ impl Hello {
         let opens = self.class == Class::Mirror;
         let words = if self.boot_id.is_nil() {
             "a boot id, found none"
+        } else if self.name.is_empty() || !text::is_name(&self.name) {
+            "a volume name of 1 to 255 bytes without control characters"
         } else if self.features_required & !self.features_offered != 0 {
             "the required features to be among those offered"
         } else if opens && (self.session_epoch != 0 || !self.peer_boot_id.is_nil()) {

@@ -51,7 +51,7 @@ pub enum Message<P> {
     Applied {
         sequence: u64,
     },
-    /// Every Flush up to this one has been carried out.
+    /// Every Flush up to this one has been carried out, and what it covers was applied.
     Flushed {
         sequence: u64,
     },
@@ -61,7 +61,7 @@ pub enum Message<P> {
         generation: u64,
         cut_sequence: u64,
     },
-    /// The operation was not carried out.
+    /// The operation was not carried out. Stands before any Applied or Flushed that covers it.
     Failed {
         sequence: u64,
         failure: Failure,

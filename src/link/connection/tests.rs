@@ -6,7 +6,7 @@ use super::*;
 use crate::device::Payload;
 use crate::extent::ByteRange;
 use crate::format::frames::{BootId, Content, Role};
-use crate::limits::{LINK_OUTGOING_BYTES_MAX, LINK_REQUESTS_MAX, LINK_UNANSWERED_BYTES_MAX};
+use crate::limits::LINK_REQUESTS_MAX;
 use crate::units::{BlockSize, Geometry, MIB};
 
 const START: Instant = Instant(1000);
@@ -337,6 +337,36 @@ fn a_peer_that_is_silent_for_8_seconds_is_dead() {
 }
 
 #[test]
+fn a_primary_whose_requests_wait_for_a_slow_backup_is_not_silent() {
+    let (mut primary, mut backup) = pair(Class::Bulk);
+    let requests = LINK_REQUESTS_MAX as u64 + 1;
+    (0..requests).for_each(|tag| primary.send(fetch(tag, 512)).expect("active"));
+    carry(&mut primary, &mut backup, 1 << 16, START);
+    assert!(primary.outgoing_bytes() > 0 && !primary.is_ready());
+    let now = START.plus_ms(LINK_HEARTBEAT_MS);
+    assert_eq!(primary.next_deadline(), Some(now));
+    primary.tick(now);
+    assert!(primary.is_ready());
+    assert_eq!(primary.take_outgoing(1 << 16, now).map(|batch| batch.len()), Some(32));
+    assert_eq!(primary.next_deadline(), Some(now.plus_ms(LINK_HEARTBEAT_MS)));
+}
+
+#[test]
+fn a_transport_that_takes_nothing_is_not_called_again_and_again() {
+    let (mut primary, _) = pair(Class::Bulk);
+    primary.tick(START.plus_ms(LINK_HEARTBEAT_MS));
+    assert_eq!(primary.next_deadline(), Some(START.plus_ms(LINK_SILENCE_MS)));
+}
+
+#[test]
+fn a_name_that_cannot_be_sent_is_refused_before_connecting() {
+    for name in ["", "a\nb", &"x".repeat(256)] {
+        let hello = Hello { name: name.to_owned(), ..hello(Class::Mirror) };
+        assert!(Connection::client(hello, START).is_err(), "{name:?}");
+    }
+}
+
+#[test]
 fn a_handshake_that_takes_too_long_is_ended() {
     let mut backup = Connection::server(START);
     let hello = client(Class::Mirror).take_outgoing(1 << 16, START).expect("the Hello");
@@ -395,9 +425,4 @@ fn every_flipped_bit_on_the_way_ends_the_connection() {
         assert!(backup.receive(&bytes, START).is_err(), "bit {bit}");
         assert!(matches!(&events(&mut backup)[..], [Event::Failed(_)]));
     }
-}
-
-#[test]
-fn the_largest_backlog_of_answers_fits_the_queue() {
-    const { assert!(LINK_UNANSWERED_BYTES_MAX < LINK_OUTGOING_BYTES_MAX as u64) };
 }

@@ -336,14 +336,36 @@ impl Driver {
         snapshot: uuid::Uuid,
         label: String,
         selection: Vec<ByteRange>,
+        timeout_ms: u64,
     ) -> Result<(u64, u64)> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         let mut state = self.lock();
         state.next_id += 1;
         let id = state.next_id;
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
         state.cuts.insert(id, sender);
-        self.run(state, Event::Cut { id, snapshot, label, selection }, Caller::Other);
+        let event = Event::Cut { id, snapshot, label, selection, timeout_ms };
+        self.run(state, event, Caller::Other);
         receiver.recv().map_err(|_| link_is_down())?
+    }
+
+    /// Makes everything that is current durably so: device, then map.
+    pub fn commit(&self) -> Result<()> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let mut state = self.lock();
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        state.next_id += 1;
+        let id = state.next_id;
+        let completion: Completion = Box::new(move |outcome| {
+            let _gone = sender.send(outcome);
+        });
+        state.completions.insert(id, completion);
+        self.run(state, Event::CommitMap { id }, Caller::Other);
+        receiver.recv().expect("every request is answered").map(|_| ())
     }
 
     /// Waits for a request of its own, e.g. a flush.
@@ -368,6 +390,11 @@ impl Driver {
         let value = look(&mut state.machine, self.engine.now(), &mut actions);
         self.settle_elsewhere(state, actions);
         value
+    }
+
+    #[must_use]
+    pub fn map(&self) -> &Arc<OverwriteMap> {
+        &self.map
     }
 
     #[must_use]

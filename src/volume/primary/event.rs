@@ -51,6 +51,7 @@ pub enum Event {
         snapshot: Uuid,
         label: String,
         selection: Vec<ByteRange>,
+        timeout_ms: u64,
     },
     ReadDone {
         token: u64,
@@ -88,6 +89,10 @@ pub enum Event {
     CutAnswered {
         sequence: u64,
         result: Result<(u64, u64)>,
+    },
+    /// Make the map durable; answered like a request.
+    CommitMap {
+        id: u64,
     },
     MergeWritten {
         claim: u64,

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use super::claims::{ClaimId, Claims};
 use super::event::{Action, Event, MirrorPolicy, Options, OutgoingMessage};
 use super::fetch::Fetches;
+use super::flushes::Cut;
 use super::hot::HotExtents;
 use super::mirror::MirrorLeg;
 use super::requests::{Operation, Pending};
@@ -139,8 +140,9 @@ impl Primary {
         self.now = now;
         match event {
             Event::Request { id, command } => self.begin(id, command),
-            Event::Cut { id, snapshot, label, selection } => {
-                self.begin_cut(id, snapshot, label, selection);
+            Event::Cut { id, snapshot, label, selection, timeout_ms } => {
+                let deadline = now.plus_ms(timeout_ms);
+                self.begin_cut(id, Cut::new(snapshot, label, selection, deadline));
             }
             Event::ReadDone { token, result } => self.read_done(token, result, actions),
             Event::WriteDone { token, result } => self.write_done(token, result, actions),
@@ -159,6 +161,7 @@ impl Primary {
             Event::Applied { sequence } => self.backup_applied(sequence),
             Event::Flushed { sequence } => self.backup_flushed(sequence),
             Event::CutAnswered { sequence, result } => self.cut_answered(sequence, result, actions),
+            Event::CommitMap { id } => self.begin_commit(id, actions),
             Event::MergeWritten { claim, result } => self.merge_written(claim, &result),
             Event::Hydrate { enabled } => self.fetches.hydrate = enabled,
             Event::Tick => self.tick(actions),

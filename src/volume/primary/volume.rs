@@ -16,7 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::driver::Driver;
-use super::event::{MirrorPolicy, Options};
+use super::event::Options;
 use super::state::{Counters, Primary};
 use crate::device::{Device, Directory};
 use crate::error::{Error, ErrorKind, Result};
@@ -205,8 +205,8 @@ impl PrimaryVolume {
     }
 
     #[must_use]
-    pub fn policy(&self) -> MirrorPolicy {
-        self.options.policy
+    pub fn has_backup(&self) -> bool {
+        self.options.backup
     }
 
     /// What opening after an unclean stop had to assume.

@@ -42,7 +42,7 @@ def create(
       dualrestore bundle create disk.img --to disk.drb --compress zstd
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
     """
-    from dualrestore.cli.client import DaemonClient
+    from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer, speed
     from dualrestore.model import BundleReport, read
     from dualrestore.sizes import format_size
@@ -60,7 +60,7 @@ def create(
                 "compression": compress,
                 "level": level,
             }
-            client = DaemonClient.from_invocation(invocation)
+            client = daemon_of(invocation)
             report = read(BundleReport, client.job(f"/v1/volumes/{name}/bundle", body, progress))
         else:
             from dualrestore.jobs.bundle import BundleOptions, create_bundle

@@ -40,7 +40,7 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
             paths = [Path(source) for source in sources]
             report = merge_offline(paths, Path(target), map_path, progress)
         else:
-            from dualrestore.cli.client import DaemonClient
+            from dualrestore.cli.daemon import daemon_of
 
             if "/" in target:
                 raise UsageError(
@@ -48,7 +48,7 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
                     "of a volume of the daemon"
                 )
             body = {"sources": [str(Path(source).absolute()) for source in sources]}
-            client = DaemonClient.from_invocation(invocation)
+            client = daemon_of(invocation)
             report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
     lines = [
         f"{target}: wrote {speed(report.bytes_written, report.seconds)}, "

@@ -48,7 +48,7 @@ def command(
       dualrestore -c primary.toml restore db --lost all
       dualrestore -c primary.toml restore db --lost 0-1GiB 7GiB-8GiB --wire
     """
-    from dualrestore.cli.client import DaemonClient
+    from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer
     from dualrestore.model import RestoreReport, read
     from dualrestore.sizes import format_duration, format_size
@@ -58,9 +58,7 @@ def command(
         what = ranges if isinstance(ranges, str) else f"{len(ranges)} ranges"
         click.confirm(f"Declare as lost on the primary {name}: {what}?", abort=True, err=True)
     body: dict[str, Any] = {"lost": ranges, "wire": wire}
-    told = DaemonClient.from_invocation(invocation).call(
-        "POST", f"/v1/volumes/{name}/restore", body
-    )
+    told = daemon_of(invocation).call("POST", f"/v1/volumes/{name}/restore", body)
     report = read(RestoreReport, told)
     Printer(as_json=invocation.as_json).report(
         {"name": name, **report.document()},

@@ -33,14 +33,14 @@ def command(
     """
     from urllib.parse import quote
 
-    from dualrestore.cli.client import DaemonClient
+    from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer, as_document
     from dualrestore.errors import UsageError
     from dualrestore.model import SnapshotReport, read
     from dualrestore.sizes import format_size
 
     printer = Printer(as_json=invocation.as_json)
-    client = DaemonClient.from_invocation(invocation)
+    client = daemon_of(invocation)
     selection = [*select, *more]
     if (listed or deleted) and (selection or label or (listed and deleted)):
         raise UsageError("expected one of cutting, --list and --delete, found several")
@@ -50,7 +50,7 @@ def command(
         lines = [
             f"{name}@{report.snapshot}  generation {report.generation}, sequence "
             f"{report.sequence}, preserved {format_size(report.preserved_bytes)}"
-            f"{', BROKEN' if report.broken else ''}  {report.label}".rstrip()
+            f"{f', BROKEN: {report.broken}' if report.broken else ''}  {report.label}".rstrip()
             for report in reports
         ]
         printer.report(as_document(reports), lines or ["no snapshots"])

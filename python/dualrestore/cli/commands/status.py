@@ -9,8 +9,8 @@ import click
 from dualrestore.cli.arguments import Invocation, config_option, json_option
 
 if TYPE_CHECKING:
-    from dualrestore.cli.client import DaemonClient
     from dualrestore.model import BackupStatus, NodeStatus, PrimaryStatus
+    from dualrestore.transport.control_client import DaemonClient
 
 INTERVAL_SECONDS = 1.0
 
@@ -29,10 +29,10 @@ def command(invocation: Invocation, name: str | None, watch: bool) -> None:
       dualrestore -c primary.toml status
       dualrestore -c primary.toml status --watch
     """
-    from dualrestore.cli.client import DaemonClient
+    from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer
 
-    client = DaemonClient.from_invocation(invocation)
+    client = daemon_of(invocation)
     if watch:
         _watch(client, name, as_json=invocation.as_json)
         return
@@ -159,7 +159,7 @@ def _time_left(volume: "PrimaryStatus", before: "tuple[float, NodeStatus] | None
 def _backup_lines(volume: "BackupStatus") -> list[str]:
     from dualrestore.sizes import format_size
 
-    connected = f"primary {volume.primary}" if volume.connected else "no primary connected"
+    connected = "connected" if volume.connected else "no primary connected"
     lines = [
         f"{volume.name} (backup, {format_size(volume.size)}): {volume.state}, "
         f"generation {volume.generation}, {connected}"
@@ -171,7 +171,7 @@ def _backup_lines(volume: "BackupStatus") -> list[str]:
         f"preserved {format_size(volume.bytes_preserved)}"
     )
     for snapshot in volume.snapshots:
-        broken = ", BROKEN" if snapshot.broken else ""
+        broken = f", BROKEN: {snapshot.broken}" if snapshot.broken else ""
         label = f" {snapshot.label}" if snapshot.label else ""
         lines.append(
             f"  snapshot {volume.name}@{snapshot.snapshot}{label}: preserved "

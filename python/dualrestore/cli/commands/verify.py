@@ -39,9 +39,9 @@ def command(invocation: Invocation, name: str, other: str | None, repair: bool) 
                 raise UsageError("--repair: expected a volume of the daemon, found two files")
             report = verify_files(Path(name), Path(other), progress=progress)
         else:
-            from dualrestore.cli.client import DaemonClient
+            from dualrestore.cli.daemon import daemon_of
 
-            client = DaemonClient.from_invocation(invocation)
+            client = daemon_of(invocation)
             body = {"repair": repair}
             report = read(VerifyReport, client.job(f"/v1/volumes/{name}/verify", body, progress))
     lines = [f"{name}: compared {speed(report.bytes_compared, report.seconds)}"]

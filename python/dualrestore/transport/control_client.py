@@ -1,4 +1,4 @@
-"""Speaks to the daemon of a configuration: HTTP over its Unix socket, with the standard library.
+"""Speaks to a daemon: HTTP over its Unix socket, with the standard library.
 
 Guarantees: an error that the daemon tells is raised as the same class here; a daemon that does
 not answer is a `LinkError` that says how to start one.
@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dualrestore.cli.arguments import Invocation
-from dualrestore.config import configured_path, load_configuration
 from dualrestore.errors import LinkError, error_by_name
 
 TIMEOUT_SECONDS = 120.0
@@ -35,12 +33,6 @@ class DaemonClient:
 
     def __init__(self, control: Path) -> None:
         self.control = control
-
-    @classmethod
-    def from_invocation(cls, invocation: Invocation) -> "DaemonClient":
-        """The daemon of `-c FILE` or DUALRESTORE_CONFIG."""
-        configuration = load_configuration(configured_path(invocation.config))
-        return cls(configuration.node.control)
 
     def _request(
         self, method: str, path: str, body: object | None

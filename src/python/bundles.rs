@@ -1,0 +1,260 @@
+//! Bundles and merges, as functions.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use uuid::Uuid;
+
+use super::backups::SnapshotSource;
+use super::boundary::{Callback, byte_ranges, extents};
+use super::maps::OverwriteMap;
+use super::volumes::PrimaryVolume;
+use crate::bundle::{
+    Bundle, BundleWriter, Compression, ImageSource, PieceSource, Source, WriterOptions,
+    threads_default,
+};
+use crate::clock::wall_clock_ms;
+use crate::device::{FileDevice, OpenOptions};
+use crate::error::{Error, Result};
+use crate::extent::ByteRange;
+use crate::merge::{
+    ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, run as run_merge,
+};
+use crate::units::BlockSize;
+
+const PROBLEMS_MAX: usize = 100;
+
+/// An image by its path, or a snapshot.
+#[derive(FromPyObject)]
+pub enum BundleInput {
+    Path(String),
+    Snapshot(Py<SnapshotSource>),
+}
+
+#[pyfunction]
+#[pyo3(signature = (source, destination, *, selection=None, compression="none", level=1,
+                    block_size=4096, progress=None))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+pub fn bundle_create<'py>(
+    py: Python<'py>,
+    source: BundleInput,
+    destination: &str,
+    selection: Option<Vec<(u64, u64)>>,
+    compression: &str,
+    level: i32,
+    block_size: u32,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut selection = byte_ranges(selection)?;
+    let source: Arc<dyn Source> = match source {
+        BundleInput::Path(path) => {
+            let block_size = BlockSize::new(block_size)
+                .ok_or_else(|| Error::usage(format!("block size {block_size} is not allowed")))?;
+            let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
+            let device = Arc::new(py.detach(|| FileDevice::open(path, options))?);
+            Arc::new(ImageSource::new(device, block_size)?)
+        }
+        BundleInput::Snapshot(snapshot) => {
+            let view = snapshot.get().view();
+            if selection.is_empty() {
+                let geometry = view.geometry();
+                let runs = view.selection().runs();
+                selection = runs.iter().map(|run| geometry.bytes_of(*run)).collect();
+            }
+            view
+        }
+    };
+    let compression = match compression {
+        "zstd" => Compression::parse(&format!("zstd:{level}"))?,
+        other => Compression::parse(other)?,
+    };
+    let options = WriterOptions {
+        selection,
+        compression,
+        created_unix_s: wall_clock_ms() / 1000,
+        ..WriterOptions::default()
+    };
+    let mut callback = Callback::new(progress);
+    let result = py.detach(|| {
+        BundleWriter::create(Path::new(destination), &*source, &options, &mut |state| {
+            callback.tell(&[
+                ("done_bytes", state.bytes_done),
+                ("total_bytes", state.bytes_total),
+                ("bytes_stored", state.bytes_stored),
+            ])
+        })
+    });
+    let report = callback.result(result)?;
+    let identity = source.identity();
+    let dict = PyDict::new(py);
+    dict.set_item("bundle", report.bundle.to_string())?;
+    dict.set_item("volume", volume_text(identity.volume))?;
+    dict.set_item("generation", identity.generation)?;
+    dict.set_item("sequence", identity.cut)?;
+    dict.set_item("bytes_selected", report.bytes_selected)?;
+    dict.set_item("bytes_data", report.bytes_data)?;
+    dict.set_item("bytes_zero", report.bytes_zero)?;
+    dict.set_item("bytes_unreadable", report.bytes_unreadable)?;
+    dict.set_item("bytes_stored", report.bytes_stored)?;
+    dict.set_item("chunks", report.chunks)?;
+    dict.set_item("segments", report.segments)?;
+    dict.set_item("unreadable", extents(py, report.unreadable)?)?;
+    dict.set_item("seconds", report.seconds)?;
+    Ok(dict)
+}
+
+fn volume_text(volume: Uuid) -> Option<String> {
+    (!volume.is_nil()).then(|| volume.to_string())
+}
+
+#[pyfunction]
+pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
+    let bundle = py.detach(|| Bundle::open(Path::new(path)))?;
+    let manifest = bundle.manifest();
+    let begin = &manifest.begin;
+    let sum = |field: fn(&crate::format::bundle::SegmentEntry) -> u64| {
+        manifest.segments.iter().map(field).sum::<u64>()
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("bundle", bundle.uuid().to_string())?;
+    dict.set_item("volume", begin.volume.as_ref().map(|volume| volume.0.to_string()))?;
+    dict.set_item("size", begin.size)?;
+    dict.set_item("block_size", begin.block_size)?;
+    dict.set_item("generation", begin.generation)?;
+    dict.set_item("sequence", begin.cut)?;
+    dict.set_item("created", begin.created_unix_s)?;
+    dict.set_item("compression", &begin.compression)?;
+    dict.set_item("complete", true)?;
+    dict.set_item("extents", extents(py, bundle.selection())?)?;
+    let selected: u64 = bundle.selection().iter().map(|range| range.length).sum();
+    dict.set_item("bytes_selected", selected)?;
+    dict.set_item("bytes_data", sum(|segment| segment.data_bytes))?;
+    dict.set_item("bytes_zero", sum(|segment| segment.zero_bytes))?;
+    dict.set_item("bytes_unreadable", sum(|segment| segment.unreadable_bytes))?;
+    dict.set_item("bytes_stored", sum(|segment| segment.stored_bytes))?;
+    dict.set_item("chunks", sum(|segment| segment.chunks))?;
+    let segments = PyList::empty(py);
+    for segment in &manifest.segments {
+        let entry = PyDict::new(py);
+        entry.set_item("name", &segment.name)?;
+        entry.set_item("bytes", segment.bytes)?;
+        entry.set_item("chunks", segment.chunks)?;
+        segments.append(entry)?;
+    }
+    dict.set_item("segments", segments)?;
+    Ok(dict)
+}
+
+#[pyfunction]
+#[pyo3(signature = (path, *, progress=None))]
+pub fn bundle_verify<'py>(
+    py: Python<'py>,
+    path: &str,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut callback = Callback::new(progress);
+    let result = py.detach(|| {
+        let bundle = Bundle::open(Path::new(path))?;
+        bundle.verify(threads_default(), &mut |state| {
+            callback.tell(&[
+                ("done_bytes", state.bytes_done),
+                ("total_bytes", state.bytes_total),
+                ("chunks_damaged", state.chunks_damaged),
+            ])
+        })
+    });
+    let report = callback.result(result)?;
+    let dict = PyDict::new(py);
+    dict.set_item("bytes_checked", report.bytes)?;
+    dict.set_item("chunks_checked", report.chunks)?;
+    dict.set_item("chunks_damaged", report.chunks_damaged)?;
+    dict.set_item("segments_missing", 0)?;
+    dict.set_item("damaged", extents(py, report.damaged)?)?;
+    let problems: Vec<_> = report.blemishes.into_iter().take(PROBLEMS_MAX).collect();
+    dict.set_item("problems", problems)?;
+    dict.set_item("seconds", report.seconds)?;
+    Ok(dict)
+}
+
+/// A bundle directory, or else a raw image.
+fn merge_source(path: &Path) -> Result<Box<dyn PieceSource>> {
+    if path.is_dir() {
+        return Ok(Box::new(Bundle::open(path)?));
+    }
+    let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
+    Ok(Box::new(ImagePieces::new(Arc::new(FileDevice::open(path, options)?))?))
+}
+
+fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("bytes_written", report.bytes_written)?;
+    dict.set_item("bytes_skipped", report.bytes_skipped)?;
+    dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
+    dict.set_item("bytes_read", report.bytes_read)?;
+    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped)?;
+    dict.set_item("chunks_total", report.chunks_total)?;
+    dict.set_item("chunks_repaired", report.chunks_repaired)?;
+    dict.set_item("chunks_damaged", report.chunks_damaged)?;
+    let damaged: Vec<ByteRange> = report.damaged;
+    dict.set_item("damaged", extents(py, damaged)?)?;
+    dict.set_item("seconds", report.seconds)?;
+    Ok(dict)
+}
+
+fn run<'py>(
+    py: Python<'py>,
+    source: &str,
+    target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut callback = Callback::new(progress);
+    let result = py.detach(|| {
+        let source = merge_source(Path::new(source))?;
+        let target = target()?;
+        run_merge(&*source, &*target, &MergeOptions::default(), &mut |state| {
+            callback.tell(&[
+                ("done_bytes", state.bytes_done),
+                ("total_bytes", state.bytes_total),
+                ("bytes_written", state.bytes_written),
+                ("chunks_damaged", state.chunks_damaged),
+            ])
+        })
+    });
+    merge_report(py, callback.result(result)?)
+}
+
+#[pyfunction]
+#[pyo3(signature = (source, target, map, *, progress=None))]
+pub fn merge<'py>(
+    py: Python<'py>,
+    source: &str,
+    target: &str,
+    map: &OverwriteMap,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let map = map.held()?;
+    let make = move || {
+        let options = OpenOptions { lock: true, ..OpenOptions::default() };
+        let device = Arc::new(FileDevice::open(target, options)?);
+        Ok(Arc::new(OfflineTarget::new(device, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+    };
+    run(py, source, make, progress)
+}
+
+#[pyfunction]
+#[pyo3(signature = (source, volume, *, progress=None))]
+pub fn merge_into_volume<'py>(
+    py: Python<'py>,
+    source: &str,
+    volume: &PrimaryVolume,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let volume = volume.held();
+    let make = move || {
+        volume.driver_or_refuse()?;
+        Ok(volume as Arc<dyn MergeTarget + Send + Sync>)
+    };
+    run(py, source, make, progress)
+}

@@ -1,0 +1,491 @@
+//! All snapshots of a backup volume, oldest to newest, and the backup map.
+//!
+//! A write preserves old bytes once, in the newest intact snapshot. The bytes of a block at cut `i`
+//! are in the first of the snapshots i, i+1, .., newest that preserved it, else on the mirror.
+//!
+//! | step of a cut | a crash before the last step leaves |
+//! |---|---|
+//! | make the new store, snapshot map and backup map | files nobody names, removed at a start |
+//! | replace the catalogue, which names them; the cut gets the old backup map | old state or new |
+//!
+//! Guarantees: a cut is there whole or not at all; one change at a time, readers never wait.
+//! Does not know: who writes to the mirror; its writer calls `preserve` and `mark_changed` first,
+//! and flushes the mirror before a cut.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use uuid::Uuid;
+
+use super::catalogue::{Catalogue, CutRecord};
+use super::member::{Condition, Snapshot};
+use super::selection::Selection;
+use super::view::SnapshotView;
+use crate::bitmap::Bitmap;
+use crate::device::{Device, Directory, Space};
+use crate::error::{Error, Result};
+use crate::extent::{BlockRange, ByteRange};
+use crate::limits::{CATALOGUE_BYTES_MAX, LABEL_BYTES_MAX, SNAPSHOTS_MAX, STORE_LOW_PERCENT};
+use crate::map::{MapFile, MapIdentity, MapRole};
+use crate::units::Geometry;
+
+const CATALOGUE: &str = "catalogue";
+const SNAPSHOTS: &str = "snapshots";
+const CHANGED_PREFIX: &str = "changed-";
+pub(super) const CHANGED: usize = 0;
+
+/// What a new snapshot shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutOrder {
+    pub snapshot: Uuid,
+    pub label: String,
+    pub created_ms: u64,
+    /// Empty: the whole volume.
+    pub selection: Vec<ByteRange>,
+}
+
+/// What is known of one snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotStatus {
+    pub cut: CutRecord,
+    pub condition: Condition,
+    /// Bytes in its store, those given back not counted.
+    pub preserved_bytes: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct SnapshotChain {
+    directory: Arc<dyn Directory>,
+    snapshots: Arc<dyn Directory>,
+    device: Arc<dyn Device>,
+    geometry: Geometry,
+    /// Held by whoever changes the chain; `preserve` and `mark_changed` are changes too.
+    pub(super) changing: Mutex<Changing>,
+    members: RwLock<Arc<Vec<Arc<Snapshot>>>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Changing {
+    pub catalogue: Catalogue,
+    pub changed: Arc<MapFile>,
+    /// The number of the next map file.
+    next_number: u64,
+    /// Set when it is unknown what the next start would find: nothing may be overwritten then.
+    pub uncertain: Option<Error>,
+}
+
+fn changed_name(number: u64) -> String {
+    format!("{CHANGED_PREFIX}{number}.map")
+}
+
+impl SnapshotChain {
+    /// A new chain without cuts, for a volume nobody has claimed yet (`adopt`).
+    pub fn create(
+        directory: Arc<dyn Directory>,
+        device: Arc<dyn Device>,
+        geometry: Geometry,
+    ) -> Result<Self> {
+        check_device(&*device, geometry)?;
+        if directory.read(CATALOGUE, CATALOGUE_BYTES_MAX)?.is_some() {
+            return Err(Error::usage(
+                "there is a backup here already: open it, or remove it first",
+            ));
+        }
+        remove_strangers(&*directory, &[])?;
+        let catalogue = Catalogue {
+            volume: Uuid::nil(),
+            generation: 0,
+            geometry,
+            changed: 0,
+            cuts: Vec::new(),
+        };
+        let identity = MapIdentity { volume: Uuid::nil(), geometry, generation: 0 };
+        let changed = create_changed(&*directory, identity, 0)?;
+        let snapshots = directory.directory(SNAPSHOTS)?;
+        directory.replace(CATALOGUE, &catalogue.encode())?;
+        let changing =
+            Changing { catalogue, changed: Arc::new(changed), next_number: 1, uncertain: None };
+        Ok(Self::assemble(directory, snapshots, device, changing, Vec::new()))
+    }
+
+    /// Whether `directory` holds a chain.
+    pub fn exists(directory: &dyn Directory) -> Result<bool> {
+        Ok(directory.read(CATALOGUE, CATALOGUE_BYTES_MAX)?.is_some())
+    }
+
+    /// Opens what `create` made, as of the last change before whatever ended it.
+    pub fn open(
+        directory: Arc<dyn Directory>,
+        device: Arc<dyn Device>,
+        geometry: Geometry,
+    ) -> Result<Self> {
+        let Some(bytes) = directory.read(CATALOGUE, CATALOGUE_BYTES_MAX)? else {
+            return Err(Error::usage("there is no backup here: create it first"));
+        };
+        let catalogue = Catalogue::decode(&bytes)?;
+        if catalogue.geometry != geometry {
+            return Err(Error::identity(format!(
+                "expected a backup of {geometry:?}, found one of {:?}",
+                catalogue.geometry
+            )));
+        }
+        check_device(&*device, geometry)?;
+        let snapshots = directory.directory(SNAPSHOTS)?;
+        let mut numbers: Vec<u64> = catalogue.cuts.iter().map(|cut| cut.changed).collect();
+        numbers.push(catalogue.changed);
+        remove_strangers(&*directory, &numbers)?;
+        let kept: Vec<String> = catalogue.kept().map(|cut| cut.snapshot.to_string()).collect();
+        for name in snapshots.names()? {
+            if !kept.contains(&name) {
+                snapshots.remove(&name)?;
+            }
+        }
+        let next_number = numbers.iter().max().map_or(0, |greatest| greatest + 1);
+        let changed = Arc::new(open_changed(&*directory, &catalogue, catalogue.changed)?);
+        let mut members = Vec::new();
+        for cut in catalogue.kept() {
+            let home = snapshots.directory(&cut.snapshot.to_string())?;
+            members.push(Arc::new(Snapshot::open(home, identity_of(&catalogue), cut.clone())?));
+        }
+        let changing = Changing { catalogue, changed, next_number, uncertain: None };
+        let chain = Self::assemble(directory, snapshots, device, changing, members);
+        chain.break_those_without_supply()?;
+        Ok(chain)
+    }
+
+    fn assemble(
+        directory: Arc<dyn Directory>,
+        snapshots: Arc<dyn Directory>,
+        device: Arc<dyn Device>,
+        changing: Changing,
+        members: Vec<Arc<Snapshot>>,
+    ) -> Self {
+        Self {
+            directory,
+            snapshots,
+            device,
+            geometry: changing.catalogue.geometry,
+            changing: Mutex::new(changing),
+            members: RwLock::new(Arc::new(members)),
+        }
+    }
+
+    /// A snapshot whose files are gone may have held what an older one needs.
+    fn break_those_without_supply(&self) -> Result<()> {
+        let members = self.members();
+        let Some(last) = members.iter().rposition(|member| member.storage().is_none()) else {
+            return Ok(());
+        };
+        for member in members[..last].iter().filter(|member| member.is_intact()) {
+            member.break_off("a newer snapshot that held its blocks cannot be read")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshots at this moment, oldest first.
+    pub(super) fn members(&self) -> Arc<Vec<Arc<Snapshot>>> {
+        Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_members(&self, members: Vec<Arc<Snapshot>>) {
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(members);
+    }
+
+    pub(super) fn write_catalogue(&self, held: &mut Changing, new: Catalogue) -> Result<()> {
+        self.directory.replace(CATALOGUE, &new.encode())?;
+        held.catalogue = new;
+        Ok(())
+    }
+
+    pub(super) fn remove_snapshot_files(&self, snapshot: Uuid) -> Result<()> {
+        self.snapshots.remove(&snapshot.to_string())
+    }
+
+    pub(super) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Nil until a primary has adopted the backup.
+    #[must_use]
+    pub fn volume(&self) -> Uuid {
+        self.lock().catalogue.volume
+    }
+
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.lock().catalogue.generation
+    }
+
+    /// All cuts that are remembered, oldest first.
+    #[must_use]
+    pub fn cuts(&self) -> Vec<CutRecord> {
+        self.lock().catalogue.cuts.clone()
+    }
+
+    /// Takes the identity of a volume for good, or a later generation of it; durable when it
+    /// returns. Another volume or an earlier generation is refused (trap 38).
+    pub fn adopt(&self, volume: Uuid, generation: u64) -> Result<()> {
+        let mut held = self.lock();
+        let old = held.catalogue.clone();
+        if !old.volume.is_nil() && old.volume != volume {
+            return Err(Error::identity(format!(
+                "this is the backup of volume {}, not of {volume}",
+                old.volume
+            )));
+        }
+        if generation < old.generation {
+            return Err(Error::identity(format!(
+                "the backup is at generation {}, the peer at {generation}: its volume was lost or \
+                 promoted since; it must not write",
+                old.generation
+            )));
+        }
+        if old.volume == volume && old.generation == generation {
+            return Ok(());
+        }
+        let mut new = Catalogue { volume, generation, ..old.clone() };
+        if old.volume.is_nil() {
+            let number = held.next_number;
+            let map = create_changed(&*self.directory, identity_of(&new), number)?;
+            held.next_number += 1;
+            for run in held.changed.plane(CHANGED).runs(self.geometry.all_blocks(), true) {
+                map.fill(CHANGED, run, true);
+            }
+            map.commit_all()?;
+            new.changed = number;
+            self.write_catalogue(&mut held, new)?;
+            held.changed = Arc::new(map);
+            return self.directory.remove(&changed_name(old.changed));
+        }
+        self.write_catalogue(&mut held, new)
+    }
+
+    /// Cuts: from now on writes preserve into a new snapshot of the mirror as it is. `sequence` is
+    /// that of the last operation before. The caller lets nothing write meanwhile and has flushed
+    /// the mirror.
+    pub fn cut(&self, order: &CutOrder, sequence: u64) -> Result<()> {
+        let mut held = self.lock();
+        let members = self.members();
+        self.check_order(order, &held, members.len())?;
+        let number = held.next_number;
+        let record = CutRecord {
+            snapshot: order.snapshot,
+            label: order.label.clone(),
+            generation: held.catalogue.generation,
+            sequence,
+            created_ms: order.created_ms,
+            selection: Selection::of_bytes(self.geometry, &order.selection)?,
+            changed: held.catalogue.changed,
+            kept: true,
+        };
+        held.next_number += 1;
+        let mut new = held.catalogue.clone();
+        new.cuts.push(record.clone());
+        let forgotten = new.cuts.clone();
+        new.forget_oldest();
+        new.changed = number;
+        let made = self.make_files(identity_of(&new), record, number);
+        let (snapshot, changed) = made.inspect_err(|_| {
+            // Nothing half done; what cannot be removed now is removed at the next start.
+            let _removed = self.remove_snapshot_files(order.snapshot);
+            let _removed = self.directory.remove(&changed_name(number));
+        })?;
+        if let Err(error) = self.write_catalogue(&mut held, new) {
+            // The new catalogue may be there all the same. Then the next start must not take the
+            // snapshot for whole, as nothing is preserved into it from now on.
+            if let Err(worse) = snapshot.break_off("its cut was not completed") {
+                held.uncertain = Some(worse);
+            }
+            return Err(error);
+        }
+        held.changed = Arc::new(changed);
+        let mut all = Vec::clone(&members);
+        all.push(Arc::new(snapshot));
+        self.set_members(all);
+        let dropped = forgotten.len() - held.catalogue.cuts.len();
+        for cut in &forgotten[..dropped] {
+            // What cannot be removed now is removed at the next start.
+            let _removed = self.directory.remove(&changed_name(cut.changed));
+        }
+        Ok(())
+    }
+
+    fn check_order(&self, order: &CutOrder, held: &Changing, members: usize) -> Result<()> {
+        if members >= SNAPSHOTS_MAX {
+            return Err(Error::usage(format!(
+                "a volume has at most {SNAPSHOTS_MAX} snapshots at a time: delete one first"
+            )));
+        }
+        if order.label.len() > LABEL_BYTES_MAX {
+            return Err(Error::usage(format!(
+                "a label has at most {LABEL_BYTES_MAX} bytes, found {}",
+                order.label.len()
+            )));
+        }
+        if held.catalogue.cuts.iter().any(|cut| cut.snapshot == order.snapshot) {
+            return Err(Error::usage(format!("there is a snapshot {} already", order.snapshot)));
+        }
+        Ok(())
+    }
+
+    fn make_files(
+        &self,
+        identity: MapIdentity,
+        record: CutRecord,
+        number: u64,
+    ) -> Result<(Snapshot, MapFile)> {
+        let home = self.snapshots.directory(&record.snapshot.to_string())?;
+        let snapshot = Snapshot::create(home, identity, record)?;
+        Ok((snapshot, create_changed(&*self.directory, identity, number)?))
+    }
+
+    /// What is known of each snapshot, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<SnapshotStatus> {
+        let block = self.geometry.block_size().bytes();
+        let members = self.members();
+        let statuses = members.iter().map(|member| {
+            let held = member.preserved().map_or(0, |bits| bits.count_all());
+            let given_back = member.released().map_or(0, |bits| bits.count_all());
+            SnapshotStatus {
+                cut: member.record().clone(),
+                condition: member.condition(),
+                preserved_bytes: held.saturating_sub(given_back) * block,
+            }
+        });
+        statuses.collect()
+    }
+
+    /// The room that preservation has, and whether it is running low.
+    pub fn room(&self) -> Result<Option<(Space, bool)>> {
+        let space = self.directory.space()?;
+        Ok(space.map(|space| (space, space.free < space.total / 100 * STORE_LOW_PERCENT)))
+    }
+
+    /// A snapshot, to be read while writes go on.
+    pub fn view(self: &Arc<Self>, snapshot: Uuid) -> Result<SnapshotView> {
+        let members = self.members();
+        let member = members.iter().find(|member| member.id() == snapshot);
+        let member = member.ok_or_else(|| unknown(snapshot))?;
+        member.check_intact()?;
+        Ok(SnapshotView::new(Arc::clone(self), Arc::clone(member)))
+    }
+
+    /// The blocks changed since the latest cut (since creation where there was none).
+    #[must_use]
+    pub fn changed(&self) -> Arc<Bitmap> {
+        Arc::clone(self.lock().changed.plane(CHANGED))
+    }
+
+    /// The blocks that changed between the cut before and this one (seed, map 324). Read from its
+    /// file.
+    pub fn changed_before(&self, snapshot: Uuid) -> Result<Arc<Bitmap>> {
+        let catalogue = self.lock().catalogue.clone();
+        let cut = catalogue.cuts.iter().find(|cut| cut.snapshot == snapshot);
+        let number = cut.ok_or_else(|| unknown(snapshot))?.changed;
+        let map = open_changed(&*self.directory, &catalogue, number)?;
+        Ok(Arc::clone(map.plane(CHANGED)))
+    }
+
+    /// Every block changed since that cut, up to now. The cut's snapshot may have been deleted.
+    pub fn changed_since(&self, snapshot: Uuid) -> Result<Bitmap> {
+        let (later, latest) = {
+            let held = self.lock();
+            let cuts = &held.catalogue.cuts;
+            let at = cuts.iter().position(|cut| cut.snapshot == snapshot);
+            let at = at.ok_or_else(|| unknown(snapshot))?;
+            let later: Vec<Uuid> = cuts[at + 1..].iter().map(|cut| cut.snapshot).collect();
+            (later, Arc::clone(held.changed.plane(CHANGED)))
+        };
+        let total = Bitmap::new(self.geometry.blocks(), false);
+        let add = |bits: &Bitmap| {
+            for run in bits.runs(self.geometry.all_blocks(), true) {
+                total.fill(run, true);
+            }
+        };
+        for cut in later {
+            add(&*self.changed_before(cut)?);
+        }
+        add(&latest);
+        Ok(total)
+    }
+}
+
+pub(super) fn unknown(snapshot: Uuid) -> Error {
+    Error::usage(format!("there is no snapshot {snapshot}")).with_errno(2)
+}
+
+fn identity_of(catalogue: &Catalogue) -> MapIdentity {
+    MapIdentity {
+        volume: catalogue.volume,
+        geometry: catalogue.geometry,
+        generation: catalogue.generation,
+    }
+}
+
+fn check_device(device: &dyn Device, geometry: Geometry) -> Result<()> {
+    if device.size() >= geometry.size() {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "the mirror device is too small: the volume has {} bytes, the device {}",
+        geometry.size(),
+        device.size()
+    )))
+}
+
+fn create_changed(
+    directory: &dyn Directory,
+    identity: MapIdentity,
+    number: u64,
+) -> Result<MapFile> {
+    let size = MapFile::bytes_needed(identity.geometry, 1);
+    let file = directory.create(&changed_name(number), size)?;
+    MapFile::create(file, identity, MapRole::Changed, 1)
+}
+
+/// Opens a map of changed blocks. Where a page is damaged every block counts as changed: too much
+/// is copied again, never too little.
+fn open_changed(directory: &dyn Directory, catalogue: &Catalogue, number: u64) -> Result<MapFile> {
+    let file = directory.open(&changed_name(number))?;
+    let (map, damage) = MapFile::open_damaged(file, MapRole::Changed)?;
+    let found = map.identity();
+    let same_volume = found.volume == catalogue.volume || found.volume.is_nil();
+    if !same_volume || found.geometry != catalogue.geometry {
+        return Err(Error::identity(format!(
+            "{} belongs to volume {}, expected {}",
+            changed_name(number),
+            found.volume,
+            catalogue.volume
+        )));
+    }
+    for (_, blocks) in damage.lost.iter().chain(&damage.suspect) {
+        map.fill(CHANGED, *blocks, true);
+    }
+    Ok(map)
+}
+
+/// Removes map files of no cut, left by a crash.
+fn remove_strangers(directory: &dyn Directory, numbers: &[u64]) -> Result<()> {
+    let kept: Vec<String> = numbers.iter().map(|number| changed_name(*number)).collect();
+    for name in directory.names()? {
+        if name.starts_with(CHANGED_PREFIX) && !kept.contains(&name) {
+            directory.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sorts and joins, so that no block is named twice.
+pub(super) fn joined(runs: &[BlockRange]) -> Selection {
+    Selection::union(runs.to_vec())
+}

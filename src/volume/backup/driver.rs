@@ -1,0 +1,283 @@
+//! The backup of a volume on real devices: runs the state machine, serves fetches and digests.
+//!
+//! | who | holds `applying` | waits |
+//! |---|---|---|
+//! | `apply`, `begin_session`, `snapshot_now` | yes | for a batch in progress |
+//! | `read` | no | bounded, until the operations it must see are applied |
+//! | views of snapshots, `digest` | no | never |
+//!
+//! Guarantees: what the state machine says, in its order; a session that began has no operation of
+//! an older one after it (R11).
+//! Does not know: connections, frames.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::operation::{Answer, MirrorOperation};
+use super::state::{Action, BackupState};
+use crate::device::{AlignedBuffer, Device, Directory};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::ByteRange;
+use crate::limits::COPY_BYTES;
+use crate::snapshot::{CutOrder, SnapshotChain, SnapshotView};
+use crate::units::Geometry;
+
+/// Whose backup it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackupIdentity {
+    /// Nil until a primary has adopted it.
+    pub volume: Uuid,
+    pub generation: u64,
+    pub geometry: Geometry,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct BackupVolume {
+    device: Arc<dyn Device>,
+    chain: Arc<SnapshotChain>,
+    applying: Mutex<BackupState>,
+    progress: Mutex<Progress>,
+    progressed: Condvar,
+}
+
+/// What readers wait for; a copy of the state machine's figures, so that they need not wait for a
+/// batch.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    epoch: u64,
+    applied: u64,
+    failure: Option<Error>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl BackupVolume {
+    /// A new backup in an empty directory, of a volume that is named by `adopt`.
+    pub fn create(
+        directory: Arc<dyn Directory>,
+        device: Arc<dyn Device>,
+        geometry: Geometry,
+    ) -> Result<Self> {
+        let chain = SnapshotChain::create(directory, Arc::clone(&device), geometry)?;
+        Ok(Self::assemble(device, chain))
+    }
+
+    /// Opens a backup that was created here.
+    pub fn open(
+        directory: Arc<dyn Directory>,
+        device: Arc<dyn Device>,
+        geometry: Geometry,
+    ) -> Result<Self> {
+        let chain = SnapshotChain::open(directory, Arc::clone(&device), geometry)?;
+        Ok(Self::assemble(device, chain))
+    }
+
+    fn assemble(device: Arc<dyn Device>, chain: SnapshotChain) -> Self {
+        let state = BackupState::new(chain.geometry(), device.sector_size());
+        Self {
+            device,
+            chain: Arc::new(chain),
+            applying: Mutex::new(state),
+            progress: Mutex::default(),
+            progressed: Condvar::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn identity(&self) -> BackupIdentity {
+        BackupIdentity {
+            volume: self.chain.volume(),
+            generation: self.chain.generation(),
+            geometry: self.chain.geometry(),
+        }
+    }
+
+    /// Takes the identity of the primary's volume; see `SnapshotChain::adopt`.
+    pub fn adopt(&self, volume: Uuid, generation: u64) -> Result<()> {
+        let _no_batch = lock(&self.applying);
+        self.chain.adopt(volume, generation)
+    }
+
+    /// The snapshots, to be listed, viewed, released and deleted.
+    #[must_use]
+    pub fn snapshots(&self) -> &Arc<SnapshotChain> {
+        &self.chain
+    }
+
+    pub fn view(&self, snapshot: Uuid) -> Result<SnapshotView> {
+        self.chain.view(snapshot)
+    }
+
+    /// Waits for a batch in progress, then begins a session. Sequences up to `base_sequence` are
+    /// settled: whoever asks for them in this session need not wait.
+    pub fn begin_session(&self, epoch: u64, base_sequence: u64) -> Result<()> {
+        let mut state = lock(&self.applying);
+        state.begin_session(epoch, base_sequence)?;
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Applies operations that arrived together and returns what to tell the primary. An error
+    /// means that nothing of the batch was applied: it is of another session, or malformed.
+    pub fn apply(&self, epoch: u64, batch: Vec<MirrorOperation>) -> Result<Vec<Answer>> {
+        let mut state = lock(&self.applying);
+        let action = state.take(epoch, batch)?;
+        self.run(&mut state, action);
+        Ok(state.take_answers())
+    }
+
+    /// Cuts here and now, between two batches; durable when it returns.
+    pub fn snapshot_now(&self, order: &CutOrder) -> Result<()> {
+        let mut state = lock(&self.applying);
+        self.flush_device(&mut state)?;
+        self.chain.cut(order, state.applied())
+    }
+
+    fn run(&self, state: &mut BackupState, mut action: Action) {
+        loop {
+            let result = match action {
+                Action::Preserve(blocks) => self.chain.preserve(&blocks),
+                Action::MarkChanged(blocks) => self.chain.mark_changed(&blocks),
+                Action::Apply(operations) => self.overwrite(&operations),
+                Action::FlushDevice => self.device.flush(),
+                Action::Cut { sequence, order } => self.chain.cut(&order, sequence),
+                Action::Rest => break,
+            };
+            action = state.finished(result);
+            self.publish(state);
+        }
+        self.publish(state);
+    }
+
+    fn overwrite(&self, operations: &[MirrorOperation]) -> Result<()> {
+        for operation in operations {
+            match operation {
+                MirrorOperation::Write { offset, data, .. } => {
+                    self.device.write_at(*offset, data)?;
+                }
+                MirrorOperation::Zero { range, .. } => {
+                    self.device.zero_at(range.offset, range.length)?;
+                }
+                MirrorOperation::Flush { .. } | MirrorOperation::Cut { .. } => {
+                    unreachable!("only overwriting operations are applied")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, state: &BackupState) {
+        *lock(&self.progress) = Progress {
+            epoch: state.epoch(),
+            applied: state.applied(),
+            failure: state.failure().cloned(),
+        };
+        self.progressed.notify_all();
+    }
+
+    /// Fills `buffer` for a fetch of session `epoch` that must see every operation up to
+    /// `after_sequence`; waits for those at most `wait`.
+    pub fn read(
+        &self,
+        epoch: u64,
+        offset: u64,
+        buffer: &mut [u8],
+        after_sequence: u64,
+        wait: Duration,
+    ) -> Result<()> {
+        self.check_range(ByteRange::new(offset, buffer.len() as u64))?;
+        self.wait_applied(epoch, after_sequence, wait)?;
+        self.device.read_at(offset, buffer)
+    }
+
+    /// Whether a fetch of this session that must see everything up to `sequence` would not wait;
+    /// true as well if it would be refused.
+    #[must_use]
+    pub fn has_applied(&self, epoch: u64, sequence: u64) -> bool {
+        let progress = lock(&self.progress);
+        progress.epoch != epoch || progress.applied >= sequence || progress.failure.is_some()
+    }
+
+    fn wait_applied(&self, epoch: u64, sequence: u64, wait: Duration) -> Result<()> {
+        let pending = |progress: &mut Progress| {
+            progress.epoch == epoch && progress.applied < sequence && progress.failure.is_none()
+        };
+        let (progress, _) = self
+            .progressed
+            .wait_timeout_while(lock(&self.progress), wait, pending)
+            .unwrap_or_else(PoisonError::into_inner);
+        if progress.epoch != epoch {
+            return Err(Error::identity(format!(
+                "a fetch of session {epoch} is refused: the session is {}",
+                progress.epoch
+            )));
+        }
+        if progress.applied >= sequence {
+            return Ok(());
+        }
+        Err(progress.failure.clone().unwrap_or_else(|| {
+            Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "operation {sequence} was not applied in time: the backup is at {}",
+                    progress.applied
+                ),
+            )
+        }))
+    }
+
+    fn check_range(&self, range: ByteRange) -> Result<()> {
+        let sector = u64::from(self.device.sector_size());
+        let whole = range.offset.is_multiple_of(sector) && range.length.is_multiple_of(sector);
+        if whole && self.chain.geometry().contains(range) {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "expected whole sectors of {sector} bytes inside {} bytes, found {} bytes at {}",
+            self.chain.geometry().size(),
+            range.length,
+            range.offset
+        ))
+        .with_errno(22))
+    }
+
+    /// BLAKE3 of the mirror's bytes in the range, read as they are at this moment.
+    pub fn digest(&self, range: ByteRange) -> Result<[u8; 32]> {
+        self.check_range(range)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = AlignedBuffer::zeroed(range.length.min(COPY_BYTES) as usize);
+        let mut at = range.offset;
+        while at < range.end() {
+            let bytes = &mut buffer[..(range.end() - at).min(COPY_BYTES) as usize];
+            self.device.read_at(at, bytes)?;
+            hasher.update(bytes);
+            at += bytes.len() as u64;
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Makes everything that was applied durable.
+    pub fn flush(&self) -> Result<()> {
+        self.flush_device(&mut lock(&self.applying))
+    }
+
+    fn flush_device(&self, state: &mut BackupState) -> Result<()> {
+        if let Some(error) = state.failure() {
+            return Err(error.clone());
+        }
+        self.device.flush().inspect_err(|error| {
+            state.stop(error.clone());
+            self.publish(state);
+        })
+    }
+
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+}

@@ -1,0 +1,273 @@
+//! The backup's side of mirroring as a state machine: which step comes next.
+//!
+//! | phase | event | action, next phase |
+//! |---|---|---|
+//! | resting | batch of the session | the stretch up to its first cut, see below |
+//! | resting | batch of an older session | refused (R11) |
+//! | preserving | done | `MarkChanged` the same blocks, marking (law 6) |
+//! | marking | done | next step |
+//! | next step | writes and zeros lead | `Apply` them in order, applying |
+//! | next step | flush leads | `FlushDevice`, flushing |
+//! | next step | cut leads | `FlushDevice`, settling: a cut survives with all before it |
+//! | next step | nothing left | `Rest`, resting |
+//! | applying | done | answer `Applied` through the last, next step |
+//! | flushing | done | answer `Flushed`, next step |
+//! | settling | done | `Cut`, cutting |
+//! | cutting | done or failed | answer `CutDone` or `CutFailed`, the next stretch |
+//! | preserving, marking, applying, flushing, settling | failed | answer `Failed`, failed |
+//! | failed | batch | answer `Failed` for its first operation, failed (law 11) |
+//! | resting, failed | new session | its epoch, its base sequence; the older epoch is fenced |
+//!
+//! A stretch that overwrites begins with `Preserve` of its blocks, preserving; another with the
+//! next step. Both preserving and marking come before the overwrite.
+//!
+//! Guarantees: nothing is overwritten before its blocks are preserved and marked; operations are
+//! applied in their order, flushes are barriers (trap 22); after a failure nothing is applied.
+//! Does not know: devices, maps, threads, time.
+
+use std::collections::VecDeque;
+
+use super::operation::{Answer, MirrorOperation};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::BlockRange;
+use crate::snapshot::CutOrder;
+use crate::units::Geometry;
+
+/// What the driver shall do now; it then calls `finished`.
+#[derive(Debug)]
+pub enum Action {
+    Preserve(Vec<BlockRange>),
+    MarkChanged(Vec<BlockRange>),
+    /// In this order where they overlap.
+    Apply(Vec<MirrorOperation>),
+    FlushDevice,
+    /// `sequence` is that of the marker.
+    Cut {
+        sequence: u64,
+        order: CutOrder,
+    },
+    /// Nothing: the batch is done. Not to be answered by `finished`.
+    Rest,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Resting,
+    Preserving(Vec<BlockRange>),
+    Marking,
+    Applying { through: u64 },
+    Flushing { sequence: u64 },
+    Settling { sequence: u64, order: CutOrder },
+    Cutting { sequence: u64, order: CutOrder },
+    Failed(Error),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct BackupState {
+    geometry: Geometry,
+    sector_size: u32,
+    epoch: u64,
+    /// Sequence of the last operation taken in this session.
+    taken: u64,
+    /// Sequence up to which everything is on the mirror.
+    applied: u64,
+    phase: Phase,
+    waiting: VecDeque<MirrorOperation>,
+    answers: Vec<Answer>,
+}
+
+impl BackupState {
+    #[must_use]
+    pub fn new(geometry: Geometry, sector_size: u32) -> Self {
+        Self {
+            geometry,
+            sector_size,
+            epoch: 0,
+            taken: 0,
+            applied: 0,
+            phase: Phase::Resting,
+            waiting: VecDeque::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Everything up to this sequence is on the mirror.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// The failure that ended mirroring, if one did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Error> {
+        match &self.phase {
+            Phase::Failed(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Begins a session; operations of older epochs are refused from now on. Operations up to
+    /// `base_sequence` are settled: applied, or to be pushed again under newer sequences.
+    pub fn begin_session(&mut self, epoch: u64, base_sequence: u64) -> Result<()> {
+        if epoch <= self.epoch {
+            return Err(Error::identity(format!(
+                "session {epoch} is not newer than session {}: connect again",
+                self.epoch
+            )));
+        }
+        assert!(matches!(self.phase, Phase::Resting | Phase::Failed(_)), "a batch is in progress");
+        self.epoch = epoch;
+        self.taken = base_sequence;
+        self.applied = base_sequence;
+        Ok(())
+    }
+
+    /// Takes operations that arrived together. Refused whole if they are of another session, or not
+    /// what a primary would send.
+    pub fn take(&mut self, epoch: u64, batch: Vec<MirrorOperation>) -> Result<Action> {
+        if epoch != self.epoch {
+            return Err(Error::identity(format!(
+                "operations of session {epoch} are refused: the session is {}",
+                self.epoch
+            )));
+        }
+        let mut last = self.taken;
+        for operation in &batch {
+            if operation.sequence() <= last {
+                return Err(Error::link(format!(
+                    "expected an operation with a sequence above {last}, found {}",
+                    operation.sequence()
+                )));
+            }
+            operation.check(self.geometry, self.sector_size)?;
+            last = operation.sequence();
+        }
+        self.taken = last;
+        if let (Phase::Failed(error), Some(first)) = (&self.phase, batch.first()) {
+            let error = failed_earlier(error);
+            self.answers.push(Answer::Failed { sequence: first.sequence(), error });
+            return Ok(Action::Rest);
+        }
+        assert!(matches!(self.phase, Phase::Resting | Phase::Failed(_)), "a batch is in progress");
+        self.waiting.extend(batch);
+        Ok(self.next_stretch())
+    }
+
+    /// The action was done, with this result; returns the next one.
+    pub fn finished(&mut self, result: Result<()>) -> Action {
+        let phase = std::mem::replace(&mut self.phase, Phase::Resting);
+        match (phase, result) {
+            (Phase::Cutting { sequence, order }, result) => {
+                let snapshot = order.snapshot;
+                self.answers.push(match result {
+                    Ok(()) => Answer::CutDone { sequence, snapshot },
+                    Err(error) => Answer::CutFailed { sequence, snapshot, error },
+                });
+                self.applied = sequence;
+                self.next_stretch()
+            }
+            (phase, Err(error)) => {
+                self.fail(&phase, error);
+                Action::Rest
+            }
+            (Phase::Preserving(blocks), Ok(())) => {
+                self.phase = Phase::Marking;
+                Action::MarkChanged(blocks)
+            }
+            (Phase::Marking, Ok(())) => self.next_step(),
+            (Phase::Applying { through }, Ok(())) => {
+                self.applied = through;
+                self.answers.push(Answer::Applied { through });
+                self.next_step()
+            }
+            (Phase::Flushing { sequence }, Ok(())) => {
+                self.applied = sequence;
+                self.answers.push(Answer::Flushed { sequence });
+                self.next_step()
+            }
+            (Phase::Settling { sequence, order }, Ok(())) => {
+                self.phase = Phase::Cutting { sequence, order: order.clone() };
+                Action::Cut { sequence, order }
+            }
+            (Phase::Resting | Phase::Failed(_), Ok(())) => {
+                unreachable!("no action was under way")
+            }
+        }
+    }
+
+    /// The device failed outside a batch: nothing is applied from now on (law 11).
+    pub fn stop(&mut self, error: Error) {
+        assert!(matches!(self.phase, Phase::Resting | Phase::Failed(_)), "a batch is in progress");
+        self.phase = Phase::Failed(error);
+    }
+
+    /// What is to be told to the primary, in order.
+    pub fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// The operations up to the next cut: their blocks are preserved and marked as one group.
+    fn next_stretch(&mut self) -> Action {
+        let stretch =
+            self.waiting.iter().take_while(|next| !matches!(next, MirrorOperation::Cut { .. }));
+        let blocks: Vec<_> = stretch.filter_map(|next| next.touches(self.geometry)).collect();
+        if blocks.is_empty() {
+            return self.next_step();
+        }
+        self.phase = Phase::Preserving(blocks.clone());
+        Action::Preserve(blocks)
+    }
+
+    fn next_step(&mut self) -> Action {
+        let mut group = Vec::new();
+        while self.waiting.front().is_some_and(|next| next.overwrites().is_some()) {
+            group.extend(self.waiting.pop_front());
+        }
+        if let Some(last) = group.last() {
+            self.phase = Phase::Applying { through: last.sequence() };
+            return Action::Apply(group);
+        }
+        match self.waiting.pop_front() {
+            Some(MirrorOperation::Flush { sequence }) => {
+                self.phase = Phase::Flushing { sequence };
+                Action::FlushDevice
+            }
+            Some(MirrorOperation::Cut { sequence, order }) => {
+                self.phase = Phase::Settling { sequence, order };
+                Action::FlushDevice
+            }
+            Some(MirrorOperation::Write { .. } | MirrorOperation::Zero { .. }) => {
+                unreachable!("these were taken above")
+            }
+            None => {
+                self.phase = Phase::Resting;
+                Action::Rest
+            }
+        }
+    }
+
+    fn fail(&mut self, phase: &Phase, error: Error) {
+        let sequence = match phase {
+            Phase::Flushing { sequence } | Phase::Settling { sequence, .. } => *sequence,
+            // Nothing of what leads was applied, or it is unknown how much.
+            _ => self.applied + 1,
+        };
+        self.answers.push(Answer::Failed { sequence, error: error.clone() });
+        self.waiting.clear();
+        self.phase = Phase::Failed(error);
+    }
+}
+
+fn failed_earlier(cause: &Error) -> Error {
+    Error::new(
+        ErrorKind::Poisoned,
+        format!("the backup stopped after a failure: {cause}; check its disks, then restart it"),
+    )
+    .with_errno(5)
+}

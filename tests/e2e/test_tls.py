@@ -1,0 +1,108 @@
+"""The link under TLS 1.3 with certificates on both sides; a wrong certificate is refused."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from tests.e2e.harness import MIB, Daemon, Pair, run, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def write_pki(directory: Path, authority: trustme.CA, trusted: trustme.CA) -> Path:
+    """Certificates of one authority, and another's (or its own) certificate to trust."""
+    directory.mkdir()
+    trusted.cert_pem.write_to_path(directory / "ca-cert.pem")
+    for side in ("server", "client"):
+        issued = authority.issue_cert("127.0.0.1", "localhost")
+        key = directory / f"{side}-key.pem"
+        key.touch(mode=0o600)
+        issued.private_key_pem.write_to_path(key)
+        chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
+        (directory / f"{side}-cert.pem").write_bytes(chain)
+    return directory
+
+
+def set_tls(daemon: Daemon, pki: Path) -> None:
+    """Names the directory in the daemon's configuration."""
+    text = daemon.configuration.read_text()
+    daemon.configuration.write_text(text.replace("[node]\n", f'[node]\ntls = "{pki}"\n'))
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """Whom both sides trust."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def stopped(authority: trustme.CA) -> Iterator[Pair]:
+    """A pair whose backup has its certificates, not yet started."""
+    pair = Pair(8 * MIB)
+    try:
+        set_tls(pair.backup, write_pki(pair.directory / "backup-pki", authority, authority))
+        yield pair
+    finally:
+        pair.close()
+
+
+def test_a_volume_is_mirrored_over_tls(stopped: Pair, authority: trustme.CA) -> None:
+    set_tls(stopped.primary, write_pki(stopped.directory / "pki", authority, authority))
+    stopped.backup.start()
+    stopped.primary.start()
+    run(["qemu-io", "-f", "raw", "-c", "write -P 5 0 8M", "-c", "flush", stopped.uri])
+    stopped.wait_mirrored()
+    stopped.stop_and_compare()
+
+
+def test_a_certificate_of_another_authority_is_refused_in_words(
+    stopped: Pair, authority: trustme.CA
+) -> None:
+    stranger = trustme.CA()
+    set_tls(stopped.primary, write_pki(stopped.directory / "pki", stranger, authority))
+    stopped.backup.start()
+    stopped.primary.start()
+    wait_until("the log speaks of it", lambda: "certificate" in stopped.primary.words().lower())
+    status = stopped.primary.status()
+    assert not status["backups"][0]["connected"], status
+    assert "Traceback" not in stopped.primary.words() + stopped.backup.words()
+
+
+def test_a_client_without_tls_gets_nothing(stopped: Pair) -> None:
+    stopped.backup.start()
+    stopped.primary.start()
+    status = stopped.primary.status()
+    assert not status["backups"][0]["connected"], status
+    with socket.create_connection(("127.0.0.1", stopped.link_port), timeout=10) as plain:
+        plain.sendall(bytes(4096))
+        while plain.recv(4096):
+            pass
+
+
+def test_tls_below_1_3_is_refused(stopped: Pair, authority: trustme.CA) -> None:
+    stopped.backup.start()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", stopped.link_port), timeout=10) as plain,
+        pytest.raises(ssl.SSLError, match=r"(?i)protocol"),
+        context.wrap_socket(plain, server_hostname="127.0.0.1"),
+    ):
+        pass
+
+
+def test_a_key_that_others_may_read_is_refused(stopped: Pair) -> None:
+    key = stopped.directory / "backup-pki" / "server-key.pem"
+    key.chmod(0o644)
+    stopped.backup.launch()
+    assert stopped.backup.process is not None
+    assert stopped.backup.process.wait(20) != 0
+    assert "server-key.pem" in stopped.backup.words()
