@@ -81,6 +81,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// What has left on this lane and has not reached the backup.
+    pub fn waiting_there(&self, lane: Lane) -> &VecDeque<OutgoingMessage> {
+        &self.there[lane as usize]
+    }
+
     pub fn send(&mut self, message: OutgoingMessage) {
         assert!(self.up, "nothing is sent while the link is down: {message:?}");
         let lane = match &message {
