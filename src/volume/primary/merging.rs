@@ -70,7 +70,7 @@ impl MergeTarget for LiveTarget {
     }
 
     fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        self.live().map_or_else(Vec::new, |driver| driver.map.in_doubt(blocks))
+        self.volume.live().map_or_else(Vec::new, |driver| driver.map().in_doubt(blocks))
     }
 
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
