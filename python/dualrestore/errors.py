@@ -6,7 +6,7 @@ DualRestoreError
 │   └── ConfigurationError          the configuration file says something impossible    2
 ├── FormatError                     not our format, or a version or feature not known   5
 ├── IdentityError                   another volume, geometry, generation or role        5
-├── IntegrityError                  our format, but damaged                             1
+├── IntegrityError                  our format, but damaged                             5
 ├── DeviceError(OSError)            a storage system call failed                        1
 │   └── PoisonedError               a flush failed earlier: no more writes (law 11)     1
 ├── LinkError(ConnectionError)      link down, lost, or the peer broke the protocol     7
@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     DAMAGED_CHUNKS = 3
     DIFFERENCES = 4
-    WRONG_IDENTITY = 5
+    NOT_OURS = 5
     NEXT_MEDIUM = 6
     LINK_DOWN = 7
     BUSY = 11
@@ -57,17 +57,19 @@ class ConfigurationError(UsageError):
 class FormatError(DualRestoreError):
     """Bytes are not in a format (magic, version, feature bit, length) that is understood."""
 
-    exit_code = ExitCode.WRONG_IDENTITY
+    exit_code = ExitCode.NOT_OURS
 
 
 class IdentityError(DualRestoreError):
     """Another volume, geometry, generation or role than was expected."""
 
-    exit_code = ExitCode.WRONG_IDENTITY
+    exit_code = ExitCode.NOT_OURS
 
 
 class IntegrityError(DualRestoreError):
     """Bytes are in the right format but damaged: a checksum or digest does not match."""
+
+    exit_code = ExitCode.NOT_OURS
 
 
 class DeviceError(DualRestoreError, OSError):

@@ -36,7 +36,9 @@ class MergeReport(Record, frozen=True, kw_only=True):
     """What a merge did. All but `seconds` and the chunk counts are bytes.
 
     `bytes_skipped` were selected by the bundle and already current; `chunks_repaired` were damaged
-    on the medium and fetched over the link; `chunks_damaged` are still missing.
+    on the medium and fetched over the link; `chunks_damaged` are still missing. After a crash a
+    bundle may be too old for some blocks (law 5): `bytes_fetched` of them came over the link,
+    `bytes_in_doubt` are still missing because it was down.
     """
 
     bytes_written: int
@@ -47,6 +49,8 @@ class MergeReport(Record, frozen=True, kw_only=True):
     seconds: float
     bytes_total: int = 0
     bytes_read: int = 0
+    bytes_fetched: int = 0
+    bytes_in_doubt: int = 0
 
     def __add__(self, other: "MergeReport") -> "MergeReport":
         names = self.__struct_fields__

@@ -8,8 +8,9 @@
 //! | `commit` | committer | the copies are written to the older slots and flushed |
 //!
 //! Guarantees: a crash at any point leaves every page as some commit wrote it; the slot that was
-//! valid stays so until the newer one is durable. After a failed commit the map refuses further
-//! ones (law 11). Opening reads the pages that exist, not the volume.
+//! valid stays so until the newer one is durable. The first commit of a page writes both slots, one
+//! after the other, so that a page torn by a crash is told from one that was lost. After a failed
+//! commit the map refuses further ones (law 11). Opening reads the pages that exist, not the volume.
 //! Does not know: what the planes mean, when to commit.
 
 use std::collections::BTreeSet;
@@ -30,6 +31,7 @@ use crate::units::Geometry;
 #[derive(Debug)]
 pub struct MapFile {
     device: Arc<dyn Device>,
+    role: MapRole,
     planes: Vec<Arc<Bitmap>>,
     waiting: Mutex<Waiting>,
     durable: Mutex<Durable>,
@@ -78,9 +80,6 @@ pub struct Damage {
     pub suspect: Vec<(usize, BlockRange)>,
     /// No slot is valid though one was written: the bits are lost and read as clear.
     pub lost: Vec<(usize, BlockRange)>,
-    /// Those of `lost` whose other slot was never written: torn within their first commit, unless
-    /// the disk rots.
-    pub lost_first: Vec<(usize, BlockRange)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,6 +135,7 @@ impl MapFile {
         let pages = planes[0].pages();
         Self {
             device,
+            role: header.role,
             waiting: Mutex::new(Waiting { pages: vec![BTreeSet::new(); count] }),
             durable: Mutex::new(Durable {
                 headers,
@@ -219,13 +219,12 @@ impl MapFile {
         let header = durable.headers.newest;
         let volume = header.identity.volume;
         let mut best: Option<(u8, MapPage)> = None;
-        let mut damaged = false;
-        let mut unwritten = false;
+        let mut damaged = [false; 2];
         for (slot, bytes) in slots.chunks_exact(SLOT_BYTES).enumerate() {
             let bytes: &[u8; SLOT_BYTES] = bytes.try_into().expect("exact chunks");
             match MapPage::decode(bytes, plane, index, volume) {
-                Slot::Empty => unwritten = true,
-                Slot::Damaged(_) => damaged = true,
+                Slot::Empty => {}
+                Slot::Damaged(_) => damaged[slot] = true,
                 Slot::Unknown(error) => return Err(error),
                 Slot::Valid(page) if page.sequence <= header.void_through => {}
                 Slot::Valid(page) => {
@@ -243,16 +242,12 @@ impl MapFile {
             Some((slot, sequence)) => {
                 durable.slots[plane][index] = Some(slot);
                 durable.sequence = durable.sequence.max(sequence);
-                if damaged {
+                if damaged[0] || damaged[1] {
                     damage.suspect.push((plane, blocks));
                 }
             }
-            None if damaged || best.is_some() => {
-                damage.lost.push((plane, blocks));
-                if unwritten && best.is_none() {
-                    damage.lost_first.push((plane, blocks));
-                }
-            }
+            None if damaged[0] || best.is_some() => damage.lost.push((plane, blocks)),
+            // Slot 1 is written before slot 0 ever is: a crash tore the very first commit.
             None => {}
         }
         Ok(())
@@ -295,9 +290,12 @@ impl MapFile {
     /// Copies of at most `pages_max` waiting pages, of all planes alike.
     #[must_use]
     pub fn capture(&self, pages_max: usize) -> Capture {
+        let leading = leading_plane(self.role);
         let mut waiting = lock(&self.waiting);
         let mut pages = Vec::new();
-        for (plane, set) in waiting.pages.iter_mut().enumerate() {
+        let mut sets: Vec<_> = waiting.pages.iter_mut().enumerate().collect();
+        sets.sort_by_key(|(plane, _)| Some(*plane) != leading);
+        for (plane, set) in sets {
             while pages.len() < pages_max {
                 let Some(index) = set.pop_first() else { break };
                 pages.push(CapturedPage {
@@ -332,7 +330,29 @@ impl MapFile {
     }
 
     fn write_pages(&self, durable: &Durable, capture: &Capture) -> Result<()> {
-        for page in &capture.pages {
+        let leading = leading_plane(self.role);
+        let (first, rest): (Vec<_>, Vec<_>) =
+            capture.pages.iter().partition(|page| Some(page.plane) == leading);
+        for group in [first, rest] {
+            // Unless slot 1 holds it already, a torn first slot 0 would look like a lost page.
+            let born = |page: &&&CapturedPage| durable.slots[page.plane][page.index].is_none();
+            self.write_slots(durable, group.iter().filter(born).map(|page| (*page, 1)))?;
+            self.write_slots(
+                durable,
+                group.iter().map(|page| (*page, other_slot(durable.slots[page.plane][page.index]))),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Writes each page to the slot and flushes, if there are any.
+    fn write_slots<'a>(
+        &self,
+        durable: &Durable,
+        pages: impl Iterator<Item = (&'a CapturedPage, u8)>,
+    ) -> Result<()> {
+        let mut any = false;
+        for (page, slot) in pages {
             let encoded = MapPage {
                 plane: page.plane,
                 index: page.index,
@@ -341,10 +361,10 @@ impl MapFile {
                 words: page.words.clone(),
             }
             .encode();
-            let slot = other_slot(durable.slots[page.plane][page.index]);
             self.device.write_at(self.position(page.plane, page.index, slot), &encoded)?;
+            any = true;
         }
-        self.device.flush()
+        if any { self.device.flush() } else { Ok(()) }
     }
 
     fn position(&self, plane: usize, index: usize, slot: u8) -> u64 {
@@ -414,6 +434,12 @@ impl MapFile {
         }
         Ok(())
     }
+}
+
+/// The plane whose pages of a commit are durable before those of the others are written: a block
+/// never stops being current before it is durably link-only (law 5).
+fn leading_plane(role: MapRole) -> Option<usize> {
+    (role == MapRole::Overwrite).then_some(super::overwrite::LINK_ONLY)
 }
 
 fn other_slot(slot: Option<u8>) -> u8 {
@@ -492,10 +518,30 @@ mod tests {
         map.fill(0, BlockRange::one(1), true);
         map.commit_all().expect("committed");
         device.write_at(map.position(0, 0, 0), &[1; 512]).expect("ram");
+        device.write_at(map.position(0, 0, 1), &[1; 512]).expect("ram");
         let error = MapFile::open(Arc::clone(&device) as _, MapRole::Overwrite).expect_err("lost");
         assert_eq!(error.kind(), ErrorKind::Integrity);
         let (_, damage) = MapFile::open_damaged(device, MapRole::Overwrite).expect("opens");
         assert_eq!(damage.lost.len(), 1);
+    }
+
+    #[test]
+    fn a_first_commit_torn_in_either_slot_leaves_the_page_before_or_after_it() {
+        for (torn, kept) in [(1, 0), (0, 1)] {
+            let device = ram();
+            let map = create(&device);
+            map.fill(0, BlockRange::one(5000), true);
+            map.commit_all().expect("committed");
+            if torn == 1 {
+                // Slot 0 is written only once slot 1 is durable.
+                device.write_at(map.position(0, 0, 0), &[0; SLOT_BYTES]).expect("ram");
+            }
+            device.write_at(map.position(0, 0, torn) + 512, &[7; 512]).expect("ram");
+            let (reopened, damage) =
+                MapFile::open_damaged(device, MapRole::Overwrite).expect("opens");
+            assert!(damage.lost.is_empty(), "{damage:?}");
+            assert_eq!(reopened.plane(0).count_all(), kept);
+        }
     }
 
     #[test]

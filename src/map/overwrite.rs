@@ -5,8 +5,8 @@
 //! |---|---|---|---|
 //! | 0 | 0 | 0 | missing |
 //! | 0 | 1 | 0 | missing, a bundle must not supply it (law 5) |
-//! | 1 | 0 | 0 | current |
-//! | 1 | 0 | 1 | current, the backup may lack it |
+//! | 1 | any | 0 | current |
+//! | 1 | any | 1 | current, the backup may lack it |
 //!
 //! Guarantees: opening after an unclean stop applies rules R1 to R5: every missing block in a hot
 //! extent becomes link-only, every current one there unsent, durably, before anything is served.
@@ -179,10 +179,10 @@ impl OverwriteMap {
         self.file.plane(UNSENT)
     }
 
-    /// The block's bytes are right here: it is current, and no longer link-only.
+    /// The block's bytes are right here. Link-only stays: were it cleared, a crash could keep that
+    /// and lose that the block is current, and a bundle would supply it (law 5).
     pub fn mark_current(&self, blocks: BlockRange) {
         self.file.fill(CURRENT, blocks, true);
-        self.file.fill(LINK_ONLY, blocks, false);
     }
 
     /// The block's bytes here are not to be trusted and the backup has newer ones than any bundle.
@@ -212,6 +212,14 @@ impl OverwriteMap {
         self.bytes_where(CURRENT, false)
     }
 
+    /// Bytes of the missing blocks that no bundle may supply.
+    #[must_use]
+    pub fn link_only_bytes(&self) -> u64 {
+        let missing = self.current().runs(self.geometry.all_blocks(), false);
+        let runs = missing.flat_map(|run| self.link_only().runs(run, true));
+        runs.map(|run| self.geometry.bytes_of(run).length).sum()
+    }
+
     #[must_use]
     pub fn unsent_bytes(&self) -> u64 {
         self.bytes_where(UNSENT, true)
@@ -224,6 +232,16 @@ impl OverwriteMap {
         self.current()
             .runs(blocks, false)
             .flat_map(|run| link_only.runs(run, false).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// The runs inside `blocks` that only the link may supply: missing and link-only.
+    #[must_use]
+    pub fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        let link_only = self.link_only();
+        self.current()
+            .runs(blocks, false)
+            .flat_map(|run| link_only.runs(run, true).collect::<Vec<_>>())
             .collect()
     }
 
@@ -270,7 +288,7 @@ impl OverwriteMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::RamDevice;
+    use crate::device::{CrashingDevice, Power, RamDevice};
     use crate::units::BlockSize;
 
     fn geometry() -> Geometry {
@@ -323,8 +341,86 @@ mod tests {
         map.file().fill(UNSENT, BlockRange::new(3, 5), true);
         map.file().commit_all().expect("committed");
         device.write_at(8192, &[9; 512]).expect("ram");
+        device.write_at(8192 + 4096, &[9; 512]).expect("ram");
         let error = OverwriteMap::open(Arc::clone(&device) as _, None).expect_err("lost page");
         assert!(error.to_string().contains("never sent"), "{error}");
+    }
+
+    /// Lets `change` be committed with the power going out at every event, with any mixture of
+    /// what was not flushed left on disk; `check` sees what is opened afterwards.
+    fn at_every_crash(
+        prepare: impl Fn(&OverwriteMap),
+        change: impl Fn(&OverwriteMap),
+        check: impl Fn(&OverwriteMap),
+    ) {
+        // A page whose bits lie in several sectors, so that it can be torn.
+        let small = BlockSize::new(512).expect("a power of two");
+        let geometry = Geometry::new(8 << 20, small).expect("valid");
+        let bytes = OverwriteMap::bytes_needed(geometry);
+        let first = CrashingDevice::new(bytes, Power::steady());
+        let identity = MapIdentity { volume: Uuid::from_u128(1), geometry, generation: 1 };
+        let first = Arc::new(first);
+        let map = OverwriteMap::create(Arc::clone(&first) as _, identity).expect("created");
+        prepare(&map);
+        map.file().commit_all().expect("committed");
+        let none = Intents::Hot(vec![]);
+        let mut finished = false;
+        for event in 0.. {
+            for seed in 0..24_u64 {
+                let power = Power::failing_at(event, true);
+                let device = Arc::new(first.crash(&mut |_| 0, power));
+                let opened = OverwriteMap::open(Arc::clone(&device) as _, Some(&none));
+                let (map, _) = opened.expect("opens");
+                change(&map);
+                finished = map.file().commit_all().is_ok();
+                let mut state = seed;
+                let mut choose = |most: usize| {
+                    state = (state + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+                    if state % 2 == 1 { most } else { 0 }
+                };
+                let device = Arc::new(device.crash(&mut choose, Power::steady()));
+                let (map, _) = OverwriteMap::open(device, Some(&none)).expect("opens");
+                check(&map);
+            }
+            if finished {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_only_block_that_became_current_is_never_wanted_whatever_a_crash_keeps() {
+        at_every_crash(
+            |map| map.demote(BlockRange::one(7)),
+            |map| map.mark_current(BlockRange::one(7)),
+            |map| assert!(map.wanted(BlockRange::one(7)).is_empty()),
+        );
+    }
+
+    #[test]
+    fn a_demoted_block_is_never_wanted_whatever_a_crash_keeps() {
+        at_every_crash(
+            |map| {
+                map.mark_current(BlockRange::new(0, 9));
+                map.demote(BlockRange::one(100));
+            },
+            |map| map.demote(BlockRange::one(7)),
+            |map| assert!(map.wanted(BlockRange::one(7)).is_empty()),
+        );
+    }
+
+    #[test]
+    fn a_first_commit_of_unsent_writes_opens_whatever_a_crash_keeps() {
+        at_every_crash(
+            |_| {},
+            |map| {
+                for block in [7, 9_000] {
+                    map.mark_current(BlockRange::one(block));
+                    map.file().fill(UNSENT, BlockRange::one(block), true);
+                }
+            },
+            |map| assert!(map.current_bytes() <= 1024),
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | pieces with nothing wanted skipped, the others read ahead | reading thread | |
 //! | verified, unpacked | verifying threads | 9 |
 //! | claimed, re-checked, written, marked | the target, on the same threads | 4 |
+//! | blocks that no bundle may supply after a crash brought over the link | the target | 5 |
 //! | made durable every `MERGE_COMMIT_BYTES` or `MERGE_COMMIT_MS` | the caller's thread | 2 |
 //! | pieces that others held meanwhile gone through once more | | |
 //!
@@ -56,8 +57,12 @@ pub struct MergeReport {
     /// Bytes written, those of zeros counted as well, and of these the zeros.
     pub bytes_written: u64,
     pub bytes_zeroed: u64,
-    /// Bytes of the source that the target did not want.
+    /// Bytes of the source that the target did not want, for it had them.
     pub bytes_skipped: u64,
+    /// Bytes that no bundle may supply after a crash (law 5): brought over the link, and left
+    /// missing because it was down.
+    pub bytes_fetched: u64,
+    pub bytes_in_doubt: u64,
     /// Bytes read from the medium, descriptors not counted.
     pub bytes_read: u64,
     pub chunks_total: u64,
@@ -225,6 +230,7 @@ impl Merge<'_> {
                 report.bytes_skipped += range.length;
                 self.state.bytes_done += range.length;
             }
+            let damaged = matches!(outcome, Outcome::Damaged(_));
             match outcome {
                 Outcome::Unwanted => {}
                 Outcome::Consumed(Filled { written, zeroed }) => {
@@ -235,6 +241,9 @@ impl Merge<'_> {
                 }
                 Outcome::Damaged(_) if first => self.damaged(range),
                 Outcome::Damaged(_) => {}
+            }
+            if first && !damaged {
+                self.bring_what_is_in_doubt(range);
             }
         }
         self.commit_if_due()?;
@@ -256,6 +265,20 @@ impl Merge<'_> {
         }
         if self.target.repair(self.target.geometry().touched(range)) {
             report.chunks_repaired += 1;
+        }
+    }
+
+    fn bring_what_is_in_doubt(&mut self, range: ByteRange) {
+        let geometry = self.target.geometry();
+        for run in self.target.in_doubt(geometry.touched(range)) {
+            // A piece that ends within a block shares it with its neighbour: counted there.
+            let bytes = geometry.bytes_of(run).intersect(range).map_or(0, |part| part.length);
+            self.report.bytes_skipped = self.report.bytes_skipped.saturating_sub(bytes);
+            if self.target.repair(run) {
+                self.report.bytes_fetched += bytes;
+            } else {
+                self.report.bytes_in_doubt += bytes;
+            }
         }
     }
 

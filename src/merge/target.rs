@@ -37,6 +37,9 @@ pub trait MergeTarget: Sync {
     /// The runs inside `blocks` that a bundle may still supply: missing and not link-only.
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange>;
 
+    /// The runs inside `blocks` that are missing and that no bundle may supply (law 5).
+    fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange>;
+
     /// Claims those blocks that are still wanted, writes them from `bytes` (of the whole range;
     /// `None`: zeros) and marks them, as one step to everybody else (law 4). Blocks that someone
     /// else holds or made current are skipped. Returns the bytes written.
@@ -45,7 +48,8 @@ pub trait MergeTarget: Sync {
     /// Makes everything filled durable: the device's flush, then the map's commit (rule R1).
     fn commit(&self) -> Result<()>;
 
-    /// Told of blocks whose bytes the source lost: whether the target brings them another way.
+    /// Told of blocks that the source cannot supply, its bytes being damaged or perhaps too old:
+    /// whether the target has brought them another way.
     fn repair(&self, blocks: BlockRange) -> bool {
         let _the_link_is_elsewhere = blocks;
         false
@@ -128,6 +132,10 @@ impl MergeTarget for OfflineTarget {
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
         self.map.wanted(blocks)
+    }
+
+    fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.map.in_doubt(blocks)
     }
 
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {

@@ -117,7 +117,9 @@ fn a_second_merge_reads_and_writes_nothing() {
 fn a_bundle_never_supplies_link_only_blocks() {
     let Place { device, target } = place();
     target.map().demote(BlockRange::new(5, 6));
-    merged(&bundle(), &target);
+    let report = merged(&bundle(), &target);
+    assert_eq!((report.bytes_fetched, report.bytes_in_doubt), (0, 4096));
+    assert_eq!((report.bytes_written, report.bytes_skipped), (SIZE as u64 - 4096, 0));
     assert!(device.contents()[5 * 4096..6 * 4096].iter().all(|byte| *byte == GROUND));
     assert_eq!(target.map().missing_bytes(), 4096);
 }
@@ -247,13 +249,15 @@ struct Shared {
     fails: bool,
     commits: AtomicU64,
     takes_unbound: bool,
+    repaired: Mutex<Vec<BlockRange>>,
 }
 
 fn shared() -> (Arc<RamDevice>, Shared) {
     let Place { device, target: inner } = place();
     let commits = AtomicU64::new(0);
     let held = Mutex::new(None);
-    (device, Shared { inner, held, fails: false, commits, takes_unbound: true })
+    let repaired = Mutex::default();
+    (device, Shared { inner, held, fails: false, commits, takes_unbound: true, repaired })
 }
 
 impl MergeTarget for Shared {
@@ -273,6 +277,10 @@ impl MergeTarget for Shared {
         self.inner.wanted(blocks)
     }
 
+    fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.inner.in_doubt(blocks)
+    }
+
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
         if self.fails && blocks.contains(300) {
             return Err(Error::new(ErrorKind::Device, "injected"));
@@ -290,7 +298,8 @@ impl MergeTarget for Shared {
         self.inner.commit()
     }
 
-    fn repair(&self, _: BlockRange) -> bool {
+    fn repair(&self, blocks: BlockRange) -> bool {
+        self.repaired.lock().expect("not poisoned").push(blocks);
         true
     }
 }
@@ -302,6 +311,18 @@ fn blocks_held_by_others_are_filled_in_a_second_pass() {
     let report = merged(&bundle(), &target);
     assert_eq!((report.bytes_written, report.bytes_skipped), (SIZE as u64, 0));
     assert!(device.contents() == image());
+}
+
+#[test]
+fn what_no_bundle_may_supply_after_a_crash_is_brought_by_the_target() {
+    let (_, target) = shared();
+    target.inner.map().demote(BlockRange::new(5, 8));
+    target.inner.map().mark_current(BlockRange::one(6));
+    let report = merged(&bundle(), &target);
+    let repaired = target.repaired.lock().expect("not poisoned").clone();
+    assert_eq!(repaired, [BlockRange::one(5), BlockRange::one(7)]);
+    assert_eq!((report.bytes_fetched, report.bytes_in_doubt), (8192, 0));
+    assert_eq!((report.bytes_written, report.bytes_skipped), (SIZE as u64 - 3 * 4096, 4096));
 }
 
 #[test]

@@ -193,8 +193,11 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     dict.set_item("bytes_written", report.bytes_written)?;
     dict.set_item("bytes_skipped", report.bytes_skipped)?;
     dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
+    dict.set_item("bytes_fetched", report.bytes_fetched)?;
+    dict.set_item("bytes_in_doubt", report.bytes_in_doubt)?;
     dict.set_item("bytes_read", report.bytes_read)?;
-    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped)?;
+    let in_doubt = report.bytes_fetched + report.bytes_in_doubt;
+    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + in_doubt)?;
     dict.set_item("chunks_total", report.chunks_total)?;
     dict.set_item("chunks_repaired", report.chunks_repaired)?;
     dict.set_item("chunks_damaged", report.chunks_damaged)?;

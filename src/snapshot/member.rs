@@ -262,9 +262,9 @@ fn open_storage(directory: &dyn Directory, identity: MapIdentity) -> Result<Stor
         )));
     }
     // A page torn in a commit is as the commit before left it, and that is right: what the torn
-    // commit stood for was not overwritten yet (law 6). A page that was whole once and has no
-    // valid copy is lost, and with it the knowledge of where the old bytes are.
-    match damage.lost.iter().find(|page| !damage.lost_first.contains(page)) {
+    // commit stood for was not overwritten yet (law 6). A page that has no valid copy is lost, and
+    // with it the knowledge of where the old bytes are.
+    match damage.lost.first() {
         None => Ok(Storage { store, map }),
         Some((_, blocks)) => Err(Error::integrity(format!(
             "its map is damaged for blocks {} to {}",

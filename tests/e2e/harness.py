@@ -6,6 +6,8 @@ Does not know: the package's insides. It is used through its command line and it
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -95,6 +97,7 @@ class Daemon:
     def __init__(self, configuration: Path) -> None:
         self.configuration = configuration
         self.log = configuration.with_suffix(".log")
+        self.control = configuration.with_suffix(".ctl")
         self.process: subprocess.Popen[bytes] | None = None
 
     def verb(self, *words: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
@@ -107,10 +110,10 @@ class Daemon:
         return printed
 
     def launch(self) -> None:
-        """Starts the process without waiting for it."""
+        """Starts the process without waiting for it. It dies with us, however we die."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", "-c", self.configuration],
+                ["setpriv", "--pdeathsig", "KILL", PROGRAM, "serve", "-c", self.configuration],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -120,10 +123,25 @@ class Daemon:
         """Starts the process and waits until it answers."""
         self.launch()
         deadline = time.monotonic() + START_SECONDS
-        while self.verb("status", "--json", expect=None).returncode != 0:
+        while not self.answers():
             if not self.alive or time.monotonic() > deadline:
                 raise AssertionError(f"{self.configuration.name} does not serve:\n{self.words()}")
-            time.sleep(0.05)
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        """Whether somebody accepts at its control socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            return client.connect_ex(str(self.control)) == 0
+
+    def ask(self, path: str) -> Any:
+        """What its control API answers."""
+        connection = http.client.HTTPConnection("localhost", timeout=COMMAND_SECONDS)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.closing(connection):
+            connection.sock.settimeout(COMMAND_SECONDS)
+            connection.sock.connect(str(self.control))
+            connection.request("GET", path)
+            return json.loads(connection.getresponse().read())
 
     @property
     def alive(self) -> bool:
@@ -151,8 +169,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """The status of the one volume it holds."""
-        volumes = self.verb_json("status")["volumes"]
-        chosen = volumes[VOLUME] if isinstance(volumes, dict) else volumes[0]
+        chosen = self.ask(f"/v1/volumes/{VOLUME}")
         assert isinstance(chosen, dict)
         return chosen
 
@@ -259,14 +276,13 @@ class Pair:
         return self.primary.verb_json("merge", bundle, VOLUME)
 
     def wait_mirrored(self, seconds: float = 60.0) -> None:
-        """Waits until `verify` finds both sides equal and nothing missing or unsent."""
-
-        def mirrored() -> bool:
-            verified = self.primary.verb("verify", VOLUME, expect=None).returncode == 0
-            status = self.primary.status()
-            return verified and status["missing_bytes"] == 0 and status["unsent_bytes"] == 0
-
-        wait_until(f"mirrored; status {self.primary.status()}", mirrored, seconds)
+        """Waits until the primary says that it is mirrored; then `verify` must find it so."""
+        deadline = time.monotonic() + seconds
+        while not (status := self.primary.status())["mirrored"]:
+            assert time.monotonic() < deadline, f"not mirrored within {seconds} s: {status}"
+            time.sleep(0.02)
+        assert (status["missing_bytes"], status["unsent_bytes"]) == (0, 0), status
+        self.primary.verb("verify", VOLUME)
 
     def stop_and_compare(self) -> None:
         """Ends both daemons as systemd would; then both devices must be equal byte by byte."""

@@ -58,6 +58,7 @@ class Writer(threading.Thread):
         """A line, a row, a line, a row."""
         try:
             database = sqlite3.connect(self.top / "rows.db")
+            database.execute("PRAGMA journal_mode=TRUNCATE")
             database.execute("PRAGMA synchronous=FULL")
             database.execute("CREATE TABLE IF NOT EXISTS row (id INTEGER PRIMARY KEY, body BLOB)")
             database.commit()
@@ -100,7 +101,7 @@ def check_written(top: Path, lines: int, rows: int) -> tuple[int, int]:
     assert whole >= lines, f"{lines} lines were fsynced, {whole} are there"
     for number in range(lines):
         assert content[number * 64 : number * 64 + 64] == line(number), f"line {number}"
-    (top / "lines.txt").open("r+b").truncate(whole * 64)
+    os.truncate(top / "lines.txt", whole * 64)
     database = sqlite3.connect(top / "rows.db")
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     found = database.execute("SELECT id, body FROM row ORDER BY id").fetchall()

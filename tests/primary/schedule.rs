@@ -5,7 +5,7 @@
 //! Does not know: how the world works.
 
 use dualrestore::extent::{BlockRange, ByteRange};
-use dualrestore::units::{BlockSize, Geometry};
+use dualrestore::units::{BlockSize, Geometry, MIB};
 use dualrestore::volume::primary::{Event, MirrorPolicy, Options};
 
 use crate::backup::{LANES, Lane};
@@ -15,6 +15,8 @@ use crate::world::{Beginning, Job, Trace, World};
 
 /// Steps after which a life that does not come to rest is taken for stuck.
 const END_STEPS_MAX: usize = 40_000;
+/// The first bit of a map page that lies in the second sector of its slot.
+const PAGE_BREAK: u64 = (512 - 64) * 8;
 const OUTSTANDING_MAX: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +39,12 @@ enum Step {
     Cut,
     Hydrate,
     MarkUnsent,
+    Watch,
     Fault,
 }
 
 /// Each step with how likely it is, and how many lives in eight have it at all.
-const STEPS: [(Step, u64, u64); 19] = [
+const STEPS: [(Step, u64, u64); 20] = [
     (Step::Request, 120, 8),
     (Step::Local, 200, 8),
     (Step::Apply, 60, 8),
@@ -53,14 +56,15 @@ const STEPS: [(Step, u64, u64); 19] = [
     (Step::LinkDown, 6, 5),
     (Step::Late, 5, 3),
     (Step::Drain, 10, 4),
-    (Step::CrashBackup, 4, 3),
-    (Step::Crash, 6, 4),
+    (Step::CrashBackup, 5, 4),
+    (Step::Crash, 7, 5),
     (Step::Merge, 20, 4),
     (Step::TakeBundle, 6, 4),
     (Step::Cut, 5, 2),
     (Step::Hydrate, 8, 4),
     (Step::MarkUnsent, 4, 1),
-    (Step::Fault, 5, 2),
+    (Step::Watch, 12, 2),
+    (Step::Fault, 8, 3),
 ];
 
 /// A life under way.
@@ -73,24 +77,31 @@ pub struct Life {
 }
 
 fn geometry(chance: &mut Chance) -> Geometry {
+    let small = SECTOR * (3 + chance.below(22));
     let block = chance.pick(&[512, 1024, 1024, 2048, 4096]);
-    // Seldom more than one hot extent: those volumes are slower to go through.
-    let size = match chance.below(16) {
-        0 => (1 << 20) + chance.below(6) * 512 + 512,
-        _ => SECTOR * (3 + chance.below(22)),
+    // Seldom more than one hot extent, or a map page whose bits lie in several sectors, which a
+    // crash can tear: those volumes are slower to go through.
+    let (size, block) = match chance.below(16) {
+        0 => (MIB + chance.below(6) * SECTOR + SECTOR, block << 6),
+        1 => (2 * MIB + chance.below(6) * SECTOR + SECTOR, 512),
+        _ => (small, block),
     };
-    let block = if size > 1 << 20 { block << 6 } else { block };
     Geometry::new(size, BlockSize::new(block).expect("a power of two")).expect("valid")
 }
 
 fn window(geometry: Geometry) -> Vec<u64> {
     let sectors = geometry.size() / SECTOR;
-    if sectors < 64 {
-        return (0..sectors).collect();
+    let border = MIB / SECTOR;
+    match sectors {
+        0..64 => (0..sectors).collect(),
+        // The beginning, where the second hot extent begins, the end.
+        _ if geometry.block_size().bytes() > 512 => (0..6).chain(border - 8..sectors).collect(),
+        // And where the second sector of a map page begins.
+        _ => [0..4, border - 2..border + 2, PAGE_BREAK - 3..PAGE_BREAK + 3, 2 * border..sectors]
+            .into_iter()
+            .flatten()
+            .collect(),
     }
-    // The beginning, and where the second hot extent begins.
-    let border = (1 << 20) / SECTOR;
-    (0..6).chain(border - 8..sectors).collect()
 }
 
 fn beginning(seed: u64, chance: &mut Chance) -> Beginning {
@@ -104,7 +115,7 @@ fn beginning(seed: u64, chance: &mut Chance) -> Beginning {
     let lost = match chance.below(4) {
         0 => vec![],
         1 => touched.into_iter().filter(|_| chance.one_in(2)).collect(),
-        _ if blocks < 64 => (0..blocks).collect(),
+        2 => (0..blocks).collect(),
         _ => touched,
     };
     Beginning {
@@ -196,13 +207,16 @@ impl Life {
                 self.world.event(Event::Hydrate { enabled });
             }
             Step::MarkUnsent if backup => self.mark_unsent(),
+            Step::Watch => self.watch(),
             Step::Fault => self.fault(),
             _ => {}
         }
     }
 
     fn tick(&mut self) {
-        self.world.now += 100 + self.chance.below(1_500);
+        // Now and then long enough for an extent to cool.
+        let most = if self.chance.one_in(4) { 6_000 } else { 1_500 };
+        self.world.now += 100 + self.chance.below(most);
         self.world.event(Event::Tick);
     }
 
@@ -259,6 +273,16 @@ impl Life {
         self.world.merge(blocks);
     }
 
+    /// Begins a comparison of some blocks with the backup, or ends it.
+    fn watch(&mut self) {
+        if self.world.is_watching() {
+            self.world.end_watch();
+        } else {
+            let blocks = self.blocks();
+            self.world.begin_watch(blocks);
+        }
+    }
+
     fn mark_unsent(&mut self) {
         let blocks = self.blocks();
         let now = dualrestore::clock::Instant(self.world.now);
@@ -286,7 +310,11 @@ impl Life {
         self.world.volume.heal();
         self.world.map_disk.heal();
         self.world.intent_disk.heal();
-        if self.chance.one_in(8) || self.world.is_poisoned() {
+        // What failed and was not yet reported may poison.
+        while let Some(index) = self.world.items.iter().position(|item| item.done.is_some()) {
+            self.world.step(index);
+        }
+        if self.chance.one_in(8) || self.world.primary.poisoned().is_some() {
             self.world.crash(&mut self.chance);
         }
         if self.world.beginning.options.backup {

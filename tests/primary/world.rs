@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use dualrestore::clock::Instant;
 use dualrestore::device::{AlignedBuffer, Device, Payload};
-use dualrestore::error::{ErrorKind, Result};
+use dualrestore::error::Result;
 use dualrestore::extent::{BlockRange, ByteRange};
-use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap, UNSENT};
+use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap};
 use dualrestore::units::Geometry;
 use dualrestore::volume::content::Content;
-use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary};
+use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary, WatchId};
 use dualrestore::volume::service::{Command, Outcome};
 use uuid::Uuid;
 
@@ -73,6 +73,14 @@ enum Asked {
     Nothing,
 }
 
+/// A comparison under way: what both sides held when it began.
+#[derive(Debug)]
+struct Watch {
+    id: WatchId,
+    blocks: BlockRange,
+    sides: [Vec<u8>; 2],
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct World {
@@ -90,6 +98,7 @@ pub struct World {
     /// A copy of the backup at some instant since the loss.
     pub bundle: Option<Vec<u8>>,
     pub oracle: Oracle,
+    watch: Option<Watch>,
     /// Requests that were not answered.
     asked: BTreeMap<u64, Asked>,
     /// Answers that nobody took yet.
@@ -148,6 +157,7 @@ impl World {
             bundle: (!beginning.backup_empty).then(|| there.clone()),
             backup: Backup::new(there, seed ^ 4),
             oracle,
+            watch: None,
             asked: BTreeMap::new(),
             answers: BTreeMap::new(),
             cuts: BTreeMap::new(),
@@ -410,6 +420,39 @@ impl World {
         self.bundle = Some(self.backup.disk.visible());
     }
 
+    // Comparison.
+
+    pub fn is_watching(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    pub fn begin_watch(&mut self, blocks: BlockRange) {
+        if let Some(id) = self.primary.begin_watch(blocks) {
+            self.note(|| format!("watch {blocks:?}"));
+            let sides = self.both_sides(blocks);
+            self.watch = Some(Watch { id, blocks, sides });
+        }
+    }
+
+    /// Whenever in between either side was read, they agree, if nothing touched the blocks.
+    pub fn end_watch(&mut self) {
+        let Some(watch) = self.watch.take() else { return };
+        let untouched = self.primary.end_watch(watch.id);
+        self.note(|| format!("watch ends, untouched: {untouched}"));
+        if untouched {
+            let [here, there] = self.both_sides(watch.blocks);
+            let first = &watch.sides[0];
+            let agree = [&watch.sides[1], &here, &there].iter().all(|side| *side == first);
+            assert!(agree, "the comparison of {:?} cries wolf", watch.blocks);
+        }
+    }
+
+    fn both_sides(&self, blocks: BlockRange) -> [Vec<u8>; 2] {
+        let bytes = self.geometry().bytes_of(blocks);
+        let span = bytes.offset as usize..bytes.end() as usize;
+        [&*self.volume, &self.backup.disk].map(|disk| disk.visible()[span.clone()].to_vec())
+    }
+
     // The link and the backup.
 
     pub fn link_up(&mut self) {
@@ -472,6 +515,7 @@ impl World {
             self.link.cut();
         }
         self.link.late.clear();
+        self.watch = None;
         self.oracle.crash();
         for disk in [&self.volume, &self.map_disk, &self.intent_disk] {
             disk.heal();
@@ -511,30 +555,25 @@ impl World {
             Err(error) => panic!("after a crash the volume is refused: {error}"),
         }
     }
-
-    pub fn is_poisoned(&self) -> bool {
-        self.primary.poisoned().is_some_and(|error| error.kind() == ErrorKind::Poisoned)
-    }
 }
 
 /// What a backup holds that never saw the volume.
 const GARBAGE_THERE: Value = 0xfeed_feed_feed_feed;
 
 /// Which blocks are current and which the backup lacks, made durable.
-fn first_map(beginning: &Beginning, device: &Arc<Disk>) -> OverwriteMap {
+fn first_map(beginning: &Beginning, disk: &Arc<Disk>) -> OverwriteMap {
     let geometry = beginning.geometry;
     let identity = MapIdentity { volume: VOLUME, geometry, generation: 1 };
-    let map = OverwriteMap::create(Arc::clone(device) as _, identity).expect("created");
+    let device = Arc::clone(disk) as _;
+    let lost = &beginning.lost;
+    if beginning.backup_empty || lost.is_empty() {
+        let unsent = beginning.backup_empty;
+        return OverwriteMap::create_current(device, identity, unsent).expect("created");
+    }
+    let map = OverwriteMap::create(device, identity).expect("created");
     let all = geometry.all_blocks();
-    if beginning.backup_empty {
-        map.mark_current(all);
-        map.file().fill(UNSENT, all, beginning.options.backup);
-    } else if !beginning.lost.is_empty() {
-        for block in (all.start..all.end).filter(|block| !beginning.lost.contains(block)) {
-            map.mark_current(BlockRange::one(block));
-        }
-    } else {
-        map.mark_current(all);
+    for block in (all.start..all.end).filter(|block| lost.binary_search(block).is_err()) {
+        map.mark_current(BlockRange::one(block));
     }
     map.file().commit_all().expect("committed");
     map

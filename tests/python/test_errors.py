@@ -27,7 +27,7 @@ def test_exit_codes_are_those_that_scripts_rely_on() -> None:
         "USAGE": 2,
         "DAMAGED_CHUNKS": 3,
         "DIFFERENCES": 4,
-        "WRONG_IDENTITY": 5,
+        "NOT_OURS": 5,
         "NEXT_MEDIUM": 6,
         "LINK_DOWN": 7,
         "BUSY": 11,

@@ -3,13 +3,13 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from conftest import make_pki
 from dualrestore.config import Address, BackupAddress
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
@@ -42,6 +42,7 @@ class Connection:
             self.changed.notify_all()
 
     def take_outgoing(self, limit: int) -> bytes | None:
+        assert limit > 0
         return self._say.pop(0) if self._say else None
 
     def tick(self) -> float:
@@ -137,6 +138,13 @@ def make(thread: LoopThread) -> Iterator[Callable[..., Pair]]:
 VOLUME = cast("Any", object())
 
 
+def await_error(client: LinkTransport) -> None:
+    until = time.monotonic() + SECONDS
+    while not client.line_errors(VOLUME, 0):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_each_class_has_a_connection_and_bytes_go_both_ways(make: Callable[..., Pair]) -> None:
     client, client_hub, server, server_hub, address = make(lambda: [b"hello"], lambda: [b"welcome"])
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
@@ -149,7 +157,7 @@ def test_each_class_has_a_connection_and_bytes_go_both_ways(make: Callable[..., 
 
 def test_much_is_carried_whole_in_order(make: Callable[..., Pair]) -> None:
     pieces = [bytes([number % 251]) * 100_000 for number in range(300)]
-    client, _, _, server_hub, address = make(lambda: list(pieces), list)
+    client, _, _, server_hub, address = make(lambda: list(pieces), lambda: [b"b"])
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
     whole = b"".join(pieces)
     for connection in server_hub.await_connections(3):
@@ -186,13 +194,41 @@ def test_a_backup_that_comes_later_is_found(thread: LoopThread) -> None:
     client.start()
     server.start()
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while len(client.line_errors(VOLUME, 0)) < 3:
-        pass
+    await_error(client)
     assert "refused" in client.line_errors(VOLUME, 0)[0]
     server.listen(address)
     assert [one.await_bytes(1) for one in client_hub.await_connections(3)] == [b"b"] * 3
     client.stop()
     server.stop()
+
+
+def test_demand_and_bulk_follow_the_mirror_line_into_its_session(
+    make: Callable[..., Pair],
+) -> None:
+    said: list[list[bytes]] = [[]]
+    client, client_hub, _, server_hub, address = make(lambda: [b"a"], lambda: said[0])
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    (mirror,) = client_hub.await_connections(1)
+    server_hub.await_connections(1)[0].await_bytes(1)
+    assert len(client_hub.connections) == 1
+    server_hub.connections[0]._say.append(b"welcome")
+    server_hub.wake(server_hub.connections[0])
+    mirror.await_bytes(7)
+    client_hub.await_connections(3)
+
+
+def test_a_refused_line_is_tried_again_at_once_when_something_has_changed(
+    make: Callable[..., Pair],
+) -> None:
+    client, client_hub, _, _, address = make(lambda: [b"a"], lambda: [b"b"])
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    mirror = client_hub.await_connections(3)[0]
+    mirror.await_bytes(1)
+    mirror.refused, mirror.state = True, "failed"
+    client_hub.wake(mirror)
+    assert mirror.closed.wait(SECONDS)
+    client.hurry(VOLUME)
+    client_hub.await_connections(4)
 
 
 def test_links_are_carried_over_tls(make: Callable[..., Pair], pki: Path) -> None:
@@ -202,13 +238,13 @@ def test_links_are_carried_over_tls(make: Callable[..., Pair], pki: Path) -> Non
 
 
 def test_a_certificate_of_another_authority_is_not_accepted(
-    make: Callable[..., Pair], pki: Path, tmp_path: Path
+    make: Callable[..., Pair], pki: Path, other_pki: Path
 ) -> None:
-    other = make_pki(tmp_path / "other")
-    client, client_hub, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"], other, pki)
+    client, client_hub, _, server_hub, address = make(
+        lambda: [b"a"], lambda: [b"b"], other_pki, pki
+    )
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while len(client.line_errors(VOLUME, 0)) < 3:
-        pass
+    await_error(client)
     assert "certificate was not accepted" in client.line_errors(VOLUME, 0)[0]
     assert (client_hub.connections, server_hub.connections) == ([], [])
 
@@ -218,8 +254,7 @@ def test_a_client_without_tls_gets_nothing_from_a_server_with_it(
 ) -> None:
     client, _, _, server_hub, address = make(lambda: [b"not TLS" * 9], lambda: [b"b"], None, pki)
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while len(client.line_errors(VOLUME, 0)) < 3:
-        pass
+    await_error(client)
     assert "does it demand TLS" in client.line_errors(VOLUME, 0)[0]
     assert server_hub.connections == []
 
@@ -232,3 +267,15 @@ def test_stopping_tells_every_connection(make: Callable[..., Pair]) -> None:
         connection.await_bytes(1)
     client.stop()
     assert all(connection.closed.wait(SECONDS) for connection in connections)
+
+
+def test_a_client_whose_certificate_is_refused_is_told_to_look_at_it(
+    make: Callable[..., Pair], pki: Path, other_pki: Path
+) -> None:
+    # It trusts the server, but shows a certificate of another authority.
+    (other_pki / "ca-cert.pem").write_bytes((pki / "ca-cert.pem").read_bytes())
+    client, _, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"], other_pki, pki)
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    await_error(client)
+    assert "does it accept our certificate" in client.line_errors(VOLUME, 0)[0]
+    assert server_hub.connections == []

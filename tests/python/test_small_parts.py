@@ -139,7 +139,7 @@ def test_what_is_lost_is_all_none_or_ranges() -> None:
 
 
 def test_a_picture_shows_full_and_empty_only_where_they_are() -> None:
-    assert draw([0, 1, 50, 99, 100], 500) == " .+%@"
+    assert draw([0, 4096, 20480, 36864, 40960], 5 * 40960, 4096) == " .+%@"
 
 
 def test_the_ddrescue_export_covers_the_whole_volume_once() -> None:

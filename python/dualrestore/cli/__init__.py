@@ -72,7 +72,7 @@ class _Verbs(click.Group):
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 done with damaged chunks, 4 differences, "
-    "5 wrong volume, generation or format, 6 next medium needed, 7 link down, 11 busy, "
+    "5 wrong volume, generation or format, or damaged, 6 next medium needed, 7 link down, 11 busy, "
     "130 and 143 interrupted.",
 )
 @click.version_option(__version__, prog_name="dualrestore", message="%(prog)s %(version)s")

@@ -198,7 +198,10 @@ class Control:
     async def restore(self, request: Request) -> Response:
         body = await _body(request, Restore)
         volume = self._node.primary(request.path_params["name"])
+        # A waiting volume may have to hear from its backup first, a restored one has new words.
+        await asyncio.to_thread(self._node.hurry, volume)
         report = await asyncio.to_thread(restore, volume, body.lost, wire=body.wire)
+        await asyncio.to_thread(self._node.hurry, volume)
         return _json(report)
 
     async def hydrate(self, request: Request) -> Response:
@@ -218,7 +221,6 @@ class Control:
             )
         else:
             report = await asyncio.to_thread(snapshot_at_backup, self._node.backup(name), options)
-            await asyncio.to_thread(self._node.refresh_exports, name)
         return _json(report)
 
     async def snapshots(self, request: Request) -> Response:

@@ -7,6 +7,7 @@ directory. Does not know: HTTP.
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import threading
@@ -30,7 +31,6 @@ from dualrestore.transport.tls import tls_context
 log = logging.getLogger("dualrestore")
 
 SHUTDOWN_MS = 5_000
-SNAPSHOT_LOOK_SECONDS = 1.0
 
 
 class Node:
@@ -134,35 +134,23 @@ class Node:
                 if volume.role == "primary":
                     server.add_volume(volume.name, self.primaries[volume.name])
             needs_tls = isinstance(export, TcpExport) and not export.address.is_loopback
-            door = NbdDoor(thread, server, export, tls if needs_tls else None)
+            # Snapshots are cut in the primary's stream and nobody here is told, so whoever
+            # connects is what makes us look.
+            backups = [volume for volume in volumes if volume.role == "backup"]
+            prepare = functools.partial(self._export_all, backups) if backups else None
+            door = NbdDoor(thread, server, export, tls if needs_tls else None, prepare)
             door.open()
             self._doors[export] = door
             self._cleanup.callback(_shut, door)
-        watched = [volume for volume in self.configuration.volumes if volume.role == "backup"]
-        if any(volume.exports for volume in watched):
-            self._watch_snapshots(watched)
 
-    def _watch_snapshots(self, volumes: list[VolumeConfiguration]) -> None:
-        # A cut comes in the primary's stream, so nobody here is told: look, and export what is new.
-        ended = threading.Event()
-
-        def look() -> None:
-            while not ended.wait(SNAPSHOT_LOOK_SECONDS):
-                for volume in volumes:
-                    try:
-                        self.export_snapshots(volume)
-                    except DualRestoreError as problem:
-                        log.warning("%s: cannot export its snapshots: %s", volume.name, problem)
-
+    def _export_all(self, volumes: list[VolumeConfiguration]) -> None:
         for volume in volumes:
-            self.export_snapshots(volume)
-        thread = threading.Thread(target=look, name="snapshot-exports", daemon=True)
-        thread.start()
-        self._cleanup.callback(thread.join)
-        self._cleanup.callback(ended.set)
+            try:
+                self._export_snapshots(volume)
+            except DualRestoreError as problem:
+                log.warning("%s: cannot export its snapshots: %s", volume.name, problem)
 
-    def export_snapshots(self, volume: VolumeConfiguration) -> None:
-        """Makes the exports of a backup volume those of its sound snapshots."""
+    def _export_snapshots(self, volume: VolumeConfiguration) -> None:
         backup = self.backups[volume.name]
         with self._exporting:
             wanted = {
@@ -186,12 +174,6 @@ class Node:
             for door in self._doors.values():
                 door.server.remove(f"{name}@{snapshot}")
             backup.delete_snapshot(snapshot)
-
-    def refresh_exports(self, name: str) -> None:
-        """After a snapshot was cut or deleted here."""
-        for volume in self.configuration.volumes:
-            if volume.name == name and volume.role == "backup":
-                self.export_snapshots(volume)
 
     def _flush(self) -> None:
         # The guests are gone and the links still up: what they wrote last reaches the backups.
@@ -253,6 +235,11 @@ class Node:
             if not backup.get("error") and errors:
                 backup["error"] = errors[0]
         return {**status, **common}
+
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """The volume has something new to say: its links need not wait to be tried again."""
+        assert self._transport is not None
+        self._transport.hurry(volume)
 
     def status(self) -> dict[str, Any]:
         """As `model.NodeStatus`, without its jobs."""

@@ -50,7 +50,16 @@ class LinkProtocol(asyncio.BufferedProtocol):
     connection: "LinkConnection"
     """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
 
-    def __init__(self, room: "LinkTransport", begin: "Callable[[], LinkConnection]") -> None:
+    def __init__(
+        self,
+        room: "LinkTransport",
+        begin: "Callable[[], LinkConnection]",
+        *,
+        is_accepted: bool = False,
+        on_active: "Callable[[], None] | None" = None,
+    ) -> None:
+        self.is_accepted = is_accepted
+        self._on_active = on_active
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
         self._begin = begin
@@ -92,7 +101,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self.was_active = self.was_active or self.connection.state == "active"
+        if not self.was_active and self.connection.state == "active":
+            self.was_active = True
+            if self._on_active is not None:
+                self._on_active()
         while not self._paused:
             outgoing = self.connection.take_outgoing(SEND_BYTES)
             if outgoing is None:
@@ -146,8 +158,11 @@ class ClientLine:
     where: BackupAddress
     link_class: LinkClass
     error: str | None = None
-    connected: bool = False
     protocol: LinkProtocol | None = field(default=None, repr=False)
+    active: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set while its session is open; demand and bulk follow the mirror line into its session."""
+    hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Something has changed that makes it worth trying again at once."""
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -207,7 +222,7 @@ class LinkTransport:
         """A protocol lost its socket."""
         self._protocols.pop(protocol.connection.id, None)
         connection = protocol.connection
-        if connection.error:
+        if protocol.is_accepted and connection.error:
             log.warning("link %s: %s", connection.label, connection.error)
 
     def listen(self, address: Address) -> None:
@@ -228,27 +243,46 @@ class LinkTransport:
     def _accept(self) -> asyncio.BaseProtocol:
         if len(self._protocols) >= CONNECTIONS_MAX:
             return _Refusal()
-        return LinkProtocol(self, self._hub.accept)
+        return LinkProtocol(self, self._hub.accept, is_accepted=True)
 
     def connect(self, volume: "PrimaryVolume", backup: int, where: BackupAddress) -> None:
         """Keeps the volume connected to one of its backups."""
 
         async def begin() -> None:
-            for link_class in LINK_CLASSES:
-                line = ClientLine(volume, backup, where, link_class)
-                self.lines.append(line)
-                self._tasks.append(asyncio.get_running_loop().create_task(self._keep(line)))
+            lines = {
+                link_class: ClientLine(volume, backup, where, link_class)
+                for link_class in LINK_CLASSES
+            }
+            self.lines.extend(lines.values())
+            for line in lines.values():
+                keeping = self._keep(line, lines["mirror"])
+                self._tasks.append(asyncio.get_running_loop().create_task(keeping))
 
         self._thread.call(begin())
 
-    async def _keep(self, line: ClientLine) -> None:
+    def hurry(self, volume: "PrimaryVolume") -> None:
+        """Lines of the volume that wait to be tried again are tried now."""
+
+        async def wake() -> None:
+            for line in self.lines:
+                if line.volume is volume:
+                    line.hurry.set()
+
+        self._thread.call(wake())
+
+    async def _keep(self, line: ClientLine, mirror: ClientLine) -> None:
         backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
+            if line is not mirror:
+                await mirror.active.wait()
             was_active, refused = await self._connect_once(line)
             if was_active:
                 backoff.reset()
             delay = backoff.delay()
-            await asyncio.sleep(max(delay, REFUSED_SECONDS) if refused else delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(delay, REFUSED_SECONDS) if refused else delay):
+                    await line.hurry.wait()
+            line.hurry.clear()
 
     async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
         address = line.where.address
@@ -261,41 +295,57 @@ class LinkTransport:
                         lambda: self._hub.connect(
                             line.volume, line.backup, line.where.name, line.link_class
                         ),
+                        on_active=line.active.set,
                     ),
                     address.host,
                     address.port,
                     ssl=self._client_tls,
                 )
         except (OSError, TimeoutError) as problem:
-            line.error = describe_failure(problem, address)
+            self._note(line, describe_failure(problem, address))
             return False, False
-        line.protocol, line.connected = protocol, True
+        line.protocol = protocol
         try:
             reason = await protocol.lost
         finally:
-            line.connected = False
+            line.protocol = None
+            line.active.clear()
             protocol.abort()
+        if protocol.was_active:
+            line.error = None
         connection = protocol.connection
-        line.error = connection.error or self._describe_end(protocol, reason, address)
+        self._note(line, connection.error or self._describe_end(protocol, reason, address))
         return protocol.was_active, connection.refused
+
+    def _note(self, line: ClientLine, error: str) -> None:
+        # The same failure comes back with every attempt: once in the log is enough.
+        if error != line.error:
+            log.warning("link to %s (%s): %s", line.where, line.link_class, error)
+        line.error = error
 
     def _describe_end(
         self, protocol: LinkProtocol, reason: Exception | None, where: Address
     ) -> str:
         if protocol.was_active:
             return describe_failure(reason, where) if reason else f"{where}: connection closed"
-        hint = "" if self._client_tls else "; does it demand TLS (tls in [node])?"
-        return f"{where}: the backup closed the connection before it answered{hint}"
+        # In TLS 1.3 a client whose certificate is refused learns of it after its handshake.
+        hint = (
+            "does it accept our certificate (client-cert.pem)?"
+            if self._client_tls
+            else "does it demand TLS (tls in [node])?"
+        )
+        words = f" ({reason.reason})" if isinstance(reason, ssl.SSLError) else ""
+        return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
-        """What keeps the lines of a volume to one backup from being connected, if anything."""
+        """What keeps the lines of a volume to one backup from being active, if anything."""
         return [
             line.error
             for line in self.lines
             if line.volume is volume
             and line.backup == backup
             and line.error is not None
-            and not line.connected
+            and not line.active.is_set()
         ]
 
     def stop(self) -> None:

@@ -19,13 +19,16 @@ from dualrestore.transport.nbd_plain import GREETING, PlainNegotiation
 from dualrestore.transport.sockets import listen_tcp, listen_unix, remove_socket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dualrestore.core import NbdServer
 
 log = logging.getLogger("dualrestore.nbd")
 
 HANDSHAKE_SECONDS = 10.0
 RELAY_BYTES = 256 * 1024
-TLS_CONNECTIONS_MAX = 100
+SLOW_CONNECTIONS_MAX = 100
+"""Connections that Python still has to do with: behind TLS, or not yet given away."""
 
 
 class NbdDoor:
@@ -37,13 +40,16 @@ class NbdDoor:
         server: "NbdServer",
         export: Export,
         tls: ssl.SSLContext | None,
+        prepare: "Callable[[], None] | None" = None,
     ) -> None:
+        """`prepare` is called in a thread before each connection is given away."""
         self.export = export
         self.server = server
         self._thread = thread
         self._tls = tls if not isinstance(export, UnixExport) else None
+        self._prepare = prepare
         self._listener: socket.socket | None = None
-        self._relays: set[asyncio.BaseTransport] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Begins to accept."""
@@ -76,13 +82,23 @@ class NbdDoor:
         if client.family != socket.AF_UNIX:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self._tls is None:
+        if self._tls is None and self._prepare is None:
             self._give(client, peer)
-        elif len(self._relays) >= TLS_CONNECTIONS_MAX:
+        elif len(self._tasks) >= SLOW_CONNECTIONS_MAX:
             client.close()
         else:
-            task = asyncio.get_running_loop().create_task(self._negotiate(client, peer))
+            task = asyncio.get_running_loop().create_task(self._welcome(client, peer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
             task.add_done_callback(_report)
+
+    async def _welcome(self, client: socket.socket, peer: str) -> None:
+        if self._prepare is not None:
+            await asyncio.to_thread(self._prepare)
+        if self._tls is None:
+            self._give(client, peer)
+        else:
+            await self._negotiate(client, peer)
 
     def _resume(self) -> None:
         if self._listener is not None and self._listener.fileno() >= 0:
@@ -100,7 +116,6 @@ class NbdDoor:
         loop = asyncio.get_running_loop()
         client.setblocking(False)
         transport, plain = await loop.connect_accepted_socket(_PlainSide, client)
-        self._relays.add(transport)
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 if not await plain.wants_tls:
@@ -113,7 +128,6 @@ class NbdDoor:
         except (OSError, TimeoutError) as problem:
             log.info("%s: %s: no TLS: %s", self.export, peer, problem)
         finally:
-            self._relays.discard(transport)
             transport.abort()
 
     async def _relay(

@@ -8,6 +8,8 @@ counts payload. Needs no privileges. Does not know: what it carries.
 import asyncio
 import contextlib
 import socket
+import statistics
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -25,6 +27,7 @@ SOCKET_BYTES = 256 * 1024
 TIMER_SECONDS = 0.004
 """What a sleep may take too long: that much of the wire's time may be used afterwards."""
 CONNECT_SECONDS = 10.0
+PINGS = 21
 
 
 class Direction:
@@ -157,3 +160,35 @@ async def _quiet(coroutine: Coroutine[Any, Any, None]) -> None:
     # A connection that one end resets is what links do; the other end learns by our closing.
     with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError, ExceptionGroup):
         await coroutine
+
+
+def measure_round_trip(rate: float | None, delay: float) -> float:
+    """Median seconds of one byte there and back over an idle link of this shape.
+
+    More than twice the delay: timers and the relay itself cost a little, and whoever compares
+    something with the link compares it with this.
+    """
+    thread = LoopThread("dualrestore-ping")
+    with listen_tcp(Address("127.0.0.1", 0)) as far, listen_tcp(Address("127.0.0.1", 0)) as probe:
+        near = Address("127.0.0.1", probe.getsockname()[1])
+        probe.close()
+        link = ShapedLink(thread, Address("127.0.0.1", far.getsockname()[1]))
+        link.open(near)
+        link.shape(rate, delay)
+        try:
+            with socket.create_connection((near.host, near.port), CONNECT_SECONDS) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                server, _ = far.accept()
+                with server:
+                    return statistics.median(_ping(client, server) for _ in range(PINGS))
+        finally:
+            link.close()
+            thread.stop()
+
+
+def _ping(client: socket.socket, server: socket.socket) -> float:
+    began = time.monotonic()
+    client.sendall(b".")
+    server.sendall(server.recv(1))
+    client.recv(1)
+    return time.monotonic() - began

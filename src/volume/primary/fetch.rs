@@ -18,6 +18,7 @@ use super::state::Primary;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
 use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
+use crate::map::UNSENT;
 use crate::volume::content::Content;
 
 #[derive(Debug)]
@@ -69,6 +70,10 @@ impl Fetches {
         self.sent_bulk = 0;
     }
 
+    fn is_queued(&self, tag: ClaimId) -> bool {
+        self.by_tag.get(&tag).is_some_and(|fetch| matches!(fetch.state, FetchState::Queued))
+    }
+
     fn count_answer(&mut self, class: FetchClass) {
         match class {
             FetchClass::Demand => self.sent_demand -= 1,
@@ -85,14 +90,24 @@ impl Primary {
         for (_, claim) in &held {
             self.claims.wait(*claim, id);
         }
-        if self.options.backup {
-            for gap in subtract(blocks, held.into_iter().map(|(run, _)| run)) {
-                for piece in self.fetch_pieces(gap) {
-                    let tag = self.new_fetch(piece, class);
-                    self.claims.wait(tag, id);
-                }
+        for gap in subtract(blocks, held.into_iter().map(|(run, _)| run)) {
+            if !self.options.backup {
+                // Only a bundle or a write can bring it.
+                self.waiting.missing.push(id);
+                continue;
+            }
+            for piece in self.fetch_pieces(gap) {
+                let tag = self.new_fetch(piece, class);
+                self.claims.wait(tag, id);
             }
         }
+    }
+
+    /// The bytes of these blocks are right here.
+    pub(super) fn became_current(&mut self, blocks: BlockRange) {
+        self.map.mark_current(blocks);
+        self.push_what_was_written(blocks);
+        self.ready.extend(std::mem::take(&mut self.waiting.missing));
     }
 
     fn fetch_pieces(&self, run: BlockRange) -> Vec<BlockRange> {
@@ -116,14 +131,31 @@ impl Primary {
     pub(super) fn pump_fetches(&mut self, actions: &mut Vec<Action>) {
         while self.mirror.up && self.fetches.sent_demand < FETCH_IN_FLIGHT_MAX {
             let Some(tag) = self.fetches.demand.pop_front() else { break };
-            self.fetches.sent_demand += 1;
-            self.send_fetch(tag, actions);
+            if !self.was_overtaken(tag) {
+                self.fetches.sent_demand += 1;
+                self.send_fetch(tag, actions);
+            }
         }
         while self.mirror.up && self.fetches.sent_bulk < BULK_IN_FLIGHT_MAX {
             let Some(tag) = self.fetches.bulk.pop_front() else { break };
-            self.fetches.sent_bulk += 1;
-            self.send_fetch(tag, actions);
+            if !self.was_overtaken(tag) {
+                self.fetches.sent_bulk += 1;
+                self.send_fetch(tag, actions);
+            }
         }
+    }
+
+    /// Whether writes or merges took everything over that a queued fetch was to bring; then it is
+    /// gone.
+    fn was_overtaken(&mut self, tag: ClaimId) -> bool {
+        let blocks = self.fetches.by_tag[&tag].blocks;
+        let overtaken = self.claims.held_by(tag, blocks).is_empty();
+        if overtaken {
+            self.fetches.by_tag.remove(&tag);
+            let waiters = self.claims.release(tag, blocks);
+            self.ready.extend(waiters);
+        }
+        overtaken
     }
 
     fn send_fetch(&mut self, tag: ClaimId, actions: &mut Vec<Action>) {
@@ -190,27 +222,40 @@ impl Primary {
         if class == FetchClass::Bulk {
             self.counters.bytes_hydrated += content.len();
         }
-        let waiters = self.claims.waiters(tag).to_vec();
-        for id in waiters {
-            self.deliver(id, blocks, content);
-        }
-        // What a write took over meanwhile is newer and stays (law 4).
+        // What a write took over meanwhile is newer: it stays (law 4), and whoever waits for the
+        // rest of this fetch may have begun after that write ended (law 1).
         let kept = self.claims.held_by(tag, blocks);
+        let from = self.geometry.bytes_of(blocks).offset;
+        let slice = |run: BlockRange| {
+            let bytes = self.geometry.bytes_of(run);
+            content.slice(bytes.offset - from, bytes.length)
+        };
+        let waiters = self.claims.waiters(tag).to_vec();
+        let pieces: Vec<_> = kept.iter().map(|run| (*run, slice(*run))).collect();
+        for (run, piece) in &pieces {
+            for id in &waiters {
+                self.deliver(*id, *run, piece);
+            }
+        }
         if kept.is_empty() || self.poisoned.is_some() {
             self.fetches.by_tag.remove(&tag);
             let waiters = self.claims.release(tag, blocks);
             self.ready.extend(waiters);
             return;
         }
+        // Content that the backup has not made durable is unsent until it is.
+        for run in kept {
+            for part in self.mirror.on_the_way(run) {
+                self.map.file().fill(UNSENT, part, true);
+            }
+        }
         self.claims.set_kind(tag, ClaimKind::Fill);
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it was just answered");
-        fetch.state = FetchState::Filling { writes: kept.len(), failure: None };
-        let from = self.geometry.bytes_of(blocks).offset;
-        for run in kept {
-            let bytes = self.geometry.bytes_of(run);
+        fetch.state = FetchState::Filling { writes: pieces.len(), failure: None };
+        for (run, content) in pieces {
+            let offset = self.geometry.bytes_of(run).offset;
             let token = self.token(Pending::Fill { tag, blocks: run });
-            let content = content.slice(bytes.offset - from, bytes.length);
-            actions.push(Action::WriteLocal { token, offset: bytes.offset, content });
+            actions.push(Action::WriteLocal { token, offset, content });
         }
     }
 
@@ -222,15 +267,22 @@ impl Primary {
         result: Result<()>,
         actions: &mut Vec<Action>,
     ) {
+        match &result {
+            Ok(()) => {
+                self.became_current(run);
+            }
+            Err(_) => {
+                self.map.file().fill(UNSENT, run, false);
+            }
+        }
         let fetch = self.fetches.by_tag.get_mut(&tag).expect("it is filling");
         let blocks = fetch.blocks;
         let FetchState::Filling { writes, failure } = &mut fetch.state else {
             unreachable!("only a filling fetch writes")
         };
         *writes -= 1;
-        match result {
-            Ok(()) => self.map.mark_current(run),
-            Err(error) => *failure = Some(error),
+        if let Err(error) = result {
+            *failure = Some(error);
         }
         if *writes > 0 {
             return;
@@ -277,8 +329,9 @@ impl Primary {
         })
     }
 
-    /// Claims the blocks of the range that a bundle may supply and nobody brings; none if there
-    /// are none. Ended by `Event::MergeWritten`.
+    /// Claims the blocks of the range that a bundle may supply and nobody brings, if there are any.
+    /// A fetch that was not sent, as when the link is down, brings nothing: it is taken over, and
+    /// whoever waits for it waits for the merge. Ended by `Event::MergeWritten`.
     pub fn claim_for_merge(
         &mut self,
         blocks: BlockRange,
@@ -286,16 +339,24 @@ impl Primary {
         if let Some(error) = &self.poisoned {
             return Err(error.clone());
         }
-        let runs: Vec<BlockRange> = self
-            .map
-            .wanted(blocks)
-            .into_iter()
-            .flat_map(|run| subtract(run, self.claims.on(run).map(|(held, _, _)| held)))
-            .collect();
+        let brought = |run: BlockRange| {
+            let held = self.claims.on(run).filter(|(_, claim, _)| !self.fetches.is_queued(*claim));
+            held.map(|(held, ..)| held).collect::<Vec<_>>()
+        };
+        let wanted = self.map.wanted(blocks).into_iter();
+        let runs: Vec<BlockRange> = wanted.flat_map(|run| subtract(run, brought(run))).collect();
         if runs.is_empty() {
             return Ok(None);
         }
+        let waiters: Vec<u64> = runs
+            .iter()
+            .flat_map(|run| self.claims.on(*run))
+            .flat_map(|(_, claim, _)| self.claims.waiters(claim).to_vec())
+            .collect();
         let claim = self.claims.take(&runs, ClaimKind::Merge);
+        for id in waiters {
+            self.claims.wait(claim, id);
+        }
         self.merges.insert(claim, runs.clone());
         Ok(Some((claim, runs)))
     }
@@ -304,7 +365,7 @@ impl Primary {
         let runs = self.merges.remove(&claim).expect("a merge claim ends once");
         if result.is_ok() {
             for run in &runs {
-                self.map.mark_current(*run);
+                self.became_current(*run);
                 self.counters.bytes_merged += self.geometry.bytes_of(*run).length;
             }
         }

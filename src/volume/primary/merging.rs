@@ -69,6 +69,10 @@ impl MergeTarget for LiveTarget {
         self.volume.live().map_or_else(Vec::new, |driver| driver.map().wanted(blocks))
     }
 
+    fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.volume.live().map_or_else(Vec::new, |driver| driver.map().in_doubt(blocks))
+    }
+
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
         let driver = self.volume.driver_or_refuse()?;
         let whole = self.geometry().bytes_of(blocks);
@@ -103,7 +107,7 @@ impl MergeTarget for LiveTarget {
         self.volume.driver_or_refuse()?.commit()
     }
 
-    /// The link brings what the bundle lost, if it is up.
+    /// The link brings what the bundle cannot, if it is up.
     fn repair(&self, blocks: BlockRange) -> bool {
         let Ok(driver) = self.volume.driver_or_refuse() else { return false };
         if !driver.with_machine(|machine, _, _| machine.link_is_up()) {

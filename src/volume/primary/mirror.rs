@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::clock::Instant;
 use crate::extent::{BlockRange, ExtentMap};
 use crate::limits::MIRROR_WINDOW_BYTES;
 
@@ -27,15 +28,18 @@ pub struct MirrorLeg {
     pub backlog: bool,
     /// Where the search for them goes on.
     pub cursor: u64,
-    /// An unsent block could not be read here: no use in searching before something changes.
-    pub unreadable: bool,
+    /// When an unsent block could not be read here; until it is time to try again, the search
+    /// ends where the blocks do. Once it happened, blocks are pushed one by one.
+    pub unreadable: Option<Instant>,
+    pub one_by_one: bool,
 }
 
 impl MirrorLeg {
     pub fn begin_session(&mut self, backlog: bool) {
         self.end_session();
         self.up = true;
-        self.unreadable = false;
+        self.unreadable = None;
+        self.one_by_one = false;
         self.backlog = backlog;
         self.applied = self.sequence;
         self.durable = self.sequence;
@@ -127,13 +131,18 @@ impl MirrorLeg {
     /// There is something to push at this block or after it.
     pub fn search_from(&mut self, block: u64) {
         self.backlog = true;
-        self.unreadable = false;
+        self.unreadable = None;
         self.cursor = self.cursor.min(block);
     }
 
     /// The parts of `blocks` with nothing on its way in this session.
     pub fn not_sent(&self, blocks: BlockRange) -> Vec<BlockRange> {
         crate::extent::subtract(blocks, self.latest.overlapping(blocks).map(|(run, _)| run))
+    }
+
+    /// The parts of `blocks` with something on its way that is not durable there.
+    pub fn on_the_way(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        self.latest.overlapping(blocks).map(|(run, _)| run).collect()
     }
 
     /// The latest sequence that concerns these blocks, 0 if none is on its way: a fetch must not

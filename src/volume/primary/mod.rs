@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `event.rs` | what may happen, what is to be done about it |
 //! | `state.rs` | the machine: dispatch, link, commits, poison, ticks |
-//! | `requests.rs` | the life of a read, a write and a flush |
+//! | `requests.rs` | how requests begin; `reads.rs`, `writes.rs`, `flushes.rs`: the life of each |
 //! | `fetch.rs` | missing blocks on their way here: demand, hydration, merge claims |
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
 //! | `claims.rs` | who may make which block current |
@@ -17,13 +17,16 @@ mod claims;
 mod driver;
 mod event;
 mod fetch;
+mod flushes;
 mod hot;
 mod merging;
 mod mirror;
+mod reads;
 mod requests;
 mod resync;
 mod state;
 mod volume;
+mod writes;
 
 pub use claims::ClaimId;
 pub use driver::{Caller, Driver, Outbox};

@@ -75,11 +75,7 @@ impl Primary {
     }
 
     pub(super) fn pump_resync(&mut self, actions: &mut Vec<Action>) {
-        while self.mirror.up
-            && self.mirror.backlog
-            && !self.mirror.unreadable
-            && self.pushes < BULK_IN_FLIGHT_MAX
-        {
+        while self.mirror.up && self.mirror.backlog && self.pushes < BULK_IN_FLIGHT_MAX {
             // Live writes keep at least half of the window.
             if self.mirror.in_flight_bytes() > crate::limits::MIRROR_WINDOW_BYTES / 2 {
                 return;
@@ -91,6 +87,7 @@ impl Primary {
                     return;
                 }
                 Some(run) => self.begin_push(run, actions),
+                None if self.mirror.unreadable.is_some() => return,
                 None if self.mirror.cursor > 0 => self.mirror.cursor = 0,
                 None if self.pushes == 0 => {
                     self.mirror.backlog = false;
@@ -103,7 +100,8 @@ impl Primary {
 
     /// The next unsent current blocks that this session has not sent, as many as fit one message.
     fn next_unsent(&self) -> Option<BlockRange> {
-        let per_message = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
+        let fit = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
+        let per_message = if self.mirror.one_by_one { 1 } else { fit };
         let rest = BlockRange::new(self.mirror.cursor, self.geometry.blocks());
         self.map.unsent().runs(rest, true).find_map(|run| {
             self.mirror.not_sent(run).into_iter().find_map(|part| {
@@ -142,10 +140,12 @@ impl Primary {
                 self.counters.bytes_resent += range.length;
             }
             Ok(_) => {}
-            // Neither side has these bytes for sure: they stay unsent and the backlog stays.
+            // Neither side has these bytes for sure: they stay unsent and the backlog stays. The
+            // others are pushed, these are tried again later.
             Err(_) => {
                 self.counters.errors += 1;
-                self.mirror.unreadable = true;
+                self.mirror.unreadable = Some(self.now);
+                self.mirror.one_by_one = true;
             }
         }
         let waiters = self.claims.release(claim, blocks);

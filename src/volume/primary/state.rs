@@ -19,9 +19,10 @@ use std::sync::Arc;
 use super::claims::{ClaimId, Claims};
 use super::event::{Action, Event, MirrorPolicy, Options, OutgoingMessage};
 use super::fetch::Fetches;
+use super::flushes::Cut;
 use super::hot::HotExtents;
 use super::mirror::MirrorLeg;
-use super::requests::{Cut, Operation, Pending};
+use super::requests::{Operation, Pending};
 use crate::clock::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
@@ -102,6 +103,8 @@ pub(super) struct Waiting {
     pub room: Vec<u64>,
     pub applied: Vec<u64>,
     pub resync: Vec<u64>,
+    /// For blocks that nobody brings.
+    pub missing: Vec<u64>,
 }
 
 impl Primary {
@@ -238,6 +241,10 @@ impl Primary {
         self.ready.extend(expired);
         if self.poisoned.is_some() {
             return;
+        }
+        let tried = self.mirror.unreadable;
+        if tried.is_some_and(|tried| self.now.since_ms(tried) >= COMMIT_INTERVAL_MS) {
+            self.mirror.unreadable = None;
         }
         self.hot.cool(self.commits.whole, self.now);
         let due = self.now.since_ms(self.commits.last_begun) >= COMMIT_INTERVAL_MS;

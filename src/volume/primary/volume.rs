@@ -346,8 +346,6 @@ impl PrimaryVolume {
         let Some(driver) = self.live() else { return PrimaryStatus::waiting(self.geometry) };
         let map = &driver.map;
         let identity = map.identity();
-        let size = self.geometry.block_size().bytes();
-        let link_only_bytes = map.link_only().count_all() * size;
         let counters = driver.counters();
         driver.with_machine(|machine, _, _| PrimaryStatus {
             waiting: false,
@@ -355,7 +353,7 @@ impl PrimaryVolume {
             generation: identity.generation,
             current_bytes: map.current_bytes(),
             missing_bytes: map.missing_bytes(),
-            link_only_bytes,
+            link_only_bytes: map.link_only_bytes(),
             unsent_bytes: map.unsent_bytes(),
             hot_extents: machine.hot_extents(),
             hydrating: machine.is_hydrating(),

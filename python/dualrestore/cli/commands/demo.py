@@ -87,7 +87,9 @@ def _view(*, as_json: bool) -> Iterator[Callable[["Scene"], None]]:
     from rich.text import Text
 
     with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
-        yield lambda scene: live.update(Text("\n".join(_scene_lines(scene))))
+        yield lambda scene: live.update(
+            Text("\n".join(_scene_lines(scene)), no_wrap=True, overflow="ellipsis")
+        )
 
 
 class _StageLines:
@@ -120,10 +122,12 @@ def _scene_lines(scene: "Scene") -> list[str]:
         current, size = scene.primary["current_bytes"], scene.primary["size"]
         lines.append(f"  {'current':<9}{_bar(current, size)} {format_size(current)}")
         lines.append(
-            f"  live: fetched {format_size(scene.primary['bytes_fetched'])}, written "
-            f"{format_size(scene.primary['bytes_written_live'])}; bulk: merged "
-            f"{format_size(scene.primary['bytes_merged'])}; "
-            f"link carried {format_size(scene.link_bytes)}"
+            f"  live: {format_size(scene.primary['bytes_fetched'])} fetched, "
+            f"{format_size(scene.primary['bytes_written_live'])} written"
+        )
+        lines.append(
+            f"  bulk: {format_size(scene.primary['bytes_merged'])} merged; "
+            f"the link carried {format_size(scene.link_bytes)}"
         )
     if scene.workload:
         lines.append(

@@ -240,12 +240,13 @@ def export(invocation: Invocation, which: str, kind: str) -> None:
     printer.text(json.dumps({**document, "current": current}) + "\n")
 
 
-def draw(counts: list[int], size: int) -> str:
+def draw(counts: list[int], size: int, block_size: int) -> str:
     """One character a cell."""
-    cells = len(counts)
+    cells, blocks = len(counts), -(-size // block_size)
     drawn = []
     for index, count in enumerate(counts):
-        whole = size * (index + 1) // cells - size * index // cells
+        first, end = (blocks * edge // cells * block_size for edge in (index, index + 1))
+        whole = min(end, size) - first
         share = count / whole if whole else 0
         # Only a cell with nothing current is blank, only a full one is '@'.
         shade = 0 if count == 0 else min(1 + int(share * (len(SHADES) - 2)), len(SHADES) - 1)
@@ -270,10 +271,11 @@ def picture(invocation: Invocation, which: str, rows: int) -> None:
 
     width = max(16, min(96, shutil.get_terminal_size().columns - 12))
     source = _Source(invocation, which)
-    size = source.describe()["size"]
-    cells = max(1, min(width * rows, size // 512))
+    described = source.describe()
+    size, block_size = described["size"], described["block_size"]
+    cells = max(1, min(width * rows, -(-size // block_size)))
     counts = source.picture(cells)
-    drawn = draw(counts, size)
+    drawn = draw(counts, size, block_size)
     lines = [
         f"{format_size(size * at // cells):>10} |{drawn[at : at + width]}|"
         for at in range(0, cells, width)

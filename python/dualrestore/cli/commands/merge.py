@@ -60,6 +60,16 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
             f"damaged on the medium: {report.chunks_repaired} chunks repaired over the link, "
             f"{report.chunks_damaged} left missing"
         )
+    if report.bytes_fetched:
+        lines.append(
+            f"fetched {format_size(report.bytes_fetched)} over the link: after a crash the medium "
+            "may be too old for them"
+        )
+    if report.bytes_in_doubt:
+        lines.append(
+            f"left {format_size(report.bytes_in_doubt)} missing, which after a crash only the "
+            "link may bring, and it is down; repeat the merge when it is up"
+        )
     printer.report(report.document(), lines)
-    damaged = report.chunks_repaired or report.chunks_damaged
-    return ExitCode.DAMAGED_CHUNKS if damaged else ExitCode.DONE
+    incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
+    return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE

@@ -47,7 +47,7 @@ from dualrestore.model import MergeReport, Record, VerifyReport, read
 from dualrestore.sizes import format_size
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_client import NbdClient
-from dualrestore.transport.shaper import ShapedLink
+from dualrestore.transport.shaper import ShapedLink, measure_round_trip
 
 SIZE_MIN = 64 * 2**20
 BLOCK_BYTES = 4096
@@ -193,6 +193,7 @@ class Demo:
             primary.start()
         with self._stage("open"):
             open_seconds, fetch_ms = self._open(primary, export, content)
+            round_trip_ms = measure_round_trip(options.link_rate, options.link_delay) * 1000
         with self._stage("live"):
             workload = self._start_workload(export, content, place)
             self._pass_time(LIVE_SECONDS)
@@ -229,7 +230,7 @@ class Demo:
             volume_bytes=options.size,
             open_seconds=round(open_seconds, 4),
             fetch_ms_median=round(fetch_ms, 3),
-            link_round_trip_ms=options.link_delay * 2000,
+            link_round_trip_ms=round(round_trip_ms, 3),
             acknowledged_writes=final["acknowledged_writes"],
             reads=final["reads"],
             read_ms_median=final["read_ms_median"],

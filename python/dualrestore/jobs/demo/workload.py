@@ -46,7 +46,7 @@ class Options:
     write_bytes_per_second: float
     seed: int
     shadow: str
-    connections: int = 4
+    connections: int = 12
 
 
 @dataclass
