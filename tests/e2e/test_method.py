@@ -66,6 +66,21 @@ def test_hydration_over_the_wire_alone_completes_the_volume(pair: Pair) -> None:
     pair.stop_and_compare()
 
 
+def test_hydration_over_the_wire_goes_on_after_the_primary_was_killed(pair: Pair) -> None:
+    image = pair.directory / "image.raw"
+    image.write_bytes(bytes(range(256)) * (pair.size // 256))
+    run(["nbdcopy", image, pair.uri])
+    pair.wait_mirrored()
+    pair.backup.stop()
+    pair.primary.verb("restore", "v", "--lost", "1MiB-9MiB", "--wire")
+    pair.primary.kill()
+    pair.backup.start()
+    pair.primary.start()
+    pair.wait_mirrored()
+    pair.stop_and_compare()
+    assert pair.primary_device.read_bytes() == image.read_bytes()
+
+
 def test_the_operators_word_is_asked_for_when_devices_hold_something() -> None:
     pair = Pair(8 * MIB)
     try:
