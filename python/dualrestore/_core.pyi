@@ -65,7 +65,7 @@ class OverwriteMap:
         volume: str | None = None,
         generation: int | None = None,
     ) -> OverwriteMap:
-        """A new file, durable on return; everything missing. `volume` defaults to a new UUID.
+        """A new file, durable on return; everything missing. Without `volume` it is bound to none.
 
         An existing file is refused (`UsageError`)."""
 
@@ -80,7 +80,7 @@ class OverwriteMap:
     @property
     def generation(self) -> int: ...
     @property
-    def volume(self) -> str: ...
+    def volume(self) -> str | None: ...
     @property
     def current_bytes(self) -> int: ...
     @property

@@ -75,7 +75,11 @@ class OverwriteMap:
         volume: str | None = None,
         generation: int = 1,
     ) -> Self:
-        """A new map file in which everything is missing, durable on return."""
+        """A new map file in which everything is missing, durable on return.
+
+        Without `volume` the map is bound to none: the first bundle of a volume that is merged while
+        nothing is current binds it to that volume and generation.
+        """
         return cls(_core.OverwriteMap.create(fspath(path), size, block_size, volume, generation))
 
     @classmethod
@@ -109,8 +113,8 @@ class OverwriteMap:
         return self._inner.generation
 
     @property
-    def volume(self) -> str:
-        """The UUID of the volume."""
+    def volume(self) -> str | None:
+        """The UUID of the volume; None while the map is bound to none (see `create`)."""
         return self._inner.volume
 
     @property

@@ -131,8 +131,9 @@ impl OverwriteMap {
     }
 
     #[getter]
-    fn volume(&self) -> PyResult<String> {
-        Ok(self.held()?.identity().volume.to_string())
+    fn volume(&self) -> PyResult<Option<String>> {
+        let volume = self.held()?.identity().volume;
+        Ok((!volume.is_nil()).then(|| volume.to_string()))
     }
 
     #[getter]
