@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, final
 
+from typing_extensions import Buffer
+
 __all__ = [
     "BackupVolume",
     "ByteBuffer",
@@ -46,11 +48,10 @@ _Progress: TypeAlias = Callable[[dict[str, int]], None]
 _LinkClass: TypeAlias = Literal["demand", "mirror", "bulk"]
 
 @final
-class ByteBuffer:
+class ByteBuffer(Buffer):
     """Bytes that Rust owns, seen through the read-only buffer protocol: `memoryview(buffer)`."""
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class OverwriteMap:

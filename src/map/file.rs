@@ -10,7 +10,7 @@
 //! Guarantees: a crash at any point leaves every page as some commit wrote it; the slot that was
 //! valid stays so until the newer one is durable. The first commit of a page writes both slots, one
 //! after the other, so that a page torn by a crash is told from one that was lost. After a failed
-//! commit the map refuses further ones (law 11). Opening reads the pages that exist, not the volume.
+//! commit the map refuses further ones (law 11). Opening reads the pages that exist, no more.
 //! Does not know: what the planes mean, when to commit.
 
 use std::collections::BTreeSet;

@@ -200,7 +200,7 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + in_doubt)?;
     dict.set_item("chunks_total", report.chunks_total)?;
     dict.set_item("chunks_repaired", report.chunks_repaired)?;
-    dict.set_item("chunks_damaged", report.chunks_damaged)?;
+    dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
     let damaged: Vec<ByteRange> = report.damaged;
     dict.set_item("damaged", extents(py, damaged)?)?;
     dict.set_item("seconds", report.seconds)?;

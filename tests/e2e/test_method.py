@@ -66,6 +66,21 @@ def test_hydration_over_the_wire_alone_completes_the_volume(pair: Pair) -> None:
     pair.stop_and_compare()
 
 
+def test_hydration_over_the_wire_goes_on_after_the_primary_was_killed(pair: Pair) -> None:
+    image = pair.directory / "image.raw"
+    image.write_bytes(bytes(range(256)) * (pair.size // 256))
+    run(["nbdcopy", image, pair.uri])
+    pair.wait_mirrored()
+    pair.backup.stop()
+    pair.primary.verb("restore", "v", "--lost", "1MiB-9MiB", "--wire")
+    pair.primary.kill()
+    pair.backup.start()
+    pair.primary.start()
+    pair.wait_mirrored()
+    pair.stop_and_compare()
+    assert pair.primary_device.read_bytes() == image.read_bytes()
+
+
 def test_the_operators_word_is_asked_for_when_devices_hold_something() -> None:
     pair = Pair(8 * MIB)
     try:
@@ -98,3 +113,21 @@ def test_sixteen_tebibytes_open_in_bounded_memory_after_a_loss() -> None:
         assert resident < 64 * 1024, f"{resident} KiB resident"
     finally:
         pair.close()
+
+
+def test_a_chunk_damaged_on_the_way_is_fetched_over_the_link(pair: Pair) -> None:
+    image = pair.directory / "image.raw"
+    image.write_bytes(bytes(range(256)) * (pair.size // 256))
+    run(["nbdcopy", image, pair.uri])
+    pair.wait_mirrored()
+    pair.lose_disk()
+    bundle = pair.bundle(pair.snapshot())
+    segment = max(bundle.rglob("*"), key=lambda path: path.stat().st_size)
+    with segment.open("r+b") as file:
+        file.seek(MIB + 77)
+        file.write(b"\x00\x01\x02\x03")
+    report = pair.primary.verb_json("merge", bundle, "v", expect=3)
+    assert (report["chunks_repaired"], report["chunks_damaged"]) == (1, 0)
+    pair.wait_mirrored()
+    pair.stop_and_compare()
+    assert pair.primary_device.read_bytes() == image.read_bytes()

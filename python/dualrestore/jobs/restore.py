@@ -13,14 +13,10 @@ if TYPE_CHECKING:
 Lost = Sequence[tuple[int, int]] | Literal["all", "none"]
 
 
-def restore(volume: "PrimaryVolume", lost: Lost, *, wire: bool) -> RestoreReport:
-    """`lost`: (offset, length) ranges, `all` (the backup is the truth) or `none` (the primary is).
-
-    `wire`: bring what is missing over the link too, behind the live requests.
-    """
+def restore(volume: "PrimaryVolume", lost: Lost) -> RestoreReport:
+    """`lost`: (offset, length) ranges, `all` (the backup is right) or `none` (the primary is)."""
     began = time.monotonic()
     if not isinstance(lost, str):
         check_ranges(lost, volume.status()["size"])
     told = volume.restore(lost)
-    volume.hydrate(wire)
     return read(RestoreReport, {**told, "seconds": time.monotonic() - began})

@@ -197,17 +197,19 @@ class Control:
 
     async def restore(self, request: Request) -> Response:
         body = await _body(request, Restore)
-        volume = self._node.primary(request.path_params["name"])
+        name = request.path_params["name"]
+        volume = self._node.primary(name)
         # A waiting volume may have to hear from its backup first, a restored one has new words.
         await asyncio.to_thread(self._node.hurry, volume)
-        report = await asyncio.to_thread(restore, volume, body.lost, wire=body.wire)
+        report = await asyncio.to_thread(restore, volume, body.lost)
+        await asyncio.to_thread(self._node.hydrate, name, enabled=body.wire)
         await asyncio.to_thread(self._node.hurry, volume)
         return _json(report)
 
     async def hydrate(self, request: Request) -> Response:
         body = await _body(request, Hydrate)
-        volume = self._node.primary(request.path_params["name"])
-        await asyncio.to_thread(volume.hydrate, body.enabled)
+        name = request.path_params["name"]
+        await asyncio.to_thread(self._node.hydrate, name, enabled=body.enabled)
         return _json({})
 
     async def snapshot(self, request: Request) -> Response:

@@ -31,6 +31,8 @@ from dualrestore.transport.tls import tls_context
 log = logging.getLogger("dualrestore")
 
 SHUTDOWN_MS = 5_000
+HYDRATION_WISH = "hydrate"
+"""An empty file beside the volume's others: missing blocks are to be brought over the link too."""
 
 
 class Node:
@@ -111,6 +113,8 @@ class Node:
                 missing_deadline_ms=volume.missing_deadline_ms,
                 direct=volume.direct,
             )
+            if (place / HYDRATION_WISH).exists() and opened.status()["state"] != "waiting":
+                opened.hydrate(True)
         else:
             opened = self.backups[volume.name] = BackupVolume.open(
                 str(place),
@@ -235,6 +239,21 @@ class Node:
             if not backup.get("error") and errors:
                 backup["error"] = errors[0]
         return {**status, **common}
+
+    def hydrate(self, name: str, *, enabled: bool) -> None:
+        """Whether missing blocks are brought in the background; a restart does not forget it."""
+        volume = self.primary(name)
+        wish = self.configuration.node.state / name / HYDRATION_WISH
+        try:
+            if enabled:
+                wish.touch(mode=0o600)
+            else:
+                wish.unlink(missing_ok=True)
+        except OSError as problem:
+            raise DeviceError(
+                problem.errno or 5, f"{wish}: cannot be kept: {problem.strerror}"
+            ) from problem
+        volume.hydrate(enabled)
 
     def hurry(self, volume: "PrimaryVolume") -> None:
         """The volume has something new to say: its links need not wait to be tried again."""
