@@ -154,7 +154,8 @@ impl MapFile {
         match damage.lost.first() {
             None => Ok(map),
             Some((plane, blocks)) => Err(Error::integrity(format!(
-                "map is damaged: no valid copy of the page for blocks {} to {} of plane {plane}",
+                "the map is damaged: expected a valid copy of the page for blocks {} to {} of plane \
+                 {plane}, found none; bring the file back, or make a new map",
                 blocks.start, blocks.end
             ))),
         }
