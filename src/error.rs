@@ -7,8 +7,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
-
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What sort of failure; stable, callers may match on it.
@@ -166,14 +164,15 @@ impl Error {
 
 /// What a person can do about a failed system call, where that is known.
 fn advice(errno: i32) -> Option<&'static str> {
-    match Errno::from_raw_os_error(errno) {
-        Errno::NOSPC | Errno::DQUOT => Some("make room there, then try again"),
-        Errno::ROFS => Some("make it writable (remount), or name another place"),
-        Errno::ACCESS | Errno::PERM => Some("run as its owner, or change its permissions"),
-        Errno::NOENT => Some("check the path"),
-        Errno::MFILE | Errno::NFILE => Some("raise the limit of open files"),
-        _ => None,
-    }
+    const ADVICE: &[(&[i32], &str)] = &[
+        // ENOENT; EPERM, EACCES; ENFILE, EMFILE; ENOSPC, EDQUOT; EROFS.
+        (&[2], "check the path"),
+        (&[1, 13], "run as its owner, or change its permissions"),
+        (&[23, 24], "raise the limit of open files"),
+        (&[28, 122], "make room there, then try again"),
+        (&[30], "make it writable (remount), or name another place"),
+    ];
+    ADVICE.iter().find(|(numbers, _)| numbers.contains(&errno)).map(|(_, words)| *words)
 }
 
 impl fmt::Display for Error {

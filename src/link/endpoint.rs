@@ -202,6 +202,12 @@ impl Endpoint {
         self.wake.name(self.id);
     }
 
+    /// Departs from a peer that is the wrong one; connecting again at once would not help.
+    pub fn give_up(&self, words: &str) {
+        self.lock().end.get_or_insert(End { words: words.to_owned(), refused: true });
+        self.depart(GoodbyeReason::Finished, words);
+    }
+
     /// Gives what happened to the side, and remembers how it ended.
     fn hand_over(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let mut events = Vec::new();
