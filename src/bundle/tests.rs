@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests look at files and run recover.py")]
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 

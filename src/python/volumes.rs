@@ -162,7 +162,7 @@ impl PrimaryVolume {
         dict.set_item("backups", links)?;
         let recovery = self.held.recovery();
         dict.set_item("recovered_link_only_blocks", recovery.link_only_blocks)?;
-        dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks)?;
+        dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks())?;
         dict.set_item("damaged_map_pages", recovery.damaged_pages)?;
         let counters = status.counters;
         dict.set_item("reads", counters.reads)?;

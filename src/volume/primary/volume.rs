@@ -170,7 +170,8 @@ impl PrimaryVolume {
         let (map, recovery) = OverwriteMap::open(map_device, Some(&intents))?;
         // What the hot extents meant is durable in the map now.
         intent.record(&[])?;
-        Ok((self.driver(map, intent), recovery))
+        let presumed = recovery.presumed_unsent.clone();
+        Ok((self.driver(map, intent, presumed), recovery))
     }
 
     fn create_files(
@@ -192,13 +193,19 @@ impl PrimaryVolume {
         } else {
             OverwriteMap::create(map_device, identity)?
         };
-        Ok(self.driver(map, intent))
+        Ok(self.driver(map, intent, Vec::new()))
     }
 
-    fn driver(&self, map: OverwriteMap, intent: IntentLog) -> Arc<Driver> {
+    fn driver(
+        &self,
+        map: OverwriteMap,
+        intent: IntentLog,
+        presumed: Vec<BlockRange>,
+    ) -> Arc<Driver> {
         let map = Arc::new(map);
         let machine = Primary::new(Arc::clone(&map), self.options);
-        Driver::new(machine, Arc::clone(&self.device), map, intent, Arc::clone(&self.engine))
+        let engine = Arc::clone(&self.engine);
+        Driver::new(machine, Arc::clone(&self.device), map, intent, presumed, engine)
     }
 
     #[must_use]
@@ -218,8 +225,8 @@ impl PrimaryVolume {
 
     /// What opening after an unclean stop had to assume.
     #[must_use]
-    pub fn recovery(&self) -> Recovery {
-        self.recovery
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
     /// The driver, once the volume is live.
@@ -347,6 +354,7 @@ impl PrimaryVolume {
         let map = &driver.map;
         let identity = map.identity();
         let counters = driver.counters();
+        let refusal = driver.refusal();
         driver.with_machine(|machine, _, _| PrimaryStatus {
             waiting: false,
             volume: identity.volume,
@@ -360,8 +368,8 @@ impl PrimaryVolume {
             connected: machine.link_is_up(),
             resyncing: machine.is_resyncing(),
             in_flight_bytes: machine.in_flight_bytes(),
-            mirrored: machine.is_mirrored(),
-            poisoned: machine.poisoned().cloned(),
+            mirrored: machine.is_mirrored() && refusal.is_none(),
+            poisoned: machine.poisoned().cloned().or(refusal),
             counters,
         })
     }
