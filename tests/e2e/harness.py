@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.e2e.cable import Cable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
@@ -178,7 +180,13 @@ class Pair:
     """A primary and a backup of one volume, as two daemons on this machine."""
 
     def __init__(
-        self, size: int, *, mirror: str = "flush", more: str = "", place: str = "/var/tmp"
+        self,
+        size: int,
+        *,
+        mirror: str = "flush",
+        more: str = "",
+        place: str = "/var/tmp",
+        cabled: bool = False,
     ) -> None:
         self.size = size
         self.directory = Path(tempfile.mkdtemp(prefix="dr-", dir=place))
@@ -188,6 +196,8 @@ class Pair:
         self.backup_socket = self.directory / "b.sock"
         self.port = free_port()
         self.link_port = free_port()
+        self._cable = Cable(self.link_port) if cabled else None
+        dialled = self._cable.port if self._cable else self.link_port
         self.backup = self._daemon(
             "backup",
             f'listen = "127.0.0.1:{self.link_port}"',
@@ -198,7 +208,7 @@ class Pair:
             "primary",
             "",
             f'role = "primary"\ndevice = "{self.primary_device}"\nmirror = "{mirror}"\n'
-            f'backups = ["127.0.0.1:{self.link_port}/{VOLUME}"]\n'
+            f'backups = ["127.0.0.1:{dialled}/{VOLUME}"]\n'
             f'export = ["unix:{self.socket}", "tcp:127.0.0.1:{self.port}"]\n{more}',
         )
 
@@ -238,7 +248,15 @@ class Pair:
         """Kills what runs and removes everything."""
         self.primary.kill()
         self.backup.kill()
+        if self._cable is not None:
+            self._cable.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def cable(self) -> Cable:
+        """What the link goes through; of a pair that was made with `cabled`."""
+        assert self._cable is not None
+        return self._cable
 
     @property
     def uri(self) -> str:
