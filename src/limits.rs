@@ -141,7 +141,8 @@ pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Threads that encode or verify chunks, however many processors there are: eight of them hash
 /// faster than any medium reads.
 pub const BUNDLE_THREADS_MAX: usize = 8;
-/// Longest run of zeros, or of lost bytes, handed on at a time, so that progress and stopping stay fine-grained.
+/// Longest run of zeros, or of lost bytes, handed on at a time, so that progress and stopping stay
+/// fine-grained.
 pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
 
 /// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.

@@ -21,20 +21,37 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, final
 
-Range: TypeAlias = tuple[int, int]
+from typing_extensions import Buffer
+
+__all__ = [
+    "BackupVolume",
+    "ByteBuffer",
+    "LinkConnection",
+    "LinkHub",
+    "NbdServer",
+    "OverwriteMap",
+    "PrimaryVolume",
+    "SnapshotSource",
+    "bundle_create",
+    "bundle_show",
+    "bundle_verify",
+    "merge",
+    "merge_into_volume",
+]
+
+_Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
 
-Progress: TypeAlias = Callable[[dict[str, int]], None]
+_Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
 
-LinkClass: TypeAlias = Literal["demand", "mirror", "bulk"]
+_LinkClass: TypeAlias = Literal["demand", "mirror", "bulk"]
 
 @final
-class ByteBuffer:
+class ByteBuffer(Buffer):
     """Bytes that Rust owns, seen through the read-only buffer protocol: `memoryview(buffer)`."""
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class OverwriteMap:
@@ -48,7 +65,7 @@ class OverwriteMap:
         volume: str | None = None,
         generation: int | None = None,
     ) -> OverwriteMap:
-        """A new file, durable on return; everything missing. `volume` defaults to a new UUID.
+        """A new file, durable on return; everything missing. Without `volume` it is bound to none.
 
         An existing file is refused (`UsageError`)."""
 
@@ -63,7 +80,7 @@ class OverwriteMap:
     @property
     def generation(self) -> int: ...
     @property
-    def volume(self) -> str: ...
+    def volume(self) -> str | None: ...
     @property
     def current_bytes(self) -> int: ...
     @property
@@ -75,8 +92,8 @@ class OverwriteMap:
     def is_current(self, offset: int, length: int) -> bool:
         """Whether every block touched by the range is current."""
 
-    def current_extents(self) -> Iterator[Range]: ...
-    def missing_extents(self) -> Iterator[Range]: ...
+    def current_extents(self) -> Iterator[_Range]: ...
+    def missing_extents(self) -> Iterator[_Range]: ...
     def bits(self) -> ByteBuffer:
         """A copy at one moment: one bit a block, least significant first, 1 = current."""
 
@@ -98,11 +115,11 @@ def bundle_create(
     source: str | SnapshotSource,
     destination: str,
     *,
-    selection: Sequence[Range] | None = None,
+    selection: Sequence[_Range] | None = None,
     compression: Literal["none", "zstd"] = "none",
     level: int = 1,
     block_size: int = 4096,
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a bundle directory from an image or a snapshot.
 
@@ -114,7 +131,7 @@ def bundle_show(path: str) -> dict[str, Any]:
     complete, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
     bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
 
-def bundle_verify(path: str, *, progress: Progress | None = None) -> dict[str, Any]:
+def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
     """Reads every chunk. Damage is reported, not raised.
 
     `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
@@ -125,7 +142,7 @@ def merge(
     target: str,
     map: OverwriteMap,
     *,
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
@@ -138,7 +155,7 @@ def merge_into_volume(
     source: str,
     volume: PrimaryVolume,
     *,
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """The same into a live volume, under its claims. Damaged chunks are fetched over the link when
     it is up (`chunks_repaired`), else left missing (`chunks_damaged`); so are blocks that are in
@@ -182,7 +199,7 @@ class PrimaryVolume:
         writes in flight), `mirrored`, `current` (there is no backup), `degraded` (a backup is not
         connected), `failed` (poisoned). `mirrored` is law 10. Counters begin at the opening."""
 
-    def restore(self, lost: Sequence[Range] | Literal["all", "none"]) -> dict[str, Any]:
+    def restore(self, lost: Sequence[_Range] | Literal["all", "none"]) -> dict[str, Any]:
         """The operator's word: declares what is lost, durable on return, with a new generation.
         `{generation, missing_bytes}`. `none` on a waiting volume: the primary is the truth and
         everything is unsent. The link connections are closed and must be made again."""
@@ -194,7 +211,7 @@ class PrimaryVolume:
         self,
         label: str,
         *,
-        selection: Sequence[Range] | None = None,
+        selection: Sequence[_Range] | None = None,
         backup: int = 0,
         timeout_ms: int,
     ) -> dict[str, Any]:
@@ -210,7 +227,7 @@ class PrimaryVolume:
         `same`, `different`, or `busy`: a write, fetch, merge or resend touched the range meanwhile
         or is pending, so nothing can be said; ask again. Missing blocks are not compared."""
 
-    def repair(self, ranges: Sequence[Range], *, backup: int = 0) -> int:
+    def repair(self, ranges: Sequence[_Range], *, backup: int = 0) -> int:
         """Marks the current blocks of the ranges unsent, so that they are sent again."""
 
     def flush(self) -> None:
@@ -221,7 +238,7 @@ class PrimaryVolume:
 
     def map_extents(
         self, plane: Literal["current", "missing", "unsent", "link_only"]
-    ) -> list[Range]: ...
+    ) -> list[_Range]: ...
     def picture(self, cells: int) -> list[int]: ...
     def close(self) -> None:
         """Refuses new requests, lets those in flight end, flushes, commits, marks a clean stop."""
@@ -249,7 +266,7 @@ class BackupVolume:
 
         `state`: `empty` (never met its primary), `idle` (not connected), `mirroring`, `failed`."""
 
-    def snapshot(self, label: str, *, selection: Sequence[Range] | None = None) -> dict[str, Any]:
+    def snapshot(self, label: str, *, selection: Sequence[_Range] | None = None) -> dict[str, Any]:
         """A cut without the primary, for when it does not run (`BusyError` while connected)."""
 
     def snapshots(self) -> list[dict[str, Any]]:
@@ -265,7 +282,7 @@ class BackupVolume:
 class LinkHub:
     """All link connections of this process, and what they lead to."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> LinkHub: ...
     @property
     def wake_descriptor(self) -> int:
         """Becomes readable when a connection has outgoing bytes or must be closed. Owned here."""
@@ -278,7 +295,7 @@ class LinkHub:
 
     def withdraw(self, volume: BackupVolume) -> None: ...
     def connect(
-        self, volume: PrimaryVolume, backup: int, remote_name: str, link_class: LinkClass
+        self, volume: PrimaryVolume, backup: int, remote_name: str, link_class: _LinkClass
     ) -> LinkConnection:
         """The client side: speaks first."""
 
@@ -328,7 +345,7 @@ class LinkConnection:
 class NbdServer:
     """NBD sessions over descriptors that Python accepted. Guest I/O runs in Rust threads only."""
 
-    def __init__(self, default: str | None = None) -> None:
+    def __new__(cls, default: str | None = None) -> NbdServer:
         """`default`: the export that the empty name means."""
 
     def add_volume(self, name: str, volume: PrimaryVolume) -> None:

@@ -51,13 +51,15 @@ class OverwriteMap:
     Offsets, lengths and sizes are bytes. Raises `UsageError` for ranges that are outside the volume
     or not aligned to blocks, `FormatError` and `IntegrityError` for files that are no sound map.
 
-    >>> import tempfile, os
-    >>> path = os.path.join(tempfile.mkdtemp(), "over.map")
+    >>> import pathlib, tempfile
+    >>> place = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(place.name, "over.map")
     >>> with OverwriteMap.create(path, size=1 << 20, block_size=4096) as m:
     ...     m.mark_current(4096, 8192)
     ...     m.current_bytes, m.is_current(8192, 4096), list(m.current_extents())
     8192
     (8192, True, [Extent(offset=4096, length=8192)])
+    >>> place.cleanup()
     """
 
     def __init__(self, inner: _core.OverwriteMap) -> None:
@@ -73,7 +75,11 @@ class OverwriteMap:
         volume: str | None = None,
         generation: int = 1,
     ) -> Self:
-        """A new map file in which everything is missing, durable on return."""
+        """A new map file in which everything is missing, durable on return.
+
+        Without `volume` the map is bound to none: the first bundle of a volume that is merged while
+        nothing is current binds it to that volume and generation.
+        """
         return cls(_core.OverwriteMap.create(fspath(path), size, block_size, volume, generation))
 
     @classmethod
@@ -107,8 +113,8 @@ class OverwriteMap:
         return self._inner.generation
 
     @property
-    def volume(self) -> str:
-        """The UUID of the volume."""
+    def volume(self) -> str | None:
+        """The UUID of the volume; None while the map is bound to none (see `create`)."""
         return self._inner.volume
 
     @property
@@ -177,12 +183,14 @@ class Bundle:
     """The snapshot copy in its shippable form (paragraphs 54 and 60 of the seed): a directory of
     immutable segments and a manifest.
 
-    >>> import tempfile, os
-    >>> place = tempfile.mkdtemp()
-    >>> image = os.path.join(place, "image")
-    >>> _ = open(image, "wb").write(bytes(1 << 20))
-    >>> Bundle.create(image, os.path.join(place, "out.drb")).verify().sound
+    >>> import pathlib, tempfile
+    >>> place = tempfile.TemporaryDirectory()
+    >>> image = pathlib.Path(place.name, "image")
+    >>> image.write_bytes(bytes(1 << 20))
+    1048576
+    >>> Bundle.create(image, pathlib.Path(place.name, "out.drb")).verify().sound
     True
+    >>> place.cleanup()
     """
 
     def __init__(self, path: Path, shown: dict[str, Any], report: BundleReport | None) -> None:

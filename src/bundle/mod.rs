@@ -1,4 +1,4 @@
-//! The shippable copy of a volume, byte by byte in `docs/formats-bundle.md`.
+//! The shippable copy of a volume, byte by byte in `docs/formats.md`.
 //!
 //! | word | meaning |
 //! |---|---|

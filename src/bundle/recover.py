@@ -11,7 +11,7 @@ the image; damaged ones are listed.
 
 Exit code 0: all there and whole. 1: failed. 2: wrong arguments. 3: something is damaged.
 
-This file knows the format (docs/formats-bundle.md of dualrestore) by itself and shares no code
+This file knows the format (docs/formats.md of dualrestore) by itself and shares no code
 with dualrestore.
 """
 

@@ -323,55 +323,6 @@ fn a_changed_manifest_is_refused() {
     assert_eq!(verified(&open(&bad).expect("whole")).blemishes.len(), 1);
 }
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bundle-v1")
-}
-
-/// The image of the golden bundle: all four kinds of chunk.
-fn golden_source() -> Failing {
-    let mut bytes = vec![0; (1 << 20) + 512];
-    bytes[..8192].copy_from_slice(&noise(8192, 7));
-    bytes[65_536..131_072].copy_from_slice(&b"dualrestore bundle golden file. ".repeat(2048));
-    bytes[1 << 20..].copy_from_slice(&noise(512, 8));
-    Failing(source_of(bytes), ByteRange::new(4096, 4096), ErrorKind::Device)
-}
-
-const GOLDEN_FILES: [&str; 3] = ["manifest.begin.json", "manifest.json", "seg-00000000.drs"];
-
-/// A golden bundle is written by a test only where there is none: delete it after a change of
-/// version, never otherwise.
-#[test]
-fn the_golden_bundle_of_version_1_opens_and_is_still_what_is_written() {
-    let options = WriterOptions {
-        bundle: Uuid::from_u128(0x6011_d5b0_0000_4000_8000_0000_0000_0001),
-        created_unix_s: 1_700_000_000,
-        software: "dualrestore, golden".into(),
-        compression: Compression::Zstd(1),
-        ..options()
-    };
-    let (folder, _) = make(&golden_source(), &options);
-    if !golden().exists() {
-        std::fs::create_dir_all(golden()).expect("made");
-        let held = FileFolder::create(&golden()).expect("empty");
-        for name in GOLDEN_FILES {
-            let file = held.create(name).expect("new");
-            file.write_at(0, &folder.contents(name).expect("there")).expect("written");
-        }
-    }
-    let bundle = Bundle::open(&golden()).expect("whole");
-    let found = verified(&bundle);
-    assert_eq!((found.chunks_damaged, found.blemishes), (1, vec![]));
-    assert_eq!(found.damaged, [ByteRange::new(4096, 4096)]);
-    let mut expected = vec![0; (1 << 20) + 512];
-    golden_source().0.read_at(0, &mut expected).expect("read");
-    expected[4096..8192].fill(0xee);
-    assert!(restored(&bundle) == (expected, 1));
-    for name in GOLDEN_FILES {
-        let held = std::fs::read(golden().join(name)).expect("read");
-        assert!(held == folder.contents(name).expect("there"), "{name} is written differently");
-    }
-}
-
 fn recover(bundle: &Path, out: Option<&Path>) -> (i32, String) {
     let mut command = Command::new("python3");
     command.arg("-I").arg(bundle.join("recover.py")).arg(bundle);

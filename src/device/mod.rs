@@ -10,6 +10,8 @@
 //! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
 //! `WorkerPool`, the threads that do device operations.
 
+#[cfg(test)]
+mod block_device_tests;
 mod buffer;
 mod crashing;
 mod crashing_directory;

@@ -7,7 +7,8 @@
 //! 8192   plane 0 page 0 slot 0, slot 1; plane 0 page 1 slot 0, slot 1; ...; plane 1 ...
 //! ```
 //!
-//! Guarantees: encoding is total; decoding never panics and names what was expected and found.
+//! Guarantees: encoding is total; decoding never panics and names what was expected and found; a
+//! slot that a newer program wrote is told apart from a damaged one (law 12).
 //! Does not know: devices, which slot is the newer one.
 
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bitmap::PAGE_WORDS;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::units::{BlockSize, Geometry};
 
 /// Bytes of a header slot, a page slot and an intent slot: the unit that is written at once.
@@ -36,8 +37,22 @@ pub enum MapRole {
     Overwrite = 1,
     /// Backup map: plane 0 = changed since the latest cut.
     Changed = 2,
-    /// Snapshot map: plane 0 = old contents are in the preservation store.
+    /// Snapshot map: plane 0 = old contents are in the preservation store, plane 1 = given back.
     Preserved = 3,
+}
+
+impl MapRole {
+    const ALL: [Self; 3] = [Self::Overwrite, Self::Changed, Self::Preserved];
+
+    /// Planes of a map of this role.
+    #[must_use]
+    pub const fn planes(self) -> usize {
+        match self {
+            Self::Overwrite => 3,
+            Self::Changed => 1,
+            Self::Preserved => 2,
+        }
+    }
 }
 
 /// Whose map it is.
@@ -54,7 +69,6 @@ pub struct MapIdentity {
 pub struct MapHeader {
     pub identity: MapIdentity,
     pub role: MapRole,
-    pub planes: usize,
     /// Counts header writes; the slot with the higher one is the newer.
     pub sequence: u64,
     /// Pages committed with a sequence up to this one are void: their bits equal `base`.
@@ -124,12 +138,41 @@ pub enum Slot<T> {
     /// All zero: never written.
     Empty,
     Valid(T),
-    /// Torn, rotten, misdirected or foreign.
+    /// Torn, rotten, misdirected or of no format of ours.
     Damaged(Error),
+    /// Whole, and not understood: a newer program wrote it. To be refused whatever the neighbour
+    /// says, since that may be older than what the newer program promised (law 12).
+    Unknown(Error),
 }
 
-fn is_empty(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
+impl<T> Slot<T> {
+    /// A slot that is `whole` (magic and checksum hold), as it is understood.
+    fn of_whole(understood: Result<T>) -> Self {
+        match understood {
+            Ok(value) => Self::Valid(value),
+            Err(error) => Self::Unknown(error),
+        }
+    }
+}
+
+fn are_zero(reserved: &[u8]) -> bool {
+    reserved.iter().all(|byte| *byte == 0)
+}
+
+fn check_version(what: &str, version: U16, features: U32, reserved: &[&[u8]]) -> Result<()> {
+    if version.get() != VERSION || features.get() != 0 {
+        return Err(Error::format(format!(
+            "expected a {what} of version {VERSION} with no feature bits, found version {version} \
+             with feature bits {features:#x}: use the program that wrote it, or a newer one"
+        )));
+    }
+    if !reserved.iter().all(|bytes| are_zero(bytes)) {
+        return Err(Error::format(format!(
+            "expected zeros in the reserved bytes of a {what}, found others: use the program that \
+             wrote it, or a newer one"
+        )));
+    }
+    Ok(())
 }
 
 impl MapHeader {
@@ -148,7 +191,7 @@ impl MapHeader {
             volume: *self.identity.volume.as_bytes(),
             size: geometry.size().into(),
             block_size: geometry.block_size().bytes_u32().into(),
-            planes: u32::try_from(self.planes).expect("at most PLANES_MAX").into(),
+            planes: u32::try_from(self.role.planes()).expect("at most PLANES_MAX").into(),
             generation: self.identity.generation.into(),
             sequence: self.sequence.into(),
             void_through: self.void_through.into(),
@@ -160,57 +203,56 @@ impl MapHeader {
         raw.as_bytes().to_vec()
     }
 
-    /// Decodes a header slot. A wrong magic, version or feature bit is `Format`; a wrong checksum
-    /// `Integrity`; numbers out of range `Format`.
+    /// Decodes a header slot.
     pub fn decode(bytes: &[u8; SLOT_BYTES]) -> Slot<Self> {
-        if is_empty(bytes) {
+        if are_zero(bytes) {
             return Slot::Empty;
         }
-        match Self::decode_written(bytes) {
-            Ok(header) => Slot::Valid(header),
-            Err(error) => Slot::Damaged(error),
-        }
-    }
-
-    fn decode_written(bytes: &[u8; SLOT_BYTES]) -> Result<Self> {
         let raw: &RawHeader = zerocopy::transmute_ref!(bytes);
         if raw.magic != HEADER_MAGIC {
-            return Err(Error::format(format!(
-                "not a dualrestore map: expected magic {:02x?}, found {:02x?}",
-                HEADER_MAGIC, raw.magic
+            return Slot::Damaged(Error::format(format!(
+                "expected a map with magic {HEADER_MAGIC:02x?}, found {:02x?}: this is no map of \
+                 dualrestore, or its header is overwritten",
+                raw.magic
             )));
         }
         let crc = crc32c::crc32c(&bytes[..SLOT_BYTES - 4]);
         if raw.crc.get() != crc {
-            return Err(Error::integrity(format!(
-                "map header is damaged: checksum {:08x}, expected {crc:08x}",
+            return Slot::Damaged(Error::integrity(format!(
+                "the map's header is damaged: expected checksum {:08x}, found {crc:08x}",
                 raw.crc
             )));
         }
-        if raw.version.get() != VERSION || raw.features.get() != 0 {
-            return Err(Error::format(format!(
-                "map version {} with feature bits {:#x}: this program knows version {VERSION} and \
-                 no feature bits; use the program that wrote it or a newer one",
-                raw.version, raw.features
-            )));
-        }
-        let role = match raw.role.get() {
-            1 => MapRole::Overwrite,
-            2 => MapRole::Changed,
-            3 => MapRole::Preserved,
-            other => return Err(Error::format(format!("unknown map role {other}"))),
-        };
+        Slot::of_whole(Self::understand(raw))
+    }
+
+    fn understand(raw: &RawHeader) -> Result<Self> {
+        check_version("map", raw.version, raw.features, &[&raw.reserved])?;
+        let role = MapRole::ALL.into_iter().find(|role| *role as u16 == raw.role.get());
+        let role = role.ok_or_else(|| {
+            Error::format(format!("expected a map role from 1 to 3, found {}", raw.role))
+        })?;
         let geometry = BlockSize::new(raw.block_size.get())
             .and_then(|block_size| Geometry::new(raw.size.get(), block_size))
             .ok_or_else(|| {
                 Error::format(format!(
-                    "map of {} bytes in blocks of {}: not a valid geometry",
+                    "the map states an impossible volume: {} bytes in blocks of {}",
                     raw.size, raw.block_size
                 ))
             })?;
-        let planes = raw.planes.get() as usize;
-        if planes == 0 || planes > PLANES_MAX || raw.base.iter().any(|value| *value > 1) {
-            return Err(Error::format(format!("map with {planes} planes, expected 1 to 8")));
+        if raw.planes.get() as usize != role.planes() {
+            return Err(Error::format(format!(
+                "expected {} planes in a map of role {role:?}, found {}",
+                role.planes(),
+                raw.planes
+            )));
+        }
+        let (base, beyond) = raw.base.split_at(role.planes());
+        if base.iter().any(|value| *value > 1) || !are_zero(beyond) {
+            return Err(Error::format(format!(
+                "expected 0 or 1 as the base of each plane of the map, found {:?}",
+                raw.base
+            )));
         }
         Ok(Self {
             identity: MapIdentity {
@@ -219,7 +261,6 @@ impl MapHeader {
                 generation: raw.generation.get(),
             },
             role,
-            planes,
             sequence: raw.sequence.get(),
             void_through: raw.void_through.get(),
             base: raw.base.map(|value| value == 1),
@@ -263,14 +304,15 @@ impl MapPage {
         index: usize,
         volume: Uuid,
     ) -> Slot<Self> {
-        if is_empty(bytes) {
+        if are_zero(bytes) {
             return Slot::Empty;
         }
         let raw: &RawPage = zerocopy::transmute_ref!(bytes);
         let crc = crc32c::crc32c(&bytes[8..]);
         if raw.magic != PAGE_MAGIC || raw.crc.get() != crc {
             return Slot::Damaged(Error::integrity(format!(
-                "map page {index} of plane {plane} is damaged: checksum {:08x}, expected {crc:08x}",
+                "map page {index} of plane {plane} is damaged: expected checksum {:08x}, found \
+                 {crc:08x}",
                 raw.crc
             )));
         }
@@ -282,6 +324,12 @@ impl MapPage {
                 raw.index,
                 raw.plane,
                 Uuid::from_bytes(raw.volume)
+            )));
+        }
+        if raw.reserved.get() != 0 || !are_zero(&raw.reserved_tail) {
+            return Slot::Unknown(Error::format(format!(
+                "expected zeros in the reserved bytes of map page {index} of plane {plane}, found \
+                 others: use the program that wrote it, or a newer one"
             )));
         }
         let words = Box::new(raw.words.map(U64::get));
@@ -324,39 +372,40 @@ impl IntentRecord {
     }
 
     pub fn decode(bytes: &[u8; SLOT_BYTES]) -> Slot<Self> {
-        if is_empty(bytes) {
+        if are_zero(bytes) {
             return Slot::Empty;
         }
-        match Self::decode_written(bytes) {
-            Ok(record) => Slot::Valid(record),
-            Err(error) => Slot::Damaged(error),
-        }
-    }
-
-    fn decode_written(bytes: &[u8; SLOT_BYTES]) -> Result<Self> {
         let raw: &RawIntent = zerocopy::transmute_ref!(bytes);
         if raw.magic != INTENT_MAGIC {
-            return Err(Error::format("not a dualrestore intent log: wrong magic"));
+            return Slot::Damaged(Error::format(format!(
+                "expected an intent log with magic {INTENT_MAGIC:02x?}, found {:02x?}",
+                raw.magic
+            )));
         }
         let mut unsigned = *bytes;
         unsigned[52..56].fill(0);
         let crc = crc32c::crc32c(&unsigned);
         if raw.crc.get() != crc {
-            return Err(Error::integrity(format!(
-                "intent log slot is damaged: checksum {:08x}, expected {crc:08x}",
+            return Slot::Damaged(Error::integrity(format!(
+                "a slot of the intent log is damaged: expected checksum {:08x}, found {crc:08x}",
                 raw.crc
             )));
         }
+        Slot::of_whole(Self::understand(raw))
+    }
+
+    fn understand(raw: &RawIntent) -> Result<Self> {
         let count = raw.count.get() as usize;
-        if raw.version.get() != VERSION || raw.features.get() != 0 || count > INTENT_ENTRIES_MAX {
-            return Err(Error::new(
-                ErrorKind::Format,
-                format!("intent log version {} with {count} extents is not known", raw.version),
-            ));
-        }
-        let extents: Vec<u32> = raw.entries[..count].iter().map(|entry| entry.get()).collect();
-        if !extents.is_sorted_by(|a, b| a < b) {
-            return Err(Error::format("intent log extents are not ascending"));
+        let entries = &raw.entries[..count.min(INTENT_ENTRIES_MAX)];
+        let rest = raw.entries[entries.len()..].as_bytes();
+        let reserved = [raw.reserved.as_bytes(), rest, &raw.reserved_tail];
+        check_version("intent log", raw.version, raw.features, &reserved)?;
+        let extents: Vec<u32> = entries.iter().map(|entry| entry.get()).collect();
+        if count > INTENT_ENTRIES_MAX || !extents.is_sorted_by(|a, b| a < b) {
+            return Err(Error::format(format!(
+                "expected at most {INTENT_ENTRIES_MAX} ascending extents in the intent log, found \
+                 {count}, or others"
+            )));
         }
         Ok(Self {
             volume: Uuid::from_bytes(raw.volume),
@@ -379,7 +428,6 @@ mod tests {
                 generation: 3,
             },
             role: MapRole::Overwrite,
-            planes: 3,
             sequence: 9,
             void_through: 4,
             base: [true, false, false, false, false, false, false, false],
@@ -449,6 +497,62 @@ mod tests {
                 MapPage::decode(slot(&bytes), plane, index, volume),
                 Slot::Damaged(_)
             ));
+        }
+    }
+
+    /// The slot with some bytes changed and its checksum made right: what a newer program writes.
+    fn forged(mut bytes: Vec<u8>, crc_at: usize, at: usize, with: &[u8]) -> Vec<u8> {
+        bytes[at..at + with.len()].copy_from_slice(with);
+        bytes[crc_at..crc_at + 4].fill(0);
+        let summed = if crc_at == 52 { &bytes[..] } else { &bytes[..crc_at] };
+        let crc = crc32c::crc32c(summed).to_le_bytes();
+        bytes[crc_at..crc_at + 4].copy_from_slice(&crc);
+        bytes
+    }
+
+    #[test]
+    fn a_whole_header_that_is_not_understood_is_unknown_and_not_damaged() {
+        for (at, with, words) in [
+            (8, &[2, 0][..], "version 2"),
+            (10, &[4, 0], "role"),
+            (12, &[8, 0, 0, 0], "feature bits 0x8"),
+            (32, &[1, 0, 0, 0, 0, 0, 0, 0], "impossible volume: 1 bytes"),
+            (40, &[1, 16, 0, 0], "blocks of 4097"),
+            (44, &[1, 0, 0, 0], "expected 3 planes"),
+            (72, &[2], "base"),
+            (75, &[1], "base"),
+            (80, &[1], "reserved"),
+            (4091, &[1], "reserved"),
+        ] {
+            let bytes = forged(header().encode(), SLOT_BYTES - 4, at, with);
+            let Slot::Unknown(error) = MapHeader::decode(slot(&bytes)) else { panic!("{words}") };
+            assert_eq!(error.kind(), crate::error::ErrorKind::Format);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_whole_intent_slot_that_is_not_understood_is_unknown_and_not_damaged() {
+        let record = IntentRecord {
+            volume: Uuid::from_u128(7),
+            sequence: 3,
+            extent_bytes: 1 << 20,
+            extents: vec![1, 5],
+        };
+        for (at, with, words) in [
+            (8, &[2, 0][..], "version 2"),
+            (12, &[1, 0, 0, 0], "feature bits 0x1"),
+            (10, &[1], "reserved"),
+            (64, &[1], "reserved"),
+            (4056, &[1], "reserved"),
+            (48, &[0xe9, 3, 0, 0], "at most 1000"),
+            (56, &[5], "ascending"),
+        ] {
+            let bytes = forged(record.encode(), 52, at, with);
+            let Slot::Unknown(error) = IntentRecord::decode(slot(&bytes)) else {
+                panic!("{words}")
+            };
+            assert!(error.to_string().contains(words), "{error}");
         }
     }
 }

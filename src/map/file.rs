@@ -9,8 +9,8 @@
 //!
 //! Guarantees: a crash at any point leaves every page as some commit wrote it; the slot that was
 //! valid stays so until the newer one is durable. The first commit of a page writes both slots, one
-//! after the other, so that a page torn by a crash is told from one that was lost. After a failed commit the map refuses further
-//! ones (law 11). Opening reads the pages that exist, not the volume.
+//! after the other, so that a page torn by a crash is told from one that was lost. After a failed
+//! commit the map refuses further ones (law 11). Opening reads the pages that exist, no more.
 //! Does not know: what the planes mean, when to commit.
 
 use std::collections::BTreeSet;
@@ -19,14 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::header::{HEADER_BYTES, Headers};
 use crate::bitmap::Bitmap;
 use crate::device::{AlignedBuffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
-use crate::format::map::{MapHeader, MapIdentity, MapPage, MapRole, PLANES_MAX, SLOT_BYTES, Slot};
+use crate::format::map::{MapHeader, MapIdentity, MapPage, MapRole, SLOT_BYTES, Slot};
 use crate::units::Geometry;
-
-const HEADER_BYTES: u64 = 2 * SLOT_BYTES as u64;
 
 /// See the module.
 #[derive(Debug)]
@@ -47,8 +46,7 @@ struct Waiting {
 
 #[derive(Debug)]
 struct Durable {
-    header: MapHeader,
-    header_slot: usize,
+    headers: Headers,
     /// Sequence of the latest commit.
     sequence: u64,
     /// Per plane and page: the slot that is valid, if any.
@@ -91,20 +89,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl MapFile {
     /// Bytes of the sparse file that holds such a map.
     #[must_use]
-    pub fn bytes_needed(geometry: Geometry, planes: usize) -> u64 {
+    pub fn bytes_needed(geometry: Geometry, role: MapRole) -> u64 {
         let pages = geometry.blocks().div_ceil(crate::bitmap::PAGE_BITS);
-        HEADER_BYTES + pages * planes as u64 * 2 * SLOT_BYTES as u64
+        HEADER_BYTES + pages * role.planes() as u64 * 2 * SLOT_BYTES as u64
     }
 
     /// Writes a new map with every bit clear over a device that reads as zeros. Durable when it
     /// returns.
-    pub fn create(
-        device: Arc<dyn Device>,
-        identity: MapIdentity,
-        role: MapRole,
-        planes: usize,
-    ) -> Result<Self> {
-        Self::create_filled(device, identity, role, &vec![false; planes])
+    pub fn create(device: Arc<dyn Device>, identity: MapIdentity, role: MapRole) -> Result<Self> {
+        Self::create_filled(device, identity, role, &vec![false; role.planes()])
     }
 
     /// As `create`, with every bit of plane `p` equal to `base[p]`.
@@ -114,9 +107,8 @@ impl MapFile {
         role: MapRole,
         base: &[bool],
     ) -> Result<Self> {
-        let planes = base.len();
-        assert!((1..=PLANES_MAX).contains(&planes));
-        let needed = Self::bytes_needed(identity.geometry, planes);
+        assert_eq!(base.len(), role.planes(), "a base for each plane");
+        let needed = Self::bytes_needed(identity.geometry, role);
         if device.size() < needed {
             return Err(Error::usage(format!(
                 "a map of this volume needs {needed} bytes, the file has {}",
@@ -126,30 +118,29 @@ impl MapFile {
         let header = MapHeader {
             identity,
             role,
-            planes,
             sequence: 1,
             void_through: 0,
             base: std::array::from_fn(|plane| base.get(plane).copied().unwrap_or(false)),
         };
-        device.write_at(0, &header.encode())?;
-        device.flush()?;
-        Ok(Self::assemble(device, header, 0))
+        let headers = Headers::create(&*device, header)?;
+        Ok(Self::assemble(device, headers))
     }
 
-    fn assemble(device: Arc<dyn Device>, header: MapHeader, header_slot: usize) -> Self {
+    fn assemble(device: Arc<dyn Device>, headers: Headers) -> Self {
+        let header = headers.newest;
         let blocks = header.identity.geometry.blocks();
+        let count = header.role.planes();
         let planes: Vec<_> =
-            (0..header.planes).map(|p| Arc::new(Bitmap::new(blocks, header.base[p]))).collect();
+            (0..count).map(|p| Arc::new(Bitmap::new(blocks, header.base[p]))).collect();
         let pages = planes[0].pages();
         Self {
             device,
             role: header.role,
-            waiting: Mutex::new(Waiting { pages: vec![BTreeSet::new(); header.planes] }),
+            waiting: Mutex::new(Waiting { pages: vec![BTreeSet::new(); count] }),
             durable: Mutex::new(Durable {
-                header,
-                header_slot,
+                headers,
                 sequence: header.void_through,
-                slots: vec![vec![None; pages]; header.planes],
+                slots: vec![vec![None; pages]; count],
             }),
             planes,
             poisoned: AtomicBool::new(false),
@@ -171,21 +162,23 @@ impl MapFile {
 
     /// Opens a map and tells which pages are damaged.
     pub fn open_damaged(device: Arc<dyn Device>, role: MapRole) -> Result<(Self, Damage)> {
-        let (header, slot) = read_header(&*device)?;
+        let headers = Headers::read(&*device)?;
+        let header = headers.newest;
         if header.role != role {
             return Err(Error::identity(format!(
-                "expected a map of role {role:?}, found one of role {:?}",
+                "expected a map of role {role:?}, found one of role {:?}: name another file",
                 header.role
             )));
         }
-        let needed = Self::bytes_needed(header.identity.geometry, header.planes);
+        let needed = Self::bytes_needed(header.identity.geometry, role);
         if device.size() < needed {
             return Err(Error::integrity(format!(
-                "map is truncated: {} bytes, expected {needed}",
+                "the map is truncated: expected {needed} bytes, found {}; bring the whole file \
+                 back, or make a new map",
                 device.size()
             )));
         }
-        let map = Self::assemble(device, header, slot);
+        let map = Self::assemble(device, headers);
         let damage = map.read_pages(needed)?;
         Ok((map, damage))
     }
@@ -208,16 +201,23 @@ impl MapFile {
             self.device.read_at(start, bytes)?;
             let first = ((start - HEADER_BYTES) / pair) as usize;
             for (pair_index, slots) in bytes.chunks_exact(pair as usize).enumerate() {
-                self.read_pair(first + pair_index, slots, &mut durable, &mut damage);
+                self.read_pair(first + pair_index, slots, &mut durable, &mut damage)?;
             }
         }
         Ok(damage)
     }
 
-    fn read_pair(&self, at: usize, slots: &[u8], durable: &mut Durable, damage: &mut Damage) {
+    fn read_pair(
+        &self,
+        at: usize,
+        slots: &[u8],
+        durable: &mut Durable,
+        damage: &mut Damage,
+    ) -> Result<()> {
         let pages = self.planes[0].pages();
         let (plane, index) = (at / pages, at % pages);
-        let volume = durable.header.identity.volume;
+        let header = durable.headers.newest;
+        let volume = header.identity.volume;
         let mut best: Option<(u8, MapPage)> = None;
         let mut damaged = [false; 2];
         for (slot, bytes) in slots.chunks_exact(SLOT_BYTES).enumerate() {
@@ -225,7 +225,8 @@ impl MapFile {
             match MapPage::decode(bytes, plane, index, volume) {
                 Slot::Empty => {}
                 Slot::Damaged(_) => damaged[slot] = true,
-                Slot::Valid(page) if page.sequence <= durable.header.void_through => {}
+                Slot::Unknown(error) => return Err(error),
+                Slot::Valid(page) if page.sequence <= header.void_through => {}
                 Slot::Valid(page) => {
                     if best.as_ref().is_none_or(|(_, held)| held.sequence < page.sequence) {
                         best = Some((slot as u8, page));
@@ -249,25 +250,22 @@ impl MapFile {
             // Slot 1 is written before slot 0 ever is: a crash tore the very first commit.
             None => {}
         }
+        Ok(())
     }
 
-    /// Whether no map was ever written there: what a crash between making the file and writing its
-    /// header leaves.
-    pub fn is_blank(device: &dyn Device) -> Result<bool> {
-        let mut bytes = AlignedBuffer::zeroed(2 * SLOT_BYTES);
-        let length = bytes.len().min(device.size() as usize);
-        device.read_at(0, &mut bytes[..length])?;
-        Ok(bytes.iter().all(|byte| *byte == 0))
+    /// Whether no map was ever completed there: what a crash within `create` leaves.
+    pub fn is_unfinished(device: &dyn Device) -> Result<bool> {
+        Headers::are_unfinished(device)
     }
 
     /// Whose map it is, without reading its pages.
     pub fn read_identity(device: &dyn Device) -> Result<MapIdentity> {
-        Ok(read_header(device)?.0.identity)
+        Ok(Headers::read(device)?.newest.identity)
     }
 
     #[must_use]
     pub fn identity(&self) -> MapIdentity {
-        lock(&self.durable).header.identity
+        lock(&self.durable).headers.newest.identity
     }
 
     /// The bits of a plane, to be read freely; changes go through `fill`.
@@ -358,7 +356,7 @@ impl MapFile {
             let encoded = MapPage {
                 plane: page.plane,
                 index: page.index,
-                volume: durable.header.identity.volume,
+                volume: durable.headers.newest.identity.volume,
                 sequence: durable.sequence + 1,
                 words: page.words.clone(),
             }
@@ -390,7 +388,7 @@ impl MapFile {
         assert_eq!(base.len(), self.planes.len());
         let mut durable = lock(&self.durable);
         self.check_poisoned()?;
-        let mut header = durable.header;
+        let mut header = durable.headers.newest;
         header.identity.volume = volume;
         header.identity.generation = generation;
         // One above, since a failed commit may have left pages with the next sequence.
@@ -413,25 +411,18 @@ impl MapFile {
     pub fn set_generation(&self, generation: u64) -> Result<()> {
         let mut durable = lock(&self.durable);
         self.check_poisoned()?;
-        let mut header = durable.header;
+        let mut header = durable.headers.newest;
         header.identity.generation = generation;
         self.write_header(&mut durable, header)
     }
 
     fn write_header(&self, durable: &mut Durable, mut header: MapHeader) -> Result<()> {
         header.sequence += 1;
-        let slot = 1 - durable.header_slot;
-        let written = self
-            .device
-            .write_at((slot * SLOT_BYTES) as u64, &header.encode())
-            .and_then(|()| self.device.flush());
+        let written = durable.headers.write(&*self.device, header);
         if written.is_err() {
             self.poisoned.store(true, Ordering::Release);
-            return written;
         }
-        durable.header = header;
-        durable.header_slot = slot;
-        Ok(())
+        written
     }
 
     fn check_poisoned(&self) -> Result<()> {
@@ -455,32 +446,6 @@ fn other_slot(slot: Option<u8>) -> u8 {
     slot.map_or(0, |slot| 1 - slot)
 }
 
-/// The newer valid header and its slot.
-fn read_header(device: &dyn Device) -> Result<(MapHeader, usize)> {
-    if device.size() < HEADER_BYTES {
-        return Err(Error::integrity(format!(
-            "map is truncated: {} bytes, expected at least {HEADER_BYTES}",
-            device.size()
-        )));
-    }
-    let mut bytes = AlignedBuffer::zeroed(2 * SLOT_BYTES);
-    device.read_at(0, &mut bytes)?;
-    let mut best: Option<(MapHeader, usize)> = None;
-    let mut problem = None;
-    for (slot, bytes) in bytes.chunks_exact(SLOT_BYTES).enumerate() {
-        match MapHeader::decode(bytes.try_into().expect("exact chunks")) {
-            Slot::Empty => {}
-            Slot::Damaged(error) => problem = Some(error),
-            Slot::Valid(header) => {
-                if best.is_none_or(|(held, _)| held.sequence < header.sequence) {
-                    best = Some((header, slot));
-                }
-            }
-        }
-    }
-    best.ok_or_else(|| problem.unwrap_or_else(|| Error::format("not a dualrestore map: empty")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -496,12 +461,11 @@ mod tests {
     }
 
     fn create(device: &Arc<RamDevice>) -> MapFile {
-        MapFile::create(Arc::clone(device) as _, identity(), MapRole::Overwrite, 3)
-            .expect("created")
+        MapFile::create(Arc::clone(device) as _, identity(), MapRole::Overwrite).expect("created")
     }
 
     fn ram() -> Arc<RamDevice> {
-        Arc::new(RamDevice::new(MapFile::bytes_needed(geometry(), 3)))
+        Arc::new(RamDevice::new(MapFile::bytes_needed(geometry(), MapRole::Overwrite)))
     }
 
     #[test]

@@ -52,24 +52,29 @@ impl IntentLog {
     }
 
     /// Opens the log of `volume` and tells what was hot. A readable log of another volume is
-    /// `Identity`; a damaged one is not an error: it means `Intents::Unknown`.
+    /// `Identity`, one of a newer program `Format`; a damaged one is not an error: it means
+    /// `Intents::Unknown`.
     pub fn open(device: Arc<dyn Device>, volume: Uuid) -> Result<(Self, Intents)> {
         let mut bytes = AlignedBuffer::zeroed(2 * SLOT_BYTES);
         if device.size() < Self::BYTES {
             return Err(Error::integrity(format!(
-                "intent log is truncated: {} bytes, expected {}",
-                device.size(),
-                Self::BYTES
+                "the intent log is truncated: expected {} bytes, found {}; remove it, and every \
+                 block counts as written to when the volume stopped",
+                Self::BYTES,
+                device.size()
             )));
         }
         device.read_at(0, &mut bytes)?;
         let mut best: Option<(IntentRecord, usize)> = None;
         for (slot, bytes) in bytes.chunks_exact(SLOT_BYTES).enumerate() {
-            if let Slot::Valid(record) =
-                IntentRecord::decode(bytes.try_into().expect("exact chunks"))
-                && best.as_ref().is_none_or(|(held, _)| held.sequence < record.sequence)
-            {
-                best = Some((record, slot));
+            match IntentRecord::decode(bytes.try_into().expect("exact chunks")) {
+                Slot::Empty | Slot::Damaged(_) => {}
+                Slot::Unknown(error) => return Err(error),
+                Slot::Valid(record) => {
+                    if best.as_ref().is_none_or(|(held, _)| held.sequence < record.sequence) {
+                        best = Some((record, slot));
+                    }
+                }
             }
         }
         let Some((record, slot)) = best else {
@@ -78,8 +83,8 @@ impl IntentLog {
         };
         if record.volume != volume || record.extent_bytes != HOT_EXTENT_BYTES {
             return Err(Error::identity(format!(
-                "intent log belongs to volume {} in extents of {} bytes, expected {volume} in \
-                 {HOT_EXTENT_BYTES}",
+                "expected the intent log of volume {volume} in extents of {HOT_EXTENT_BYTES} \
+                 bytes, found that of {} in extents of {}: name the state directory of this volume",
                 record.volume, record.extent_bytes
             )));
         }
@@ -140,5 +145,22 @@ mod tests {
         log.record(&[]).expect("recorded");
         let error = IntentLog::open(device, Uuid::nil()).expect_err("another volume");
         assert_eq!(error.kind(), ErrorKind::Identity);
+    }
+
+    #[test]
+    fn a_log_of_a_newer_program_is_refused_and_left_as_it_is() {
+        let device = Arc::new(RamDevice::new(IntentLog::BYTES));
+        let volume = Uuid::from_u128(3);
+        drop(IntentLog::create(Arc::clone(&device) as _, volume).expect("created"));
+        let mut newer = device.contents()[..4096].to_vec();
+        newer[8] = 2;
+        newer[52..56].fill(0);
+        let crc = crc32c::crc32c(&newer).to_le_bytes();
+        newer[52..56].copy_from_slice(&crc);
+        device.write_at(0, &newer).expect("ram");
+        let before = device.contents();
+        let error = IntentLog::open(Arc::clone(&device) as _, volume).expect_err("newer");
+        assert_eq!(error.kind(), ErrorKind::Format);
+        assert_eq!(device.contents(), before);
     }
 }

@@ -30,7 +30,6 @@ use crate::units::Geometry;
 pub const CURRENT: usize = 0;
 pub const LINK_ONLY: usize = 1;
 pub const UNSENT: usize = 2;
-const PLANES: usize = 3;
 
 /// What opening after an unclean stop had to assume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,12 +52,12 @@ pub struct OverwriteMap {
 impl OverwriteMap {
     #[must_use]
     pub fn bytes_needed(geometry: Geometry) -> u64 {
-        MapFile::bytes_needed(geometry, PLANES)
+        MapFile::bytes_needed(geometry, MapRole::Overwrite)
     }
 
     /// A new map with every block missing.
     pub fn create(device: Arc<dyn Device>, identity: MapIdentity) -> Result<Self> {
-        let file = MapFile::create(device, identity, MapRole::Overwrite, PLANES)?;
+        let file = MapFile::create(device, identity, MapRole::Overwrite)?;
         Ok(Self { file, geometry: identity.geometry })
     }
 
@@ -265,12 +264,24 @@ impl OverwriteMap {
         self.file.commit_all()
     }
 
-    /// A volume that is bound to no identity takes this one.
+    /// A map that is bound to no volume takes this identity. Refused once a block is current: what
+    /// its pages vouch for may be of any volume. Nothing may change bits meanwhile.
     pub fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
-        let held = self.identity();
-        assert!(held.volume.is_nil(), "only an unbound map is bound");
-        assert!(self.current().count_all() == 0, "pages carry the identity they were written with");
-        self.file.reset(volume, generation, &[false; PLANES])
+        let held = self.identity().volume;
+        if !held.is_nil() {
+            return Err(Error::identity(format!(
+                "expected a map that is bound to no volume, found that of volume {held}"
+            )));
+        }
+        let current = self.current_bytes();
+        if current > 0 {
+            return Err(Error::identity(format!(
+                "the map is bound to no volume and {current} bytes are current in it already, \
+                 perhaps of another volume than {volume}: make it with `map create --volume \
+                 {volume} --generation {generation}`, mark what is current there, and merge again"
+            )));
+        }
+        self.file.reset(volume, generation, &[false; 3])
     }
 }
 
@@ -410,5 +421,22 @@ mod tests {
             },
             |map| assert!(map.current_bytes() <= 1024),
         );
+    }
+
+    #[test]
+    fn an_unbound_map_is_bound_once_and_only_while_nothing_is_current() {
+        let device = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry())));
+        let identity = MapIdentity { volume: Uuid::nil(), geometry: geometry(), generation: 1 };
+        let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
+        let volume = Uuid::from_u128(8);
+        map.mark_current(BlockRange::one(3));
+        let refused = map.bind(volume, 5).expect_err("a block is current");
+        assert_eq!(refused.kind(), crate::error::ErrorKind::Identity);
+        assert!(refused.to_string().contains(&volume.to_string()), "{refused}");
+        let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
+        map.bind(volume, 5).expect("bound");
+        assert!(map.bind(Uuid::from_u128(9), 5).is_err(), "once");
+        let (map, _) = OverwriteMap::open(device, None).expect("opens");
+        assert_eq!(map.identity(), MapIdentity { volume, generation: 5, ..identity });
     }
 }

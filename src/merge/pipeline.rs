@@ -84,7 +84,7 @@ pub fn run(
     if options.threads == 0 {
         return Err(Error::usage("expected at least one thread to merge with"));
     }
-    check_identity(&source.name(), &source.identity(), target)?;
+    settle_identity(&source.name(), &source.identity(), target)?;
     let clock = MonotonicClock::default();
     let began = clock.now();
     let mut merge = Merge {
@@ -111,8 +111,8 @@ pub fn run(
     Ok(report)
 }
 
-/// Law 7: whose it is, before the first byte.
-fn check_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> Result<()> {
+/// Law 7: whose it is, before the first byte. A target that is bound to no volume is from now on.
+fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> Result<()> {
     let TargetIdentity { volume, generation, takes_unbound } = target.identity();
     let (size, expected) = (source.geometry.size(), target.geometry().size());
     if size != expected {
@@ -135,6 +135,9 @@ fn check_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> Re
              {} in the {name}; make a bundle of a snapshot taken since the loss",
             source.volume, source.generation
         )));
+    }
+    if source.is_bound() && volume.is_nil() {
+        return target.bind(source.volume, source.generation);
     }
     Ok(())
 }

@@ -31,6 +31,9 @@ pub trait MergeTarget: Sync {
 
     fn identity(&self) -> TargetIdentity;
 
+    /// Takes the identity of the first source that has one; asked only while its own is nil.
+    fn bind(&self, volume: Uuid, generation: u64) -> Result<()>;
+
     /// The runs inside `blocks` that a bundle may still supply: missing and not link-only.
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange>;
 
@@ -121,6 +124,10 @@ impl MergeTarget for OfflineTarget {
     fn identity(&self) -> TargetIdentity {
         let held = self.map.identity();
         TargetIdentity { volume: held.volume, generation: held.generation, takes_unbound: true }
+    }
+
+    fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
+        self.map.bind(volume, generation)
     }
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {

@@ -214,6 +214,34 @@ fn a_bundle_of_another_volume_generation_or_size_is_refused_untouched() {
     assert!(device.contents() == image());
 }
 
+#[test]
+fn the_first_bound_bundle_binds_an_unbound_target_and_a_foreign_one_is_refused_then() {
+    let bundle = |volume, generation| {
+        bundle_in(&folder_of(&Bound(source(), volume, generation), WriterOptions::default()))
+    };
+    let Place { device, target } = place();
+    merged(&bundle(1, 2), &target);
+    let identity = target.map().identity();
+    assert_eq!((identity.volume, identity.generation), (Uuid::from_u128(1), 2));
+    assert!(device.contents() == image());
+    for foreign in [bundle(1, 1), bundle(3, 2)] {
+        let refused = run(&foreign, &target, &options(), &mut go_on).expect_err("refused");
+        assert_eq!(refused.kind(), ErrorKind::Identity);
+    }
+    assert_eq!(merged(&bundle(1, 2), &target).bytes_written, 0);
+}
+
+#[test]
+fn an_unbound_target_in_which_something_is_current_refuses_a_bound_bundle() {
+    let bound = bundle_in(&folder_of(&Bound(source(), 1, 2), WriterOptions::default()));
+    let Place { device, target } = place();
+    target.map().mark_current(BlockRange::one(5));
+    let refused = run(&bound, &target, &options(), &mut go_on).expect_err("refused");
+    assert_eq!(refused.kind(), ErrorKind::Identity);
+    assert!(refused.to_string().contains("map create --volume"), "{refused}");
+    assert!(device.contents().iter().all(|byte| *byte == GROUND));
+}
+
 /// A target that someone else works on: the first fill of each call is refused some blocks.
 struct Shared {
     inner: OfflineTarget,
@@ -239,6 +267,10 @@ impl MergeTarget for Shared {
 
     fn identity(&self) -> TargetIdentity {
         TargetIdentity { takes_unbound: self.takes_unbound, ..self.inner.identity() }
+    }
+
+    fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
+        self.inner.bind(volume, generation)
     }
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {

@@ -31,8 +31,7 @@ impl ByteBuffer {
         self.bytes.len()
     }
 
-    /// # Safety
-    /// Called by the interpreter with a view to fill.
+    // SAFETY: called by the interpreter only, with a view to fill.
     unsafe fn __getbuffer__(
         slf: Bound<'_, Self>,
         view: *mut ffi::Py_buffer,
@@ -50,8 +49,8 @@ impl ByteBuffer {
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 
-    /// # Safety
-    /// Called by the interpreter with a view that `__getbuffer__` filled; nothing to release.
+    // SAFETY: called by the interpreter only, with a view that `__getbuffer__` filled; nothing to
+    // release.
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {}
 }
 

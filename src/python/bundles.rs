@@ -23,6 +23,7 @@ use crate::merge::{
     ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, run as run_merge,
 };
 use crate::units::BlockSize;
+use crate::volume::primary::LiveTarget;
 
 const PROBLEMS_MAX: usize = 100;
 
@@ -255,9 +256,6 @@ pub fn merge_into_volume<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
-    let make = move || {
-        volume.driver_or_refuse()?;
-        Ok(volume as Arc<dyn MergeTarget + Send + Sync>)
-    };
+    let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
     run(py, source, make, progress)
 }

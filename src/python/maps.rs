@@ -10,23 +10,26 @@ use uuid::Uuid;
 use super::boundary::{byte_range, closed, detached, extents, geometry, uuid};
 use super::buffers::ByteBuffer;
 use crate::bitmap::Bitmap;
-use crate::device::{FileDevice, OpenOptions};
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
-use crate::map::{MapIdentity, OverwriteMap as Map};
+use crate::map::{MapIdentity, OfflineMap, OverwriteMap as Map};
 use crate::units::Geometry;
 
 /// A map file: which blocks of a volume are current. The file is locked while open.
 #[pyclass(frozen, module = "dualrestore._core")]
 pub struct OverwriteMap {
     path: PathBuf,
-    map: Mutex<Option<Arc<Map>>>,
+    map: Mutex<Option<OfflineMap>>,
 }
 
 impl OverwriteMap {
     pub fn held(&self) -> PyResult<Arc<Map>> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.clone().ok_or_else(|| closed("map"))
+        map.as_ref().map(|held| Arc::clone(held.map())).ok_or_else(|| closed("map"))
+    }
+
+    fn held_at(path: &Path, map: OfflineMap) -> Self {
+        Self { path: path.to_owned(), map: Mutex::new(Some(map)) }
     }
 
     fn bitmap_extents(&self, current: bool) -> PyResult<Vec<ByteRange>> {
@@ -97,33 +100,14 @@ impl OverwriteMap {
         let volume = volume.map(uuid).transpose()?.unwrap_or(Uuid::nil());
         let generation = generation.unwrap_or(u64::from(!volume.is_nil()));
         let path = Path::new(path);
-        detached(py, || {
-            if path.exists() {
-                return Err(
-                    Error::usage("expected a new file, found one: remove it first").at_path(path)
-                );
-            }
-            let options = OpenOptions {
-                create_size: Some(Map::bytes_needed(geometry)),
-                lock: true,
-                ..OpenOptions::default()
-            };
-            let device = Arc::new(FileDevice::open(path, options)?);
-            let identity = MapIdentity { volume, geometry, generation };
-            let map = Map::create(device, identity).map_err(|error| error.at_path(path))?;
-            Ok(Self { path: path.to_owned(), map: Mutex::new(Some(Arc::new(map))) })
-        })
+        let identity = MapIdentity { volume, geometry, generation };
+        detached(py, || Ok(Self::held_at(path, OfflineMap::create(path, identity)?)))
     }
 
     #[staticmethod]
     fn open(py: Python<'_>, path: &str) -> PyResult<Self> {
         let path = Path::new(path);
-        detached(py, || {
-            let options = OpenOptions { lock: true, ..OpenOptions::default() };
-            let device = Arc::new(FileDevice::open(path, options)?);
-            let (map, _) = Map::open(device, None).map_err(|error| error.at_path(path))?;
-            Ok(Self { path: path.to_owned(), map: Mutex::new(Some(Arc::new(map))) })
-        })
+        detached(py, || Ok(Self::held_at(path, OfflineMap::open(path)?)))
     }
 
     #[getter]
@@ -147,8 +131,9 @@ impl OverwriteMap {
     }
 
     #[getter]
-    fn volume(&self) -> PyResult<String> {
-        Ok(self.held()?.identity().volume.to_string())
+    fn volume(&self) -> PyResult<Option<String>> {
+        let volume = self.held()?.identity().volume;
+        Ok((!volume.is_nil()).then(|| volume.to_string()))
     }
 
     #[getter]
@@ -210,7 +195,7 @@ impl OverwriteMap {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let taken = self.map.lock().unwrap_or_else(PoisonError::into_inner).take();
         match taken {
-            Some(map) => detached(py, || map.file().commit_all()),
+            Some(held) => detached(py, || held.map().file().commit_all()),
             None => Ok(()),
         }
     }

@@ -21,17 +21,19 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::backups::{BackupVolume, SnapshotSource};
+    use crate::python::backups::{BackupVolume, SnapshotSource};
     #[pymodule_export]
-    use super::buffers::ByteBuffer;
+    use crate::python::buffers::ByteBuffer;
     #[pymodule_export]
-    use super::bundles::{bundle_create, bundle_show, bundle_verify, merge, merge_into_volume};
+    use crate::python::bundles::{
+        bundle_create, bundle_show, bundle_verify, merge, merge_into_volume,
+    };
     #[pymodule_export]
-    use super::exports::NbdServer;
+    use crate::python::exports::NbdServer;
     #[pymodule_export]
-    use super::links::{LinkConnection, LinkHub};
+    use crate::python::links::{LinkConnection, LinkHub};
     #[pymodule_export]
-    use super::maps::OverwriteMap;
+    use crate::python::maps::OverwriteMap;
     #[pymodule_export]
-    use super::volumes::PrimaryVolume;
+    use crate::python::volumes::PrimaryVolume;
 }

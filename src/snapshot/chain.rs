@@ -448,9 +448,9 @@ fn create_changed(
     identity: MapIdentity,
     number: u64,
 ) -> Result<MapFile> {
-    let size = MapFile::bytes_needed(identity.geometry, 1);
+    let size = MapFile::bytes_needed(identity.geometry, MapRole::Changed);
     let file = directory.create(&changed_name(number), size)?;
-    MapFile::create(file, identity, MapRole::Changed, 1)
+    MapFile::create(file, identity, MapRole::Changed)
 }
 
 /// Opens a map of changed blocks. Where a page is damaged every block counts as changed: too much

@@ -29,7 +29,6 @@ use crate::units::Geometry;
 
 pub(super) const PRESERVED: usize = 0;
 pub(super) const RELEASED: usize = 1;
-const PLANES: usize = 2;
 
 const STORE: &str = "store";
 const MAP: &str = "preserved.map";
@@ -76,8 +75,8 @@ impl Snapshot {
     ) -> Result<Self> {
         let geometry = identity.geometry;
         let store = directory.create(STORE, geometry.size())?;
-        let map = directory.create(MAP, MapFile::bytes_needed(geometry, PLANES))?;
-        let map = MapFile::create(map, identity, MapRole::Preserved, PLANES)?;
+        let map = directory.create(MAP, MapFile::bytes_needed(geometry, MapRole::Preserved))?;
+        let map = MapFile::create(map, identity, MapRole::Preserved)?;
         directory.replace(INTACT, b"")?;
         let storage = Some(Storage { store, map });
         Ok(Self::assemble(record, geometry, directory, storage))

@@ -1,11 +1,10 @@
-"""Writes link-v1.bin beside itself: one of every frame, built from docs/link-protocol.md alone.
+"""What link-v1.bin holds: one of every frame, built from docs/link-protocol.md alone.
 
 It shares no code with the core, so that the document, the file and the core hold each other to
-account. Frozen with version 1 of the protocol.
+account. Frozen with version 1 of the protocol. `tests/python/test_golden.py` compares it.
 """
 
 import struct
-from pathlib import Path
 
 VOLUME = bytes(range(0x10, 0x20))
 PRIMARY_BOOT = bytes(range(0x20, 0x30))
@@ -80,15 +79,11 @@ FRAMES = [
 ]
 
 
-def main() -> None:
-    """Writes the file."""
-    stream = b""
+def stream() -> bytes:
+    """All frames, one after the other."""
+    sent = b""
     for count, (kind, flags, number, offset, payload) in enumerate(FRAMES):
         head = struct.pack("<BBBBIQQ", kind, flags, 1, count, len(payload), number, offset)
         head += struct.pack("<I", crc32c(payload))
-        stream += head + struct.pack("<I", crc32c(head)) + payload
-    Path(__file__).with_name("link-v1.bin").write_bytes(stream)
-
-
-if __name__ == "__main__":
-    main()
+        sent += head + struct.pack("<I", crc32c(head)) + payload
+    return sent

@@ -1,7 +1,5 @@
 //! A volume in memory, as tests want it: at once, later from another thread, or only when told.
 
-#![expect(clippy::disallowed_methods, reason = "tests are a world of their own")]
-
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 

@@ -76,9 +76,16 @@ pub struct Link {
     pub late: Vec<Event>,
     /// Applied, and not yet said so.
     owed: Option<u64>,
+    /// Messages that were taken off a queue so far.
+    pub passed: u64,
 }
 
 impl Link {
+    /// What has left on this lane and has not reached the backup.
+    pub fn waiting_there(&self, lane: Lane) -> &VecDeque<OutgoingMessage> {
+        &self.there[lane as usize]
+    }
+
     pub fn send(&mut self, message: OutgoingMessage) {
         assert!(self.up, "nothing is sent while the link is down: {message:?}");
         let lane = match &message {
@@ -87,10 +94,6 @@ impl Link {
             _ => Lane::Mirror,
         };
         self.there[lane as usize].push_back(message);
-    }
-
-    pub fn waiting_there(&self, lane: Lane) -> &VecDeque<OutgoingMessage> {
-        &self.there[lane as usize]
     }
 
     pub fn is_quiet(&self) -> bool {
@@ -137,6 +140,7 @@ impl Link {
     /// The backup applies the next mirrored operation; it may keep the answer for later.
     pub fn apply_next(&mut self, backup: &mut Backup, chance: &mut Chance) {
         let Some(message) = self.there[Lane::Mirror as usize].pop_front() else { return };
+        self.passed += 1;
         match backup.apply(message) {
             Event::Applied { sequence } => {
                 self.owed = Some(sequence);
@@ -171,6 +175,7 @@ impl Link {
     /// The backup serves one fetch, or says that it cannot.
     pub fn serve(&mut self, backup: &Backup, lane: Lane, at: usize, fails: bool) {
         let message = self.there[lane as usize].remove(at).expect("it is there");
+        self.passed += 1;
         let OutgoingMessage::Fetch { tag, range, .. } = message else {
             unreachable!("only fetches travel there")
         };
@@ -187,6 +192,8 @@ impl Link {
     }
 
     pub fn receive(&mut self, lane: Lane) -> Option<Event> {
-        self.back[lane as usize].pop_front()
+        let event = self.back[lane as usize].pop_front();
+        self.passed += u64::from(event.is_some());
+        event
     }
 }

@@ -3,8 +3,12 @@
 mod backup;
 mod chance;
 mod disk;
+mod figures;
 mod oracle;
 mod random;
 mod schedule;
+mod sessions;
+mod stage;
 mod stamp;
+mod traps;
 mod world;

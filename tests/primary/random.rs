@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::schedule::Life;
 use crate::world::Trace;
 
-const LIVES: u64 = 2_000;
+const LIVES: u64 = 1_500;
 
 /// Lives through a seed, or only its first steps and the end; returns what went wrong.
 fn live(seed: u64, steps_max: u64, trace: &Trace) -> Result<u64, String> {

@@ -39,11 +39,12 @@ enum Step {
     Cut,
     Hydrate,
     MarkUnsent,
+    Watch,
     Fault,
 }
 
 /// Each step with how likely it is, and how many lives in eight have it at all.
-const STEPS: [(Step, u64, u64); 19] = [
+const STEPS: [(Step, u64, u64); 20] = [
     (Step::Request, 120, 8),
     (Step::Local, 200, 8),
     (Step::Apply, 60, 8),
@@ -62,6 +63,7 @@ const STEPS: [(Step, u64, u64); 19] = [
     (Step::Cut, 5, 2),
     (Step::Hydrate, 8, 4),
     (Step::MarkUnsent, 4, 1),
+    (Step::Watch, 12, 2),
     (Step::Fault, 8, 3),
 ];
 
@@ -205,13 +207,16 @@ impl Life {
                 self.world.event(Event::Hydrate { enabled });
             }
             Step::MarkUnsent if backup => self.mark_unsent(),
+            Step::Watch => self.watch(),
             Step::Fault => self.fault(),
             _ => {}
         }
     }
 
     fn tick(&mut self) {
-        self.world.now += 100 + self.chance.below(1_500);
+        // Now and then long enough for an extent to cool.
+        let most = if self.chance.one_in(4) { 6_000 } else { 1_500 };
+        self.world.now += 100 + self.chance.below(most);
         self.world.event(Event::Tick);
     }
 
@@ -266,6 +271,16 @@ impl Life {
     fn merge(&mut self) {
         let blocks = self.blocks();
         self.world.merge(blocks);
+    }
+
+    /// Begins a comparison of some blocks with the backup, or ends it.
+    fn watch(&mut self) {
+        if self.world.is_watching() {
+            self.world.end_watch();
+        } else {
+            let blocks = self.blocks();
+            self.world.begin_watch(blocks);
+        }
     }
 
     fn mark_unsent(&mut self) {

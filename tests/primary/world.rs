@@ -17,7 +17,7 @@ use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap};
 use dualrestore::units::Geometry;
 use dualrestore::volume::content::Content;
-use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary};
+use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary, WatchId};
 use dualrestore::volume::service::{Command, Outcome};
 use uuid::Uuid;
 
@@ -73,6 +73,14 @@ enum Asked {
     Nothing,
 }
 
+/// A comparison under way: what both sides held when it began.
+#[derive(Debug)]
+struct Watch {
+    id: WatchId,
+    blocks: BlockRange,
+    sides: [Vec<u8>; 2],
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct World {
@@ -90,6 +98,7 @@ pub struct World {
     /// A copy of the backup at some instant since the loss.
     pub bundle: Option<Vec<u8>>,
     pub oracle: Oracle,
+    watch: Option<Watch>,
     /// Requests that were not answered.
     asked: BTreeMap<u64, Asked>,
     /// Answers that nobody took yet.
@@ -148,6 +157,7 @@ impl World {
             bundle: (!beginning.backup_empty).then(|| there.clone()),
             backup: Backup::new(there, seed ^ 4),
             oracle,
+            watch: None,
             asked: BTreeMap::new(),
             answers: BTreeMap::new(),
             cuts: BTreeMap::new(),
@@ -410,6 +420,39 @@ impl World {
         self.bundle = Some(self.backup.disk.visible());
     }
 
+    // Comparison.
+
+    pub fn is_watching(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    pub fn begin_watch(&mut self, blocks: BlockRange) {
+        if let Some(id) = self.primary.begin_watch(blocks) {
+            self.note(|| format!("watch {blocks:?}"));
+            let sides = self.both_sides(blocks);
+            self.watch = Some(Watch { id, blocks, sides });
+        }
+    }
+
+    /// Whenever in between either side was read, they agree, if nothing touched the blocks.
+    pub fn end_watch(&mut self) {
+        let Some(watch) = self.watch.take() else { return };
+        let untouched = self.primary.end_watch(watch.id);
+        self.note(|| format!("watch ends, untouched: {untouched}"));
+        if untouched {
+            let [here, there] = self.both_sides(watch.blocks);
+            let first = &watch.sides[0];
+            let agree = [&watch.sides[1], &here, &there].iter().all(|side| *side == first);
+            assert!(agree, "the comparison of {:?} cries wolf", watch.blocks);
+        }
+    }
+
+    fn both_sides(&self, blocks: BlockRange) -> [Vec<u8>; 2] {
+        let bytes = self.geometry().bytes_of(blocks);
+        let span = bytes.offset as usize..bytes.end() as usize;
+        [&*self.volume, &self.backup.disk].map(|disk| disk.visible()[span.clone()].to_vec())
+    }
+
     // The link and the backup.
 
     pub fn link_up(&mut self) {
@@ -472,6 +515,7 @@ impl World {
             self.link.cut();
         }
         self.link.late.clear();
+        self.watch = None;
         self.oracle.crash();
         for disk in [&self.volume, &self.map_disk, &self.intent_disk] {
             disk.heal();

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -137,6 +138,13 @@ def make(thread: LoopThread) -> Iterator[Callable[..., Pair]]:
 VOLUME = cast("Any", object())
 
 
+def await_error(client: LinkTransport) -> None:
+    until = time.monotonic() + SECONDS
+    while not client.line_errors(VOLUME, 0):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_each_class_has_a_connection_and_bytes_go_both_ways(make: Callable[..., Pair]) -> None:
     client, client_hub, server, server_hub, address = make(lambda: [b"hello"], lambda: [b"welcome"])
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
@@ -186,8 +194,7 @@ def test_a_backup_that_comes_later_is_found(thread: LoopThread) -> None:
     client.start()
     server.start()
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while not client.line_errors(VOLUME, 0):
-        pass
+    await_error(client)
     assert "refused" in client.line_errors(VOLUME, 0)[0]
     server.listen(address)
     assert [one.await_bytes(1) for one in client_hub.await_connections(3)] == [b"b"] * 3
@@ -237,8 +244,7 @@ def test_a_certificate_of_another_authority_is_not_accepted(
         lambda: [b"a"], lambda: [b"b"], other_pki, pki
     )
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while not client.line_errors(VOLUME, 0):
-        pass
+    await_error(client)
     assert "certificate was not accepted" in client.line_errors(VOLUME, 0)[0]
     assert (client_hub.connections, server_hub.connections) == ([], [])
 
@@ -248,8 +254,7 @@ def test_a_client_without_tls_gets_nothing_from_a_server_with_it(
 ) -> None:
     client, _, _, server_hub, address = make(lambda: [b"not TLS" * 9], lambda: [b"b"], None, pki)
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while not client.line_errors(VOLUME, 0):
-        pass
+    await_error(client)
     assert "does it demand TLS" in client.line_errors(VOLUME, 0)[0]
     assert server_hub.connections == []
 
@@ -271,7 +276,6 @@ def test_a_client_whose_certificate_is_refused_is_told_to_look_at_it(
     (other_pki / "ca-cert.pem").write_bytes((pki / "ca-cert.pem").read_bytes())
     client, _, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"], other_pki, pki)
     client.connect(VOLUME, 0, BackupAddress(address, "v"))
-    while not client.line_errors(VOLUME, 0):
-        pass
+    await_error(client)
     assert "does it accept our certificate" in client.line_errors(VOLUME, 0)[0]
     assert server_hub.connections == []

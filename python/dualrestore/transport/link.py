@@ -158,7 +158,6 @@ class ClientLine:
     where: BackupAddress
     link_class: LinkClass
     error: str | None = None
-    connected: bool = False
     protocol: LinkProtocol | None = field(default=None, repr=False)
     active: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     """Set while its session is open; demand and bulk follow the mirror line into its session."""
@@ -305,13 +304,15 @@ class LinkTransport:
         except (OSError, TimeoutError) as problem:
             self._note(line, describe_failure(problem, address))
             return False, False
-        line.protocol, line.connected = protocol, True
+        line.protocol = protocol
         try:
             reason = await protocol.lost
         finally:
-            line.connected = False
+            line.protocol = None
             line.active.clear()
             protocol.abort()
+        if protocol.was_active:
+            line.error = None
         connection = protocol.connection
         self._note(line, connection.error or self._describe_end(protocol, reason, address))
         return protocol.was_active, connection.refused
@@ -337,14 +338,14 @@ class LinkTransport:
         return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
-        """What keeps the lines of a volume to one backup from being connected, if anything."""
+        """What keeps the lines of a volume to one backup from being active, if anything."""
         return [
             line.error
             for line in self.lines
             if line.volume is volume
             and line.backup == backup
             and line.error is not None
-            and not line.connected
+            and not line.active.is_set()
         ]
 
     def stop(self) -> None:

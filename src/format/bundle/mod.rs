@@ -1,5 +1,5 @@
 //! The bundle's formats: segment files of checked pages and payloads, and two JSON manifests.
-//! Byte by byte in `docs/formats-bundle.md`. Bytes to values and back; no I/O.
+//! Byte by byte in `docs/formats.md`. Bytes to values and back; no I/O.
 
 mod batch;
 mod manifest;

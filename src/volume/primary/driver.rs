@@ -392,6 +392,18 @@ impl Driver {
         value
     }
 
+    /// As `with_machine`, refused while the volume is being closed or declared lost.
+    pub fn with_open_machine<T>(
+        &self,
+        change: impl FnOnce(&mut Primary) -> Result<T>,
+    ) -> Result<T> {
+        let mut state = self.lock();
+        match &state.closed {
+            Some(error) => Err(error.clone()),
+            None => change(&mut state.machine),
+        }
+    }
+
     #[must_use]
     pub fn map(&self) -> &Arc<OverwriteMap> {
         &self.map
@@ -418,12 +430,13 @@ impl Driver {
         state.machine.fail_waiting_requests(&error, &mut actions);
         self.settle_elsewhere(state, actions);
         let state = self.lock();
-        let (state, waited) = self
+        let (mut state, waited) = self
             .idle
             .wait_timeout_while(state, timeout, |state| !state.machine.is_idle())
             .unwrap_or_else(PoisonError::into_inner);
-        drop(state);
         if waited.timed_out() {
+            // The word is not carried out: the volume goes on as it was.
+            state.closed = None;
             return Err(Error::busy("device operations are still under way; try again"));
         }
         Ok(())

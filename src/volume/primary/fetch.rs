@@ -70,6 +70,10 @@ impl Fetches {
         self.sent_bulk = 0;
     }
 
+    fn is_queued(&self, tag: ClaimId) -> bool {
+        self.by_tag.get(&tag).is_some_and(|fetch| matches!(fetch.state, FetchState::Queued))
+    }
+
     fn count_answer(&mut self, class: FetchClass) {
         match class {
             FetchClass::Demand => self.sent_demand -= 1,
@@ -86,14 +90,24 @@ impl Primary {
         for (_, claim) in &held {
             self.claims.wait(*claim, id);
         }
-        if self.options.backup {
-            for gap in subtract(blocks, held.into_iter().map(|(run, _)| run)) {
-                for piece in self.fetch_pieces(gap) {
-                    let tag = self.new_fetch(piece, class);
-                    self.claims.wait(tag, id);
-                }
+        for gap in subtract(blocks, held.into_iter().map(|(run, _)| run)) {
+            if !self.options.backup {
+                // Only a bundle or a write can bring it.
+                self.waiting.missing.push(id);
+                continue;
+            }
+            for piece in self.fetch_pieces(gap) {
+                let tag = self.new_fetch(piece, class);
+                self.claims.wait(tag, id);
             }
         }
+    }
+
+    /// The bytes of these blocks are right here.
+    pub(super) fn became_current(&mut self, blocks: BlockRange) {
+        self.map.mark_current(blocks);
+        self.push_what_was_written(blocks);
+        self.ready.extend(std::mem::take(&mut self.waiting.missing));
     }
 
     fn fetch_pieces(&self, run: BlockRange) -> Vec<BlockRange> {
@@ -117,14 +131,31 @@ impl Primary {
     pub(super) fn pump_fetches(&mut self, actions: &mut Vec<Action>) {
         while self.mirror.up && self.fetches.sent_demand < FETCH_IN_FLIGHT_MAX {
             let Some(tag) = self.fetches.demand.pop_front() else { break };
-            self.fetches.sent_demand += 1;
-            self.send_fetch(tag, actions);
+            if !self.was_overtaken(tag) {
+                self.fetches.sent_demand += 1;
+                self.send_fetch(tag, actions);
+            }
         }
         while self.mirror.up && self.fetches.sent_bulk < BULK_IN_FLIGHT_MAX {
             let Some(tag) = self.fetches.bulk.pop_front() else { break };
-            self.fetches.sent_bulk += 1;
-            self.send_fetch(tag, actions);
+            if !self.was_overtaken(tag) {
+                self.fetches.sent_bulk += 1;
+                self.send_fetch(tag, actions);
+            }
         }
+    }
+
+    /// Whether writes or merges took everything over that a queued fetch was to bring; then it is
+    /// gone.
+    fn was_overtaken(&mut self, tag: ClaimId) -> bool {
+        let blocks = self.fetches.by_tag[&tag].blocks;
+        let overtaken = self.claims.held_by(tag, blocks).is_empty();
+        if overtaken {
+            self.fetches.by_tag.remove(&tag);
+            let waiters = self.claims.release(tag, blocks);
+            self.ready.extend(waiters);
+        }
+        overtaken
     }
 
     fn send_fetch(&mut self, tag: ClaimId, actions: &mut Vec<Action>) {
@@ -238,8 +269,7 @@ impl Primary {
     ) {
         match &result {
             Ok(()) => {
-                self.map.mark_current(run);
-                self.push_what_was_written(run);
+                self.became_current(run);
             }
             Err(_) => {
                 self.map.file().fill(UNSENT, run, false);
@@ -299,8 +329,9 @@ impl Primary {
         })
     }
 
-    /// Claims the blocks of the range that a bundle may supply and nobody brings; none if there
-    /// are none. Ended by `Event::MergeWritten`.
+    /// Claims the blocks of the range that a bundle may supply and nobody brings, if there are any.
+    /// A fetch that was not sent, as when the link is down, brings nothing: it is taken over, and
+    /// whoever waits for it waits for the merge. Ended by `Event::MergeWritten`.
     pub fn claim_for_merge(
         &mut self,
         blocks: BlockRange,
@@ -308,16 +339,24 @@ impl Primary {
         if let Some(error) = &self.poisoned {
             return Err(error.clone());
         }
-        let runs: Vec<BlockRange> = self
-            .map
-            .wanted(blocks)
-            .into_iter()
-            .flat_map(|run| subtract(run, self.claims.on(run).map(|(held, _, _)| held)))
-            .collect();
+        let brought = |run: BlockRange| {
+            let held = self.claims.on(run).filter(|(_, claim, _)| !self.fetches.is_queued(*claim));
+            held.map(|(held, ..)| held).collect::<Vec<_>>()
+        };
+        let wanted = self.map.wanted(blocks).into_iter();
+        let runs: Vec<BlockRange> = wanted.flat_map(|run| subtract(run, brought(run))).collect();
         if runs.is_empty() {
             return Ok(None);
         }
+        let waiters: Vec<u64> = runs
+            .iter()
+            .flat_map(|run| self.claims.on(*run))
+            .flat_map(|(_, claim, _)| self.claims.waiters(claim).to_vec())
+            .collect();
         let claim = self.claims.take(&runs, ClaimKind::Merge);
+        for id in waiters {
+            self.claims.wait(claim, id);
+        }
         self.merges.insert(claim, runs.clone());
         Ok(Some((claim, runs)))
     }
@@ -326,7 +365,7 @@ impl Primary {
         let runs = self.merges.remove(&claim).expect("a merge claim ends once");
         if result.is_ok() {
             for run in &runs {
-                self.map.mark_current(*run);
+                self.became_current(*run);
                 self.counters.bytes_merged += self.geometry.bytes_of(*run).length;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! | the link | a flush waits for |
 //! |---|---|
-//! | up, nothing left to resync, policy not async | the device's flush and the backup's, side by side (R8, R10) |
+//! | up, nothing to resync, not async | device's and backup's flush, side by side (R8, R10) |
 //! | else, or lost meanwhile | a commit begun after it: device, then map with what is unsent (R9) |
 //! | any, `strict` | that commit as well |
 //!

@@ -1,42 +1,92 @@
 //! A live volume as the target of a merge: the same pipeline as offline, with the machine's claims.
+//!
+//! Guarantees: nothing is written once another generation has begun: what a bundle of the one
+//! before holds may be older than what was written since (law 7).
+
+use std::fmt;
+use std::sync::Arc;
+
+use uuid::Uuid;
 
 use super::event::Event;
 use super::volume::PrimaryVolume;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::BlockRange;
+use crate::map::MapIdentity;
 use crate::merge::{MergeTarget, TargetIdentity};
 use crate::units::Geometry;
 use crate::volume::primary::Caller;
 use crate::volume::service::Command;
 
-impl MergeTarget for PrimaryVolume {
+/// See the module.
+pub struct LiveTarget {
+    volume: Arc<PrimaryVolume>,
+    /// As when the merge began.
+    identity: MapIdentity,
+}
+
+impl fmt::Debug for LiveTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveTarget").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl LiveTarget {
+    /// Refuses a volume that waits for the operator's word.
+    pub fn new(volume: Arc<PrimaryVolume>) -> Result<Self> {
+        let identity = volume.driver_or_refuse()?.map().identity();
+        Ok(Self { volume, identity })
+    }
+
+    /// An error if another life of the volume has begun. To be asked where none can begin.
+    fn check_generation(&self, now: MapIdentity) -> Result<()> {
+        if (now.volume, now.generation) == (self.identity.volume, self.identity.generation) {
+            return Ok(());
+        }
+        Err(Error::identity(format!(
+            "expected volume {} of generation {}, which the merge began with, found generation {}: \
+             a loss was declared meanwhile; merge a bundle of a snapshot taken since",
+            self.identity.volume, self.identity.generation, now.generation
+        )))
+    }
+}
+
+impl MergeTarget for LiveTarget {
     fn geometry(&self) -> Geometry {
-        Self::geometry(self)
+        self.identity.geometry
     }
 
     fn identity(&self) -> TargetIdentity {
-        let (volume, generation) = self.hello_identity();
+        let MapIdentity { volume, generation, .. } = self.identity;
         TargetIdentity { volume, generation, takes_unbound: false }
     }
 
+    fn bind(&self, _: Uuid, _: u64) -> Result<()> {
+        unreachable!("a live volume has an identity")
+    }
+
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        self.live().map_or_else(Vec::new, |driver| driver.map.wanted(blocks))
+        self.volume.live().map_or_else(Vec::new, |driver| driver.map().wanted(blocks))
     }
 
     fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        self.live().map_or_else(Vec::new, |driver| driver.map.in_doubt(blocks))
+        self.volume.live().map_or_else(Vec::new, |driver| driver.map().in_doubt(blocks))
     }
 
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
-        let driver = self.driver_or_refuse()?;
-        let whole = Self::geometry(self).bytes_of(blocks);
+        let driver = self.volume.driver_or_refuse()?;
+        let whole = self.geometry().bytes_of(blocks);
         assert!(bytes.is_none_or(|bytes| bytes.len() as u64 == whole.length), "bytes of the range");
-        let claimed = driver.with_machine(|machine, _, _| machine.claim_for_merge(blocks))?;
+        // A new generation begins only while nothing holds a claim and none is given.
+        let claimed = driver.with_open_machine(|machine| {
+            self.check_generation(driver.map().identity())?;
+            machine.claim_for_merge(blocks)
+        })?;
         let Some((claim, runs)) = claimed else { return Ok(0) };
         let mut written = 0;
         let mut result = Ok(());
         for run in runs {
-            let range = Self::geometry(self).bytes_of(run);
+            let range = self.geometry().bytes_of(run);
             let start = (range.offset - whole.offset) as usize;
             result = match bytes {
                 Some(bytes) => driver
@@ -54,16 +104,57 @@ impl MergeTarget for PrimaryVolume {
     }
 
     fn commit(&self) -> Result<()> {
-        self.driver_or_refuse()?.commit()
+        self.volume.driver_or_refuse()?.commit()
     }
 
     /// The link brings what the bundle cannot, if it is up.
     fn repair(&self, blocks: BlockRange) -> bool {
-        let Ok(driver) = self.driver_or_refuse() else { return false };
+        let Ok(driver) = self.volume.driver_or_refuse() else { return false };
         if !driver.with_machine(|machine, _, _| machine.link_is_up()) {
             return false;
         }
-        let range = Self::geometry(self).bytes_of(blocks);
+        let range = self.geometry().bytes_of(blocks);
         driver.wait_for(Command::Cache { range }).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Device, FileDirectory, RamDevice};
+    use crate::error::ErrorKind;
+    use crate::units::BlockSize;
+    use crate::volume::engine::Engine;
+    use crate::volume::primary::{Lost, MirrorPolicy, Options};
+
+    #[test]
+    fn a_merge_that_began_before_a_loss_was_declared_writes_nothing_after_it() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let device = Arc::new(RamDevice::from_bytes(vec![7; 1 << 20]));
+        let options = Options {
+            policy: MirrorPolicy::Flush,
+            backup: false,
+            strict: false,
+            missing_deadline_ms: 1000,
+        };
+        let volume = PrimaryVolume::open(
+            "v",
+            Arc::new(FileDirectory::open(home.path(), true).expect("opened")),
+            Arc::clone(&device) as Arc<dyn Device>,
+            true,
+            Geometry::new(1 << 20, BlockSize::DEFAULT).expect("valid"),
+            options,
+            Engine::new().expect("started"),
+        )
+        .expect("opened");
+        let patience = std::time::Duration::from_secs(10);
+        volume.restore(&Lost::All, patience).expect("declared");
+        let target = LiveTarget::new(Arc::clone(&volume)).expect("live");
+        assert_eq!(target.fill(BlockRange::one(0), None).expect("filled"), 4096);
+        volume.restore(&Lost::All, patience).expect("declared");
+        let refused = target.fill(BlockRange::one(1), None).expect_err("another generation");
+        assert_eq!(refused.kind(), ErrorKind::Identity);
+        assert_eq!(device.contents()[4096], 7, "nothing was written");
+        assert!(!target.wanted(BlockRange::new(0, 2)).is_empty(), "nothing is current");
     }
 }

@@ -31,5 +31,6 @@ mod writes;
 pub use claims::ClaimId;
 pub use driver::{Caller, Driver, Outbox};
 pub use event::{Action, Event, FetchClass, MirrorPolicy, Options, OutgoingMessage};
+pub use merging::LiveTarget;
 pub use state::{Counters, Primary, WatchId};
 pub use volume::{Comparison, Lost, PrimaryStatus, PrimaryVolume};

@@ -103,6 +103,8 @@ pub(super) struct Waiting {
     pub room: Vec<u64>,
     pub applied: Vec<u64>,
     pub resync: Vec<u64>,
+    /// For blocks that nobody brings.
+    pub missing: Vec<u64>,
 }
 
 impl Primary {

@@ -21,13 +21,16 @@ use super::state::{Counters, Primary};
 use crate::device::{Device, Directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
-use crate::map::{IntentLog, Intents, MapFile, MapIdentity, OverwriteMap, Recovery};
+use crate::map::{
+    INTENT_LOG_NAME, IntentLog, Intents, MapFile, MapIdentity, OVERWRITE_MAP_NAME, OverwriteMap,
+    Recovery,
+};
 use crate::units::Geometry;
 use crate::volume::engine::Engine;
 use crate::volume::service::{BlockService, Command, Completion, StatusContext, StatusExtent};
 
-const MAP: &str = "overwrite.map";
-const INTENT: &str = "intent.log";
+const MAP: &str = OVERWRITE_MAP_NAME;
+const INTENT: &str = INTENT_LOG_NAME;
 const QUIESCE: Duration = Duration::from_secs(30);
 
 /// What the operator says was lost.
@@ -136,7 +139,11 @@ impl PrimaryVolume {
         if !self.directory.names()?.iter().any(|name| name == MAP) {
             return Ok(false);
         }
-        Ok(!MapFile::is_blank(&*self.directory.open(MAP)?)?)
+        // A crash within `create_files` leaves an empty file or half a header.
+        if matches!(self.directory.read(MAP, 0), Ok(Some(_))) {
+            return Ok(false);
+        }
+        Ok(!MapFile::is_unfinished(&*self.directory.open(MAP)?)?)
     }
 
     fn open_files(&self) -> Result<(Arc<Driver>, Recovery)> {

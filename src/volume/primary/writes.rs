@@ -209,10 +209,7 @@ impl Primary {
     fn written(&mut self, id: u64, mut write: Write, result: Result<()>, out: &mut Vec<Action>) {
         let blocks = self.geometry.touched(write.segment);
         match &result {
-            Ok(()) => {
-                self.map.mark_current(blocks);
-                self.push_what_was_written(blocks);
-            }
+            Ok(()) => self.became_current(blocks),
             Err(_) => self.not_written(blocks),
         }
         let waiters = self.claims.release(write.claim, blocks);

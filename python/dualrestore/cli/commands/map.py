@@ -37,8 +37,10 @@ def _printer(invocation: Invocation) -> "Printer":
 @click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
 @click.option("--size", type=SIZE, required=True, help="Size of the volume.")
 @click.option("--block-size", type=SIZE, default="4KiB", show_default=True)
-@click.option("--volume", metavar="UUID", help="Identity of the volume; a new one by default.")
-@click.option("--generation", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--volume", metavar="UUID", help="The volume that it is of; else the first merge says."
+)
+@click.option("--generation", type=click.IntRange(1, 2**64 - 1), default=1, show_default=True)
 @json_option
 @click.pass_obj
 def create(
@@ -121,7 +123,7 @@ def _report(invocation: Invocation, document: dict[str, Any]) -> None:
     size = document["size"]
     rows = [
         ("map", document["path"]),
-        ("volume", document["volume"]),
+        ("volume", document["volume"] or "none: the first bundle of a volume binds it"),
         ("size", format_size(size)),
         ("block size", format_size(document["block_size"])),
         ("generation", str(document["generation"])),
