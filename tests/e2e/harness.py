@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from tests.e2e.machines import Machines
+
 MIB = 1 << 20
 VOLUME = "v"
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 COMMAND_SECONDS = 120.0
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 PROGRAM = Path(sys.executable).parent / "dualrestore"
 
 
@@ -98,6 +101,8 @@ class Daemon:
 
     def __init__(self, configuration: Path) -> None:
         self.configuration = configuration
+        self.inside: list[str] = []
+        """What puts a process into its machine, if it has one of its own."""
         self.log = configuration.with_suffix(".log")
         self.control = configuration.with_suffix(".ctl")
         self.process: subprocess.Popen[bytes] | None = None
@@ -115,7 +120,7 @@ class Daemon:
         """Starts the process without waiting for it. It dies with us, however we die."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", PROGRAM, "serve", "-c", self.configuration],
+                [*self.inside, *DIES_WITH_US, PROGRAM, "serve", "-c", self.configuration],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -251,6 +256,16 @@ class Pair:
         if self._cable is not None:
             self._cable.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def move_to(self, machines: Machines) -> None:
+        """From the loopback to two machines with addresses of their own."""
+        primary, backup = machines.both
+        for daemon, machine in ((self.primary, primary), (self.backup, backup)):
+            daemon.inside = machine.inside
+            text = daemon.configuration.read_text()
+            text = text.replace(f"127.0.0.1:{self.link_port}", f"{backup.address}:{self.link_port}")
+            text = text.replace(f"127.0.0.1:{self.port}", f"{primary.address}:{self.port}")
+            daemon.configuration.write_text(text)
 
     @property
     def cable(self) -> Cable:
