@@ -75,9 +75,14 @@ fn state_word(status: &PrimaryStatus, backups: bool) -> &'static str {
         "restoring"
     } else if backups && !status.connected {
         "degraded"
-    } else if status.unsent_bytes > 0 && status.resyncing {
+    } else if !backups {
+        "current"
+    } else if status.resyncing {
         "resyncing"
+    } else if !status.mirrored {
+        "mirroring"
     } else {
+        // Law 10: said only when it is proven.
         "mirrored"
     }
 }

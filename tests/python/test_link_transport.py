@@ -49,6 +49,8 @@ class Connection:
         return 60.0
 
     def close(self) -> None:
+        # As the core does when nobody said goodbye.
+        self.error = self.error or "the connection was lost"
         self.closed.set()
 
     def await_bytes(self, count: int) -> bytes:

@@ -62,6 +62,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
         self._on_active = on_active
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
+        self.error: str | None = None
+        """What the core had against the connection when it ended."""
         self._begin = begin
         self._room = room
         self._buffer = bytearray(RECEIVE_BYTES)
@@ -131,6 +133,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._room.remove(self)
+        # Told that its socket is gone, the core has only that to say.
+        self.error = self.connection.error
         self.connection.close()
         if not self.lost.done():
             self.lost.set_result(exc)
@@ -313,9 +317,8 @@ class LinkTransport:
             protocol.abort()
         if protocol.was_active:
             line.error = None
-        connection = protocol.connection
-        self._note(line, connection.error or self._describe_end(protocol, reason, address))
-        return protocol.was_active, connection.refused
+        self._note(line, protocol.error or self._describe_end(protocol, reason, address))
+        return protocol.was_active, protocol.connection.refused
 
     def _note(self, line: ClientLine, error: str) -> None:
         # The same failure comes back with every attempt: once in the log is enough.
