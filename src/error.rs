@@ -7,6 +7,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What sort of failure; stable, callers may match on it.
@@ -69,10 +71,15 @@ impl Error {
     /// A failed system call, e.g. `Error::device("read", &io_error)`.
     #[must_use]
     pub fn device(operation: &'static str, source: &std::io::Error) -> Self {
-        let mut error = Self::new(ErrorKind::Device, source.to_string());
+        let errno = source.raw_os_error();
+        let words = match errno.and_then(advice) {
+            Some(advice) => format!("{source}: {advice}"),
+            None => source.to_string(),
+        };
+        let mut error = Self::new(ErrorKind::Device, words);
         let inner = error.inner_mut();
         inner.operation = Some(operation);
-        inner.errno = source.raw_os_error().or(Some(5));
+        inner.errno = errno.or(Some(5));
         error
     }
 
@@ -148,6 +155,18 @@ impl Error {
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.inner.offset
+    }
+}
+
+/// What a person can do about a failed system call, where that is known.
+fn advice(errno: i32) -> Option<&'static str> {
+    match Errno::from_raw_os_error(errno) {
+        Errno::NOSPC | Errno::DQUOT => Some("make room there, then try again"),
+        Errno::ROFS => Some("make it writable (remount), or name another place"),
+        Errno::ACCESS | Errno::PERM => Some("run as its owner, or change its permissions"),
+        Errno::NOENT => Some("check the path"),
+        Errno::MFILE | Errno::NFILE => Some("raise the limit of open files"),
+        _ => None,
     }
 }
 
