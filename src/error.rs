@@ -7,8 +7,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
-
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What sort of failure; stable, callers may match on it.
@@ -158,14 +156,23 @@ impl Error {
     }
 }
 
-/// What a person can do about a failed system call, where that is known.
+/// What a person can do about a failed system call, where that is known. The numbers are those of
+/// Linux, the same on every architecture we build for.
 fn advice(errno: i32) -> Option<&'static str> {
-    match Errno::from_raw_os_error(errno) {
-        Errno::NOSPC | Errno::DQUOT => Some("make room there, then try again"),
-        Errno::ROFS => Some("make it writable (remount), or name another place"),
-        Errno::ACCESS | Errno::PERM => Some("run as its owner, or change its permissions"),
-        Errno::NOENT => Some("check the path"),
-        Errno::MFILE | Errno::NFILE => Some("raise the limit of open files"),
+    const EPERM: i32 = 1;
+    const ENOENT: i32 = 2;
+    const EACCES: i32 = 13;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOSPC: i32 = 28;
+    const EROFS: i32 = 30;
+    const EDQUOT: i32 = 122;
+    match errno {
+        ENOSPC | EDQUOT => Some("make room there, then try again"),
+        EROFS => Some("make it writable (remount), or name another place"),
+        EACCES | EPERM => Some("run as its owner, or change its permissions"),
+        ENOENT => Some("check the path"),
+        EMFILE | ENFILE => Some("raise the limit of open files"),
         _ => None,
     }
 }

@@ -154,8 +154,8 @@ impl MapFile {
         match damage.lost.first() {
             None => Ok(map),
             Some((plane, blocks)) => Err(Error::integrity(format!(
-                "the map is damaged: expected a valid copy of the page for blocks {} to {} of plane \
-                 {plane}, found none; bring the file back, or make a new map",
+                "the map is damaged: expected a valid copy of the page for blocks {} to {} of \
+                 plane {plane}, found none; bring the file back, or make a new map",
                 blocks.start, blocks.end
             ))),
         }

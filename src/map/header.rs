@@ -33,8 +33,8 @@ impl Headers {
     pub fn read(device: &dyn Device) -> Result<Self> {
         if device.size() < HEADER_BYTES {
             return Err(Error::format(format!(
-                "expected a map, which has at least {HEADER_BYTES} bytes, found a file of {}: bring \
-                 the whole file back, or make a new map",
+                "expected a map, which has at least {HEADER_BYTES} bytes, found a file of {}: \
+                 bring the whole file back, or make a new map",
                 device.size()
             )));
         }

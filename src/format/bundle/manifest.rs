@@ -268,8 +268,8 @@ fn expect_format(format: &str, version: u32, expected: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::format(format!(
-        "expected {expected:?} of version {VERSION}, found {format:?} of version {version}: use the \
-         program that made it, or a newer one"
+        "expected {expected:?} of version {VERSION}, found {format:?} of version {version}: use \
+         the program that made it, or a newer one"
     )))
 }
 
