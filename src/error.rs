@@ -121,6 +121,12 @@ impl Error {
         self
     }
 
+    /// With the place that it happened in, where it names none of its own.
+    #[must_use]
+    pub fn within(self, place: &Path) -> Self {
+        if self.inner.path.is_some() { self } else { self.at_path(place) }
+    }
+
     #[must_use]
     pub fn at_offset(mut self, offset: u64) -> Self {
         self.inner_mut().offset = Some(offset);

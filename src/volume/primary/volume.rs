@@ -124,7 +124,7 @@ impl PrimaryVolume {
             introduction: Condvar::new(),
             word: Mutex::new(()),
         };
-        if volume.has_map()? {
+        if has_map(&*volume.directory)? {
             let (driver, recovery) = volume.open_files()?;
             volume.recovery = recovery;
             volume.live = RwLock::new(Some(driver));
@@ -135,15 +135,13 @@ impl PrimaryVolume {
         Ok(Arc::new(volume))
     }
 
-    fn has_map(&self) -> Result<bool> {
-        if !self.directory.names()?.iter().any(|name| name == MAP) {
-            return Ok(false);
+    /// Bytes of the volume whose map is in the directory, if there is one.
+    pub fn recorded_size(directory: &dyn Directory) -> Result<Option<u64>> {
+        if !has_map(directory)? {
+            return Ok(None);
         }
-        // A crash within `create_files` leaves an empty file or half a header.
-        if matches!(self.directory.read(MAP, 0), Ok(Some(_))) {
-            return Ok(false);
-        }
-        Ok(!MapFile::is_unfinished(&*self.directory.open(MAP)?)?)
+        let identity = MapFile::read_identity(&*directory.open(MAP)?)?;
+        Ok(Some(identity.geometry.size()))
     }
 
     fn open_files(&self) -> Result<(Arc<Driver>, Recovery)> {
@@ -151,13 +149,13 @@ impl PrimaryVolume {
         let identity = MapFile::read_identity(&*map_device)?;
         if identity.geometry != self.geometry {
             return Err(Error::identity(format!(
-                "volume {}: its map is for {} bytes in blocks of {}, the configuration says {} \
-                 bytes in blocks of {}",
+                "volume {}: expected a map of {} bytes in blocks of {}, as configured, found one of {} \
+                 bytes in blocks of {}: mend the configuration",
                 self.name,
-                identity.geometry.size(),
-                identity.geometry.block_size().bytes(),
                 self.geometry.size(),
-                self.geometry.block_size().bytes()
+                self.geometry.block_size().bytes(),
+                identity.geometry.size(),
+                identity.geometry.block_size().bytes()
             )));
         }
         let named = self.directory.names()?.iter().any(|name| name == INTENT);
@@ -460,6 +458,17 @@ impl PrimaryVolume {
         driver.with_machine(|machine, now, actions| machine.mark_unsent(blocks, now, actions));
         Ok(driver.map.current().count_set(blocks) * self.geometry.block_size().bytes())
     }
+}
+
+fn has_map(directory: &dyn Directory) -> Result<bool> {
+    if !directory.names()?.iter().any(|name| name == MAP) {
+        return Ok(false);
+    }
+    // A crash within `create_files` leaves an empty file or half a header.
+    if matches!(directory.read(MAP, 0), Ok(Some(_))) {
+        return Ok(false);
+    }
+    Ok(!MapFile::is_unfinished(&*directory.open(MAP)?)?)
 }
 
 impl PrimaryStatus {
