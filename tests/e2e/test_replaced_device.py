@@ -31,13 +31,11 @@ def test_a_replaced_disk_is_refused_until_the_word_and_the_backup_keeps_its_byte
             pair.primary.kill()
         garbage(pair.directory / "primary.img", SIZE)
         pair.primary.start()
-        wait_until(
-            "the volume to be refused", lambda: pair.primary.status()["state"] == "failed"
-        )
+        wait_until("the volume to be refused", lambda: pair.primary.status()["state"] == "failed")
         status = pair.primary.status()
         assert "replaced or changed" in status["error"]
         assert "restore --lost all" in status["error"]
-        with NbdClient(pair.socket, "v") as client, pytest.raises(OSError):
+        with NbdClient(pair.socket, "v") as client, pytest.raises(OSError, match="error"):
             client.read(0, 4096)
         pair.primary.verb("restore", "v", "--lost", "all")
         after = pair.directory / "after.raw"

@@ -12,6 +12,7 @@
 //! | `sampling.rs` | whether the device is the one that the map speaks of |
 //! | `merging.rs` | the volume as the target of a merge |
 //! | `driver.rs`, `volume.rs` | threads and completions; the files and the operator's word |
+//! | `serving.rs` | what it offers to applications |
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod claims;
@@ -26,6 +27,7 @@ mod reads;
 mod requests;
 mod resync;
 mod sampling;
+mod serving;
 mod state;
 mod volume;
 mod writes;

@@ -27,7 +27,6 @@ use crate::map::{
 };
 use crate::units::Geometry;
 use crate::volume::engine::Engine;
-use crate::volume::service::{BlockService, Command, Completion, StatusContext, StatusExtent};
 
 const MAP: &str = OVERWRITE_MAP_NAME;
 const INTENT: &str = INTENT_LOG_NAME;
@@ -48,11 +47,11 @@ pub enum Lost {
 pub struct PrimaryVolume {
     name: String,
     directory: Arc<dyn Directory>,
-    device: Arc<dyn Device>,
-    geometry: Geometry,
+    pub(super) device: Arc<dyn Device>,
+    pub(super) geometry: Geometry,
     options: Options,
     engine: Arc<Engine>,
-    live: RwLock<Option<Arc<Driver>>>,
+    pub(super) live: RwLock<Option<Arc<Driver>>>,
     recovery: Recovery,
     /// Identity of the backup, as an introduction told it.
     introduced: Mutex<Option<(Uuid, u64)>>,
@@ -149,8 +148,8 @@ impl PrimaryVolume {
         let identity = MapFile::read_identity(&*map_device)?;
         if identity.geometry != self.geometry {
             return Err(Error::identity(format!(
-                "volume {}: expected a map of {} bytes in blocks of {}, as configured, found one of {} \
-                 bytes in blocks of {}: mend the configuration",
+                "volume {}: expected a map of {} bytes in blocks of {}, as configured, found one \
+                 of {} bytes in blocks of {}: mend the configuration",
                 self.name,
                 self.geometry.size(),
                 self.geometry.block_size().bytes(),
@@ -490,115 +489,5 @@ impl PrimaryStatus {
             poisoned: None,
             counters: Counters::default(),
         }
-    }
-}
-
-impl BlockService for PrimaryVolume {
-    fn size(&self) -> u64 {
-        self.geometry.size()
-    }
-
-    fn sector_size(&self) -> u32 {
-        self.device.sector_size()
-    }
-
-    fn preferred_size(&self) -> u32 {
-        self.geometry.block_size().bytes_u32().max(self.device.sector_size())
-    }
-
-    fn read_only(&self) -> bool {
-        false
-    }
-
-    fn contexts(&self) -> Vec<StatusContext> {
-        vec![StatusContext::Allocation, StatusContext::Missing, StatusContext::Unsent]
-    }
-
-    fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.read_now(range, buffer)
-    }
-
-    fn submit(&self, command: Command, completion: Completion) {
-        match self.driver_or_refuse() {
-            Ok(driver) => driver.submit(command, completion),
-            Err(error) => completion(Err(error)),
-        }
-    }
-
-    fn status(
-        &self,
-        context: StatusContext,
-        range: ByteRange,
-        limit: usize,
-    ) -> Result<Vec<StatusExtent>> {
-        let driver = self.driver_or_refuse()?;
-        match context {
-            StatusContext::Allocation => self.allocation(&driver, range, limit),
-            StatusContext::Missing => Ok(self.marked(range, limit, driver.map.current(), false)),
-            StatusContext::Unsent => Ok(self.marked(range, limit, driver.map.unsent(), true)),
-            StatusContext::Changed => Err(Error::usage("a primary keeps no changed map")),
-        }
-    }
-}
-
-impl PrimaryVolume {
-    /// Runs of blocks whose bit equals `value` are marked.
-    fn marked(
-        &self,
-        range: ByteRange,
-        limit: usize,
-        bits: &crate::bitmap::Bitmap,
-        value: bool,
-    ) -> Vec<StatusExtent> {
-        let blocks = self.geometry.touched(range);
-        let mut extents = Vec::new();
-        let mut at = blocks.start;
-        while at < blocks.end && extents.len() < limit {
-            let marked = bits.get(at) == value;
-            let rest = BlockRange::new(at, blocks.end);
-            let end = bits.next(rest, value != marked).unwrap_or(blocks.end);
-            let bytes = self.geometry.bytes_of(BlockRange::new(at, end));
-            let length = bytes.intersect(range).map_or(0, |part| part.length);
-            extents.push(StatusExtent { length, hole: false, zero: false, marked });
-            at = end;
-        }
-        extents
-    }
-
-    /// Holes are told only of current blocks, where this device is the truth.
-    fn allocation(
-        &self,
-        driver: &Driver,
-        range: ByteRange,
-        limit: usize,
-    ) -> Result<Vec<StatusExtent>> {
-        let mut extents: Vec<StatusExtent> = Vec::new();
-        let mut at = range.offset;
-        while at < range.end() && extents.len() < limit {
-            let rest = self.geometry.touched(ByteRange::new(at, range.end() - at));
-            let block = BlockRange::one(rest.start);
-            let missing_from = driver.map.current().next(rest, false);
-            let (end, hole) = if missing_from == Some(block.start) {
-                let after = driver.map.current().next(rest, true).unwrap_or(rest.end);
-                (self.geometry.bytes_of(BlockRange::new(rest.start, after)).end(), false)
-            } else {
-                let current_end = missing_from.unwrap_or(rest.end);
-                let known = self.geometry.bytes_of(BlockRange::new(rest.start, current_end)).end();
-                match self.device.next_data(at)? {
-                    Some(data) if data.offset <= at => (data.end().min(known), false),
-                    Some(data) => (data.offset.min(known), true),
-                    None => (known, true),
-                }
-            };
-            let end = end.min(range.end());
-            match extents.last_mut() {
-                Some(last) if last.hole == hole => last.length += end - at,
-                _ => {
-                    extents.push(StatusExtent { length: end - at, hole, zero: hole, marked: false })
-                }
-            }
-            at = end;
-        }
-        Ok(extents)
     }
 }
