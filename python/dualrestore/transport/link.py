@@ -133,6 +133,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._room.remove(self)
+        # A transport that ended while bytes were waiting must not be aborted any more: it fails.
+        self._transport = None
         # Told that its socket is gone, the core has only that to say.
         self.error = self.connection.error
         self.connection.close()
@@ -167,6 +169,11 @@ class ClientLine:
     """Set while its session is open; demand and bulk follow the mirror line into its session."""
     hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     """Something has changed that makes it worth trying again at once."""
+
+
+def _report(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        log.error("a line of the link is no longer kept", exc_info=problem)
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -260,7 +267,9 @@ class LinkTransport:
             self.lines.extend(lines.values())
             for line in lines.values():
                 keeping = self._keep(line, lines["mirror"])
-                self._tasks.append(asyncio.get_running_loop().create_task(keeping))
+                task = asyncio.get_running_loop().create_task(keeping)
+                task.add_done_callback(_report)
+                self._tasks.append(task)
 
         self._thread.call(begin())
 
