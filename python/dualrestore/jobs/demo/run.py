@@ -199,14 +199,7 @@ class Demo:
             self._pass_time(LIVE_SECONDS)
         merged = self._bulk(primary, backup, place)
         with self._stage("drain"):
-            self._pass_time(AFTER_SECONDS)
-            final = workload.stop()
-            self._await_mirrored(primary)
-            verified = read(
-                VerifyReport, primary.client.job("/v1/volumes/demo/verify", {}, self._progress)
-            )
-            last = primary.status()
-            self._watched = None
+            final, verified, last = self._drain(primary, workload)
         link_bytes = link.bytes_carried - seeded
         with self._stage("proof"):
             primary.stop()
@@ -247,6 +240,18 @@ class Demo:
             seconds=self._seconds,
             directory=str(place) if self.options.keep or not proven else None,
         )
+
+    def _drain(
+        self, primary: Daemon, workload: WorkloadProcess
+    ) -> tuple[dict[str, Any], VerifyReport, dict[str, Any]]:
+        """The workload's last words, what `verify` found, the primary's last status."""
+        self._pass_time(AFTER_SECONDS)
+        final = workload.stop()
+        self._await_mirrored(primary)
+        told = primary.client.job("/v1/volumes/demo/verify", {}, self._progress)
+        last = primary.status()
+        self._watched = None
+        return final, read(VerifyReport, told), last
 
     def _progress(self, counters: dict[str, int]) -> None:
         self.scene.progress = counters
