@@ -69,10 +69,15 @@ impl Error {
     /// A failed system call, e.g. `Error::device("read", &io_error)`.
     #[must_use]
     pub fn device(operation: &'static str, source: &std::io::Error) -> Self {
-        let mut error = Self::new(ErrorKind::Device, source.to_string());
+        let errno = source.raw_os_error();
+        let words = match errno.and_then(advice) {
+            Some(advice) => format!("{source}: {advice}"),
+            None => source.to_string(),
+        };
+        let mut error = Self::new(ErrorKind::Device, words);
         let inner = error.inner_mut();
         inner.operation = Some(operation);
-        inner.errno = source.raw_os_error().or(Some(5));
+        inner.errno = errno.or(Some(5));
         error
     }
 
@@ -116,6 +121,12 @@ impl Error {
         self
     }
 
+    /// With the place that it happened in, where it names none of its own.
+    #[must_use]
+    pub fn within(self, place: &Path) -> Self {
+        if self.inner.path.is_some() { self } else { self.at_path(place) }
+    }
+
     #[must_use]
     pub fn at_offset(mut self, offset: u64) -> Self {
         self.inner_mut().offset = Some(offset);
@@ -148,6 +159,27 @@ impl Error {
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.inner.offset
+    }
+}
+
+/// What a person can do about a failed system call, where that is known. The numbers are those of
+/// Linux, the same on every architecture we build for.
+fn advice(errno: i32) -> Option<&'static str> {
+    const EPERM: i32 = 1;
+    const ENOENT: i32 = 2;
+    const EACCES: i32 = 13;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOSPC: i32 = 28;
+    const EROFS: i32 = 30;
+    const EDQUOT: i32 = 122;
+    match errno {
+        ENOSPC | EDQUOT => Some("make room there, then try again"),
+        EROFS => Some("make it writable (remount), or name another place"),
+        EACCES | EPERM => Some("run as its owner, or change its permissions"),
+        ENOENT => Some("check the path"),
+        EMFILE | ENFILE => Some("raise the limit of open files"),
+        _ => None,
     }
 }
 

@@ -128,8 +128,9 @@ impl Bundle {
     fn open_segment(&self, entry: &SegmentEntry) -> Result<Arc<dyn FolderFile>> {
         self.folder.open(&entry.name).map_err(|error| {
             if error.errno() == Some(2) {
-                Error::integrity("a segment that the manifest names is not there")
-                    .at_path(&self.folder.path().join(&entry.name))
+                let words =
+                    "a segment that the manifest names is not there: copy it from the medium";
+                Error::integrity(words).at_path(&self.folder.path().join(&entry.name))
             } else {
                 error
             }
@@ -208,7 +209,8 @@ fn read_manifest(folder: &dyn Folder) -> Result<Manifest> {
                 "the bundle is unfinished: it was begun, but has no manifest.json yet; \
                  let it finish, or make it again"
             } else {
-                "expected a bundle, found a directory without manifest.json"
+                "expected a bundle, found a directory without manifest.json: name the directory \
+                 that holds it"
             })
             .at_path(folder.path()))
         }

@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests look at files and run recover.py")]
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -192,8 +192,21 @@ fn a_folder_with_files_is_refused_and_left_alone() {
     std::fs::write(place.path().join("mine"), "x").expect("written");
     let source = source_of(image());
     let refused = BundleWriter::create(place.path(), &source, &options(), &mut |_| go_on());
-    assert_eq!(refused.expect_err("not empty").kind(), ErrorKind::Busy);
+    assert_eq!(refused.expect_err("not empty").kind(), ErrorKind::Usage);
     assert_eq!(std::fs::read_dir(place.path()).expect("listed").count(), 1);
+}
+
+#[test]
+fn a_bundle_that_fails_or_is_stopped_leaves_nothing_behind() {
+    let place = tempfile::tempdir().expect("a place");
+    let directory = place.path().join("bundle");
+    let broken = Failing(source_of(image()), ByteRange::new(4 << 20, 512), ErrorKind::Integrity);
+    let failed = BundleWriter::create(&directory, &broken, &options(), &mut |_| go_on());
+    assert_eq!(failed.expect_err("broken").kind(), ErrorKind::Integrity);
+    let stop = &mut |_: &BundleProgress| ControlFlow::Break(());
+    let stopped = BundleWriter::create(&directory, &source_of(image()), &options(), stop);
+    assert_eq!(stopped.expect_err("stopped").kind(), ErrorKind::Interrupted);
+    assert!(!directory.exists());
 }
 
 #[test]

@@ -105,7 +105,7 @@ pub struct BundleReport {
 pub struct BundleWriter;
 
 impl BundleWriter {
-    /// Makes a bundle in a new or empty directory.
+    /// Makes a bundle in a new or empty directory; one that fails or is stopped leaves nothing.
     pub fn create(
         directory: &Path,
         source: &dyn Source,
@@ -114,7 +114,9 @@ impl BundleWriter {
     ) -> Result<BundleReport> {
         check(options)?;
         normalised(&options.selection, source.identity().geometry)?;
-        Self::create_in(&FileFolder::create(directory)?, source, options, progress)
+        let folder = FileFolder::create(directory)?;
+        // Half a bundle is of no use to anybody, and would stand in the way of the next try.
+        Self::create_in(&folder, source, options, progress).inspect_err(|_| folder.discard())
     }
 
     /// Makes a bundle in an empty folder.

@@ -113,7 +113,7 @@ impl FileDevice {
         }
         if let Some(wanted) = options.create_size.filter(|wanted| *wanted > size) {
             return Err(Error::usage(format!(
-                "too small: {wanted} bytes are needed, it has {size}; \
+                "expected at least {wanted} bytes, found {size}: \
                  give a larger device or a smaller size"
             )));
         }

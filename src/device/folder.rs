@@ -12,7 +12,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "one of the doors to the file system")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind as IoErrorKind};
@@ -60,26 +60,52 @@ fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
 #[derive(Debug)]
 pub struct FileFolder {
     path: PathBuf,
+    /// Whether `create` made the directory itself.
+    made: bool,
+    /// Files that were created and not renamed away.
+    created: Mutex<BTreeSet<String>>,
 }
 
 impl FileFolder {
     /// A folder for new files: makes the directory, or takes an empty one that exists.
     pub fn create(path: &Path) -> Result<Self> {
         match std::fs::create_dir(path) {
-            Ok(()) => flush_directory(parent_of(path))?,
+            Ok(()) => {
+                flush_directory(parent_of(path))?;
+                Ok(Self { made: true, ..Self::at(path) })
+            }
             Err(source) if source.kind() == IoErrorKind::AlreadyExists => {
                 let folder = Self::open(path)?;
-                if !folder.names()?.is_empty() {
-                    return Err(Error::busy(
-                        "expected a new or an empty directory, found files in it; \
-                         name another directory or empty this one",
-                    )
-                    .at_path(path));
+                if folder.names()?.is_empty() {
+                    return Ok(folder);
                 }
+                Err(Error::usage(
+                    "expected a new or an empty directory, found files in it; \
+                     name another directory or empty this one",
+                )
+                .at_path(path))
             }
-            Err(source) => return Err(Error::device("create directory", &source).at_path(path)),
+            Err(source) => Err(Error::device("create directory", &source).at_path(path)),
         }
-        Ok(Self { path: path.to_path_buf() })
+    }
+
+    fn at(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), made: false, created: Mutex::default() }
+    }
+
+    fn created(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.created.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes back what was made here: the files, and the directory if it was made too. For a work
+    /// that failed; what cannot be removed stays.
+    pub fn discard(&self) {
+        for name in std::mem::take(&mut *self.created()) {
+            let _removed = std::fs::remove_file(self.path.join(name));
+        }
+        if self.made {
+            let _removed = std::fs::remove_dir(&self.path);
+        }
     }
 
     /// A folder that exists.
@@ -87,9 +113,12 @@ impl FileFolder {
         let found = std::fs::metadata(path)
             .map_err(|source| Error::device("open", &source).at_path(path))?;
         if !found.is_dir() {
-            return Err(Error::format("expected a directory, found something else").at_path(path));
+            return Err(Error::format(
+                "expected a bundle, which is a directory, found something else",
+            )
+            .at_path(path));
         }
-        Ok(Self { path: path.to_path_buf() })
+        Ok(Self::at(path))
     }
 
     fn member(&self, name: &str) -> Result<PathBuf> {
@@ -124,6 +153,7 @@ impl Folder for FileFolder {
         let path = self.member(name)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|source| Error::device("create", &source).at_path(&path))?;
+        self.created().insert(name.to_owned());
         Ok(Arc::new(DiskFile { file, path }))
     }
 
@@ -135,8 +165,13 @@ impl Folder for FileFolder {
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
-        let (from, to) = (self.member(from)?, self.member(to)?);
-        std::fs::rename(&from, &to).map_err(|source| Error::device("rename", &source).at_path(&to))
+        let (old, new) = (self.member(from)?, self.member(to)?);
+        std::fs::rename(&old, &new)
+            .map_err(|source| Error::device("rename", &source).at_path(&new))?;
+        if self.created().remove(from) {
+            self.created().insert(to.to_owned());
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {
@@ -332,6 +367,28 @@ mod tests {
         let place = tempfile::tempdir().expect("a place");
         FileFolder::create(place.path()).expect("an empty one is fine").create("x").expect("made");
         let refused = FileFolder::create(place.path()).expect_err("not empty");
-        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert_eq!(refused.kind(), ErrorKind::Usage);
+    }
+
+    #[test]
+    fn what_is_discarded_leaves_the_place_as_it_was() {
+        let place = tempfile::tempdir().expect("a place");
+        for (path, made) in [(place.path().join("new"), true), (place.path().join("old"), false)] {
+            if !made {
+                std::fs::create_dir(&path).expect("made");
+            }
+            let folder = FileFolder::create(&path).expect("empty");
+            folder.create("a").expect("new");
+            folder.rename("a", "b").expect("renamed");
+            folder.create("c").expect("new");
+            folder.discard();
+            assert_eq!(path.exists(), !made);
+        }
+        let mixed = place.path().join("mixed");
+        let folder = FileFolder::create(&mixed).expect("empty");
+        folder.create("ours").expect("new");
+        std::fs::write(mixed.join("theirs"), "x").expect("written");
+        folder.discard();
+        assert_eq!(folder.names().expect("listed"), ["theirs"]);
     }
 }

@@ -32,11 +32,8 @@ pub(super) fn failed(operation: &'static str) -> impl Fn(Errno) -> Error {
 }
 
 pub(super) fn missing() -> Error {
-    Error::new(
-        ErrorKind::Device,
-        "no such file or device: check the path, or give a size to have a file made",
-    )
-    .with_errno(Errno::NOENT.raw_os_error())
+    Error::new(ErrorKind::Device, "no such file or device: check the path")
+        .with_errno(Errno::NOENT.raw_os_error())
 }
 
 pub(super) fn wrong_type(found: &fs::Metadata) -> Error {

@@ -219,7 +219,8 @@ impl MapHeader {
         let crc = crc32c::crc32c(&bytes[..SLOT_BYTES - 4]);
         if raw.crc.get() != crc {
             return Slot::Damaged(Error::integrity(format!(
-                "the map's header is damaged: expected checksum {:08x}, found {crc:08x}",
+                "the map's header is damaged: expected checksum {:08x}, found {crc:08x}; bring the \
+                 file back, or make a new map",
                 raw.crc
             )));
         }

@@ -154,7 +154,8 @@ impl MapFile {
         match damage.lost.first() {
             None => Ok(map),
             Some((plane, blocks)) => Err(Error::integrity(format!(
-                "map is damaged: no valid copy of the page for blocks {} to {} of plane {plane}",
+                "the map is damaged: expected a valid copy of the page for blocks {} to {} of \
+                 plane {plane}, found none; bring the file back, or make a new map",
                 blocks.start, blocks.end
             ))),
         }
@@ -398,6 +399,8 @@ impl MapFile {
         }
         self.write_header(&mut durable, header)?;
         durable.sequence = header.void_through;
+        // The next commit of a page is its first: what its slots hold does not count.
+        durable.slots.iter_mut().for_each(|pages| pages.fill(None));
         let mut waiting = lock(&self.waiting);
         for (plane, value) in base.iter().enumerate() {
             let bits = &self.planes[plane];
@@ -565,5 +568,27 @@ mod tests {
         drop(create(&device));
         let error = MapFile::open(device, MapRole::Changed).expect_err("another role");
         assert_eq!(error.kind(), ErrorKind::Identity);
+    }
+
+    #[test]
+    fn the_first_commit_of_a_page_after_a_reset_may_be_torn_in_either_slot() {
+        for torn in [1, 0] {
+            let device = ram();
+            let map = create(&device);
+            map.fill(0, BlockRange::one(1), true);
+            map.commit_all().expect("committed");
+            map.reset(Uuid::from_u128(1), 2, &[true, false, true]).expect("reset");
+            let before = device.contents()[map.position(0, 0, 0) as usize..][..SLOT_BYTES].to_vec();
+            map.fill(0, BlockRange::one(7), false);
+            map.commit_all().expect("committed");
+            if torn == 1 {
+                device.write_at(map.position(0, 0, 0), &before).expect("ram");
+            }
+            device.write_at(map.position(0, 0, torn) + 512, &[7; 512]).expect("ram");
+            let (reopened, damage) =
+                MapFile::open_damaged(device, MapRole::Overwrite).expect("opens");
+            assert!(damage.lost.is_empty(), "{damage:?}");
+            assert_eq!(reopened.plane(0).get(7), torn == 1);
+        }
     }
 }

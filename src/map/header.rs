@@ -33,7 +33,8 @@ impl Headers {
     pub fn read(device: &dyn Device) -> Result<Self> {
         if device.size() < HEADER_BYTES {
             return Err(Error::format(format!(
-                "expected a map, which has at least {HEADER_BYTES} bytes, found a file of {}",
+                "expected a map, which has at least {HEADER_BYTES} bytes, found a file of {}: \
+                 bring the whole file back, or make a new map",
                 device.size()
             )));
         }
@@ -52,7 +53,8 @@ impl Headers {
             }
         }
         newest.ok_or_else(|| {
-            problem.unwrap_or_else(|| Error::format("expected a map, found a file of zeros"))
+            problem
+                .unwrap_or_else(|| Error::format("expected a map, found zeros: name another file"))
         })
     }
 
@@ -158,7 +160,7 @@ mod tests {
     fn what_is_no_map_is_named_so() {
         for (bytes, words) in [
             (vec![0; 4096], "at least 8192"),
-            (vec![0; 8192], "a file of zeros"),
+            (vec![0; 8192], "found zeros"),
             (b"text".repeat(2048), "no map of dualrestore"),
         ] {
             let error = Headers::read(&RamDevice::from_bytes(bytes)).expect_err("no map");

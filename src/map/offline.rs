@@ -16,7 +16,7 @@ use super::intent::IntentLog;
 use super::overwrite::OverwriteMap;
 use crate::device::{Directory, FileDevice, FileDirectory, OpenOptions};
 use crate::error::{Error, Result};
-use crate::format::map::MapIdentity;
+use crate::format::map::{MapIdentity, SLOT_BYTES};
 
 /// Names of a primary's files in its state directory.
 pub const OVERWRITE_MAP_NAME: &str = "overwrite.map";
@@ -53,6 +53,7 @@ impl OfflineMap {
     }
 
     pub fn open(path: &Path) -> Result<Self> {
+        check_length(path)?;
         let home = match home_of(path) {
             Some(home) => Some(FileDirectory::open(home, true)?),
             None => None,
@@ -73,6 +74,20 @@ impl OfflineMap {
     pub fn map(&self) -> &Arc<OverwriteMap> {
         &self.map
     }
+}
+
+/// Tells a file that ends within a slot from one whose sectors the device room would refuse.
+fn check_length(path: &Path) -> Result<()> {
+    let Ok(found) = path.metadata() else { return Ok(()) };
+    if found.is_file() && (found.len() == 0 || !found.len().is_multiple_of(SLOT_BYTES as u64)) {
+        return Err(Error::format(format!(
+            "expected a map, which is whole slots of {SLOT_BYTES} bytes, found a file of {}: it \
+             was cut off, or is none; bring the whole file back, or make a new map",
+            found.len()
+        ))
+        .at_path(path));
+    }
+    Ok(())
 }
 
 /// The state directory that a map is in, if it is in one.

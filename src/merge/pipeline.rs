@@ -117,7 +117,8 @@ fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> R
     let (size, expected) = (source.geometry.size(), target.geometry().size());
     if size != expected {
         return Err(Error::identity(format!(
-            "expected a source of the target's {expected} bytes, found {size} in the {name}"
+            "expected a source of the target's {expected} bytes, found {size} in the {name}; merge \
+             what is of this volume"
         )));
     }
     if !source.is_bound() && !takes_unbound {
@@ -130,9 +131,13 @@ fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> R
         && !volume.is_nil()
         && (source.volume, source.generation) != (volume, generation)
     {
+        let advice = match source.volume == volume {
+            true => "make a bundle of a snapshot taken since the loss",
+            false => "merge the bundle of this volume",
+        };
         return Err(Error::identity(format!(
             "expected volume {volume} of generation {generation}, found volume {} of generation \
-             {} in the {name}; make a bundle of a snapshot taken since the loss",
+             {} in the {name}; {advice}",
             source.volume, source.generation
         )));
     }

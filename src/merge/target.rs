@@ -72,7 +72,8 @@ impl OfflineTarget {
         let size = map.geometry().size();
         if device.size() < size {
             return Err(Error::identity(format!(
-                "expected a target of at least the {size} bytes of its map, found {}",
+                "expected a target of at least the {size} bytes of its map, found {}: name the \
+                 file or device that the map is of",
                 device.size()
             )));
         }

@@ -9,15 +9,19 @@ use uuid::Uuid;
 
 use super::boundary::{byte_range, byte_ranges, closed, detached, engine, extents, geometry, uuid};
 use crate::clock::wall_clock_ms;
-use crate::device::{Device, Directory, FileDevice, FileDirectory, OpenOptions};
+use crate::device::{Directory, FileDirectory};
 use crate::error::{Error, Result};
 use crate::format::frames::Class;
 use crate::link::{BackupSide, Hub};
 use crate::snapshot::{Condition, SnapshotChain, SnapshotStatus, SnapshotView};
 use crate::volume::backup::BackupVolume as Volume;
+use crate::volume::opening::{Recorded, VolumeDevice};
 
 /// Says that the daemon made the device, and that it reads as zeros until a primary comes.
 const EMPTY: &str = "created-empty";
+
+const LOST: &str = "if it is lost, remove the state directory of the volume as well: its primary \
+                    fills a new backup";
 
 /// A volume in the role backup: mirror device, changed map, snapshots.
 #[pyclass(frozen, module = "dualrestore._core")]
@@ -98,21 +102,25 @@ impl BackupVolume {
         direct: bool,
     ) -> PyResult<Self> {
         detached(py, || {
-            let existed = Path::new(device).exists();
-            let options =
-                OpenOptions { direct, lock: true, create_size: size, ..OpenOptions::default() };
-            let directory = Arc::new(FileDirectory::open(state_directory, true)?);
-            let device = Arc::new(FileDevice::open(device, options)?);
-            let geometry = geometry(size.unwrap_or(device.size()), block_size)?;
-            if !existed {
+            let state = Path::new(state_directory);
+            let directory = Arc::new(FileDirectory::open(state, true)?);
+            let recorded = SnapshotChain::recorded_size(&*directory)
+                .map_err(|error| error.within(state))?
+                .map(|size| Recorded { size, advice: LOST });
+            let opened = VolumeDevice::open(Path::new(device), recorded, size, direct)?;
+            let (geometry, device) = (geometry(opened.size, block_size)?, opened.device);
+            if opened.made {
                 directory.replace(EMPTY, b"1")?;
             }
-            let created_empty = directory.read(EMPTY, 16)?.is_some();
-            let volume = if SnapshotChain::exists(&*directory)? {
-                Volume::open(directory, device, geometry)?
+            // Somebody may have put another in its place since.
+            let created_empty =
+                directory.read(EMPTY, 16)?.is_some() && device.next_data(0)?.is_none();
+            let volume = if recorded.is_some() {
+                Volume::open(directory, device, geometry)
             } else {
-                Volume::create(directory, device, geometry)?
+                Volume::create(directory, device, geometry)
             };
+            let volume = volume.map_err(|error| error.within(state))?;
             Ok(Self {
                 name: name.to_owned(),
                 created_empty,

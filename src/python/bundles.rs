@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::backups::SnapshotSource;
-use super::boundary::{Callback, byte_ranges, extents};
+use super::boundary::{Callback, bad_block_size, byte_ranges, extents};
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
@@ -17,7 +17,7 @@ use crate::bundle::{
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::ByteRange;
 use crate::merge::{
     ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, run as run_merge,
@@ -51,8 +51,8 @@ pub fn bundle_create<'py>(
     let mut selection = byte_ranges(selection)?;
     let source: Arc<dyn Source> = match source {
         BundleInput::Path(path) => {
-            let block_size = BlockSize::new(block_size)
-                .ok_or_else(|| Error::usage(format!("block size {block_size} is not allowed")))?;
+            let block_size =
+                BlockSize::new(block_size).ok_or_else(|| bad_block_size(block_size))?;
             let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
             let device = Arc::new(py.detach(|| FileDevice::open(path, options))?);
             Arc::new(ImageSource::new(device, block_size)?)
@@ -242,7 +242,9 @@ pub fn merge<'py>(
     let make = move || {
         let options = OpenOptions { lock: true, ..OpenOptions::default() };
         let device = Arc::new(FileDevice::open(target, options)?);
-        Ok(Arc::new(OfflineTarget::new(device, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+        let made = OfflineTarget::new(device, map);
+        let made = made.map_err(|error| error.at_path(Path::new(target)))?;
+        Ok(Arc::new(made) as Arc<dyn MergeTarget + Send + Sync>)
     };
     run(py, source, make, progress)
 }

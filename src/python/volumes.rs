@@ -11,15 +11,19 @@ use uuid::Uuid;
 use super::boundary::{byte_range, byte_ranges, detached, engine, extents, geometry, misuse};
 use super::maps::picture;
 use crate::clock::wall_clock_ms;
-use crate::device::{Device, FileDevice, FileDirectory, OpenOptions};
+use crate::device::FileDirectory;
 use crate::error::Error;
 use crate::extent::ByteRange;
 use crate::format::frames::Class;
 use crate::link::PrimarySide;
+use crate::volume::opening::{Recorded, VolumeDevice};
 use crate::volume::primary::{
     Caller, Comparison, Event, Lost, MirrorPolicy, Options, PrimaryStatus, PrimaryVolume as Volume,
 };
 use crate::volume::service::Command;
+
+const LOST: &str = "if it is lost, put an empty one in its place, start, and say `restore NAME \
+                    --lost all`";
 
 /// How long `restore --lost all` waits for a backup to say which volume it holds.
 const INTRODUCTION: Duration = Duration::from_secs(15);
@@ -125,13 +129,15 @@ impl PrimaryVolume {
         }
         let options = Options { policy, backup: backups > 0, strict, missing_deadline_ms };
         let held = detached(py, || {
-            let existed = Path::new(device).exists();
-            let open =
-                OpenOptions { direct, lock: true, create_size: size, ..OpenOptions::default() };
             let directory = Arc::new(FileDirectory::open(state_directory, true)?);
-            let device = Arc::new(FileDevice::open(device, open)?);
-            let geometry = geometry(size.unwrap_or(device.size()), block_size)?;
-            Volume::open(name, directory, device, !existed, geometry, options, engine()?)
+            let recorded = Volume::recorded_size(&*directory)
+                .map_err(|error| error.within(Path::new(state_directory)))?
+                .map(|size| Recorded { size, advice: LOST });
+            let opened = VolumeDevice::open(Path::new(device), recorded, size, direct)?;
+            let geometry = geometry(opened.size, block_size)?;
+            let device = opened.device;
+            Volume::open(name, directory, device, opened.made, geometry, options, engine()?)
+                .map_err(|error| error.within(Path::new(state_directory)))
         })?;
         Ok(Self { held, side: Mutex::default() })
     }
@@ -167,7 +173,7 @@ impl PrimaryVolume {
         dict.set_item("backups", links)?;
         let recovery = self.held.recovery();
         dict.set_item("recovered_link_only_blocks", recovery.link_only_blocks)?;
-        dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks)?;
+        dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks())?;
         dict.set_item("damaged_map_pages", recovery.damaged_pages)?;
         let counters = status.counters;
         dict.set_item("reads", counters.reads)?;

@@ -108,9 +108,11 @@ impl SnapshotChain {
         Ok(Self::assemble(directory, snapshots, device, changing, Vec::new()))
     }
 
-    /// Whether `directory` holds a chain.
-    pub fn exists(directory: &dyn Directory) -> Result<bool> {
-        Ok(directory.read(CATALOGUE, CATALOGUE_BYTES_MAX)?.is_some())
+    /// Bytes of the volume whose chain `directory` holds, if it holds one.
+    pub fn recorded_size(directory: &dyn Directory) -> Result<Option<u64>> {
+        let bytes = directory.read(CATALOGUE, CATALOGUE_BYTES_MAX)?;
+        let catalogue = bytes.map(|bytes| Catalogue::decode(&bytes)).transpose()?;
+        Ok(catalogue.map(|catalogue| catalogue.geometry.size()))
     }
 
     /// Opens what `create` made, as of the last change before whatever ended it.
@@ -125,8 +127,12 @@ impl SnapshotChain {
         let catalogue = Catalogue::decode(&bytes)?;
         if catalogue.geometry != geometry {
             return Err(Error::identity(format!(
-                "expected a backup of {geometry:?}, found one of {:?}",
-                catalogue.geometry
+                "expected a backup of {} bytes in blocks of {}, as configured, found one of {} \
+                 bytes in blocks of {}: mend the configuration",
+                geometry.size(),
+                geometry.block_size().bytes(),
+                catalogue.geometry.size(),
+                catalogue.geometry.block_size().bytes()
             )));
         }
         check_device(&*device, geometry)?;
@@ -436,8 +442,8 @@ fn check_device(device: &dyn Device, geometry: Geometry) -> Result<()> {
     if device.size() >= geometry.size() {
         return Ok(());
     }
-    Err(Error::usage(format!(
-        "the mirror device is too small: the volume has {} bytes, the device {}",
+    Err(Error::identity(format!(
+        "expected a mirror device of at least {} bytes, found {}: give a larger one",
         geometry.size(),
         device.size()
     )))

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod content;
 pub mod engine;
+pub mod opening;
 pub mod primary;
 pub mod service;
 pub mod snapshot_service;

@@ -138,8 +138,9 @@ fn preserved_map() -> Vec<u8> {
     map.commit_all().expect("committed");
     map.fill(0, run(2 * PAGE + 5, 2 * PAGE + 6), true);
     map.commit_all().expect("committed");
-    // Torn within the first commit of its page.
-    tear(&device, slot_position(0, 2, 0));
+    // Torn within the first commit of its page: slot 1 comes first.
+    tear(&device, slot_position(0, 2, 1));
+    device.write_at(slot_position(0, 2, 0), &[0; 4096]).expect("ram");
     device.contents()
 }
 
@@ -150,5 +151,5 @@ fn a_preserved_map_of_version_1_is_written_and_read_as_it_was() {
     assert_eq!(map.identity(), identity());
     assert_eq!(runs(map.plane(0)), [(30, 90)]);
     assert_eq!(runs(map.plane(1)), [(30, 60)]);
-    assert_eq!(damage.lost_first, [(0, run(2 * PAGE, BLOCKS))]);
+    assert!(damage.suspect.is_empty() && damage.lost.is_empty(), "{damage:?}");
 }

@@ -180,7 +180,8 @@ impl BeginManifest {
         expect_format(&self.format, self.version, BEGIN_FORMAT)?;
         if !self.features.is_empty() {
             return Err(Error::format(format!(
-                "the bundle needs features that this version does not know: {}",
+                "the bundle needs features that this version does not know: {}; use the program \
+                 that made it, or a newer one",
                 self.features.join(", ")
             )));
         }
@@ -267,7 +268,8 @@ fn expect_format(format: &str, version: u32, expected: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::format(format!(
-        "expected {expected:?} of version {VERSION}, found {format:?} of version {version}"
+        "expected {expected:?} of version {VERSION}, found {format:?} of version {version}: use \
+         the program that made it, or a newer one"
     )))
 }
 
@@ -314,7 +316,8 @@ struct Preamble {
 fn parse<T: DeserializeOwned>(bytes: &[u8], expected: &str) -> Result<T> {
     let damaged = || {
         Error::integrity(
-            "the manifest is damaged or cut off: it does not end with a checksum that matches it",
+            "the manifest is damaged or cut off: it does not end with a checksum that matches it; \
+             copy it from the medium again",
         )
     };
     let body = bytes.strip_suffix(CHECK_END.as_bytes()).ok_or_else(damaged)?;

@@ -42,7 +42,8 @@ pub fn check(page: &Page, at: usize, context: &[u8], what: &str) -> Result<Hash>
     let (crc, hash) = checks(page, at, context);
     if page[at..at + 4] != crc.to_le_bytes() || page[at + 4..at + CHECK_BYTES] != hash {
         return Err(Error::integrity(format!(
-            "the {what} is damaged, or of another segment: its checksums do not match"
+            "the {what} is damaged, or of another segment: its checksums do not match; copy it \
+             from the medium again"
         )));
     }
     Ok(hash)

@@ -87,19 +87,22 @@ impl SegmentHeader {
             .map_err(|_| Error::format("a header page is too short"))?;
         if fields.magic != HEADER_MAGIC {
             return Err(Error::format(
-                "expected a segment of a dualrestore bundle, found another kind of file",
+                "expected a segment of a dualrestore bundle, found another kind of file: copy it \
+                 from the medium again",
             ));
         }
         if (fields.major.get(), fields.minor.get()) != (MAJOR, MINOR) {
             return Err(Error::format(format!(
-                "expected a segment of version {MAJOR}.{MINOR}, found {}.{}",
+                "expected a segment of version {MAJOR}.{MINOR}, found {}.{}: use the program that \
+                 made it, or a newer one",
                 fields.major, fields.minor
             )));
         }
         let hash = check(page, CHECK_AT_END, &[], "segment header")?;
         if fields.features != 0 {
             return Err(Error::format(format!(
-                "the segment needs features that this version does not know: {:#x}",
+                "the segment needs features that this version does not know: {:#x}; use the \
+                 program that made it, or a newer one",
                 fields.features
             )));
         }

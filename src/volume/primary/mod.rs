@@ -9,8 +9,10 @@
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
+//! | `sampling.rs` | whether the device is the one that the map speaks of |
 //! | `merging.rs` | the volume as the target of a merge |
 //! | `driver.rs`, `volume.rs` | threads and completions; the files and the operator's word |
+//! | `serving.rs` | what it offers to applications |
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod claims;
@@ -24,6 +26,8 @@ mod mirror;
 mod reads;
 mod requests;
 mod resync;
+mod sampling;
+mod serving;
 mod state;
 mod volume;
 mod writes;

@@ -215,11 +215,7 @@ class Demo:
             clean = (
                 check_filesystem(place / "primary.img") if content.filesystem == "ext4" else None
             )
-        problems = [*final["errors"]]
-        problems += [] if verified.same and not verified.unsettled else ["verify found differences"]
-        problems += ["damaged chunks"] if merged.chunks_damaged or merged.chunks_repaired else []
-        problems += ["blocks still missing"] if last["missing_bytes"] else []
-        problems += ["e2fsck found the filesystem damaged"] if clean is False else []
+        problems = _problems(final, verified, merged, last["missing_bytes"], clean)
         counts = (lost, final["stale_reads"], final["wrong_reads"], mismatched)
         proven = not problems and not any(counts)
         return DemoReport(
@@ -413,6 +409,23 @@ class Demo:
                     expected = shadow[start : start + len(stamped) // SECTOR_BYTES]
                     lost.add(examine(stamped, first, expected))
         return lost.stale + lost.wrong, different
+
+
+def _problems(
+    final: dict[str, Any],
+    verified: VerifyReport,
+    merged: MergeReport,
+    missing_bytes: int,
+    filesystem_clean: bool | None,
+) -> list[str]:
+    """What speaks against the proof, beyond the counts of writes and blocks."""
+    found = {
+        "verify found differences": not verified.same or bool(verified.unsettled),
+        "damaged chunks": bool(merged.chunks_damaged or merged.chunks_repaired),
+        "blocks still missing": bool(missing_bytes),
+        "e2fsck found the filesystem damaged": filesystem_clean is False,
+    }
+    return [*final["errors"], *(words for words, is_so in found.items() if is_so)]
 
 
 def _different_blocks(one: bytes, two: bytes) -> int:
