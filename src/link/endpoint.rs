@@ -191,6 +191,13 @@ impl Endpoint {
         self.wake.name(self.id);
     }
 
+    /// The peer said why it takes nothing more: trying again soon is useless.
+    pub fn give_up(&self, words: &str) {
+        let end = End { words: words.to_owned(), refused: true };
+        self.lock().end.get_or_insert(end);
+        self.depart(GoodbyeReason::Finished, words);
+    }
+
     /// Says goodbye and takes part in nothing any more; what is queued is dropped (R11).
     pub fn depart(&self, reason: GoodbyeReason, words: &str) {
         let mut state = self.lock();

@@ -350,10 +350,12 @@ class LinkTransport:
         return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
-        """What keeps the lines of a volume to one backup from being active, if anything."""
+        """What keeps the lines of a volume to one backup from being active, if anything. That of
+        the mirror line comes first: the others only follow it."""
+        lines = sorted(self.lines, key=lambda line: line.link_class != "mirror")
         return [
             line.error
-            for line in self.lines
+            for line in lines
             if line.volume is volume
             and line.backup == backup
             and line.error is not None

@@ -103,6 +103,12 @@ impl BackupVolume {
         self.chain.adopt(volume, generation)
     }
 
+    /// Why nothing is applied any more, if so (law 11).
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.progress).failure.clone()
+    }
+
     /// The snapshots, to be listed, viewed, released and deleted.
     #[must_use]
     pub fn snapshots(&self) -> &Arc<SnapshotChain> {
