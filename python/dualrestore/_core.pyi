@@ -195,7 +195,8 @@ class PrimaryVolume:
         bytes_hydrated, bytes_merged, bytes_skipped_current, bytes_resent, errors}`
 
         `state`: `waiting` (for the operator's word), `restoring` (something is missing),
-        `resyncing` (nothing missing, something unsent), `mirrored`, `degraded` (a backup is not
+        `resyncing` (nothing missing, what the backup lacks is being sent), `mirroring` (only
+        writes in flight), `mirrored`, `current` (there is no backup), `degraded` (a backup is not
         connected), `failed` (poisoned). `mirrored` is law 10. Counters begin at the opening."""
 
     def restore(self, lost: Sequence[_Range] | Literal["all", "none"]) -> dict[str, Any]:

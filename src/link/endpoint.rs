@@ -191,6 +191,13 @@ impl Endpoint {
         self.wake.name(self.id);
     }
 
+    /// The peer is the wrong one, or said why it takes nothing more: trying again soon is useless.
+    pub fn give_up(&self, words: &str) {
+        let end = End { words: words.to_owned(), refused: true };
+        self.lock().end.get_or_insert(end);
+        self.depart(GoodbyeReason::Finished, words);
+    }
+
     /// Says goodbye and takes part in nothing any more; what is queued is dropped (R11).
     pub fn depart(&self, reason: GoodbyeReason, words: &str) {
         let mut state = self.lock();
@@ -200,12 +207,6 @@ impl Endpoint {
         state.closed = true;
         drop(state);
         self.wake.name(self.id);
-    }
-
-    /// Departs from a peer that is the wrong one; connecting again at once would not help.
-    pub fn give_up(&self, words: &str) {
-        self.lock().end.get_or_insert(End { words: words.to_owned(), refused: true });
-        self.depart(GoodbyeReason::Finished, words);
     }
 
     /// Gives what happened to the side, and remembers how it ended.

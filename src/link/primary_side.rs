@@ -219,6 +219,7 @@ impl PrimarySide {
                 let error = failure.to_error();
                 if !self.lock().cuts.remove(&sequence) {
                     // Nothing more is applied there: what was sent stays unsent.
+                    endpoint.give_up(&error.to_string());
                     self.end_session(endpoint, &error.to_string());
                     return;
                 }

@@ -32,14 +32,23 @@ pub const LINK_ONLY: usize = 1;
 pub const UNSENT: usize = 2;
 
 /// What opening after an unclean stop had to assume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// Blocks that became link-only: fetched over the link, never taken from a bundle.
     pub link_only_blocks: u64,
-    /// Current blocks that became unsent: they are sent again.
-    pub unsent_blocks: u64,
+    /// Current blocks that became unsent, though nothing says that they were written: they are
+    /// sent again.
+    pub presumed_unsent: Vec<BlockRange>,
     /// Pages of the map that were damaged.
     pub damaged_pages: u64,
+}
+
+impl Recovery {
+    /// Current blocks that became unsent.
+    #[must_use]
+    pub fn unsent_blocks(&self) -> u64 {
+        self.presumed_unsent.iter().map(|run| run.count()).sum()
+    }
 }
 
 /// See the module.
@@ -89,7 +98,7 @@ impl OverwriteMap {
         };
         for (plane, blocks) in damage.suspect.iter().chain(&damage.lost) {
             if *plane == UNSENT {
-                recovery.unsent_blocks += self.presume_unsent(*blocks);
+                recovery.presumed_unsent.extend(self.presume_unsent(*blocks));
             } else {
                 recovery.link_only_blocks += self.presume_link_only(*blocks);
             }
@@ -136,7 +145,7 @@ impl OverwriteMap {
 
     fn presume(&self, blocks: BlockRange, recovery: &mut Recovery) {
         recovery.link_only_blocks += self.presume_link_only(blocks);
-        recovery.unsent_blocks += self.presume_unsent(blocks);
+        recovery.presumed_unsent.extend(self.presume_unsent(blocks));
     }
 
     fn presume_link_only(&self, blocks: BlockRange) -> u64 {
@@ -144,9 +153,19 @@ impl OverwriteMap {
         missing.into_iter().map(|run| self.file.fill(LINK_ONLY, run, true)).sum()
     }
 
-    fn presume_unsent(&self, blocks: BlockRange) -> u64 {
-        let current: Vec<_> = self.file.plane(CURRENT).runs(blocks, true).collect();
-        current.into_iter().map(|run| self.file.fill(UNSENT, run, true)).sum()
+    /// Returns the runs that were not unsent before.
+    fn presume_unsent(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        let unsent = self.file.plane(UNSENT);
+        let presumed: Vec<_> = self
+            .file
+            .plane(CURRENT)
+            .runs(blocks, true)
+            .flat_map(|run| unsent.runs(run, false).collect::<Vec<_>>())
+            .collect();
+        for run in &presumed {
+            self.file.fill(UNSENT, *run, true);
+        }
+        presumed
     }
 
     #[must_use]
@@ -319,7 +338,8 @@ mod tests {
         map.file().commit_all().expect("committed");
         let hot = Intents::Hot(vec![1]);
         let (map, recovery) = OverwriteMap::open(device, Some(&hot)).expect("opens");
-        assert_eq!(recovery.unsent_blocks, 44);
+        assert_eq!(recovery.presumed_unsent, [BlockRange::new(256, 300)]);
+        assert_eq!(recovery.unsent_blocks(), 44);
         assert_eq!(recovery.link_only_blocks, 256 - 44);
         assert!(map.wanted(BlockRange::new(256, 512)).is_empty());
         assert_eq!(map.wanted(geometry().all_blocks()).len(), 2);

@@ -140,7 +140,10 @@ impl BackupVolume {
         let side = self.known_side();
         let identity = volume.identity();
         let connected = side.as_ref().is_some_and(|side| side.is_connected());
-        let state = if identity.volume.is_nil() {
+        let failure = volume.failure();
+        let state = if failure.is_some() {
+            "failed"
+        } else if identity.volume.is_nil() {
             "empty"
         } else if connected {
             "mirroring"
@@ -157,7 +160,7 @@ impl BackupVolume {
         let changed = volume.snapshots().changed().count_all();
         dict.set_item("changed_bytes", changed * identity.geometry.block_size().bytes())?;
         dict.set_item("connected", connected)?;
-        dict.set_item("error", None::<String>)?;
+        dict.set_item("error", failure.map(|failure| failure.to_string()))?;
         dict.set_item("primary", None::<String>)?;
         let links = PyDict::new(py);
         let states = side.as_ref().map(|side| side.states()).unwrap_or_default();

@@ -79,9 +79,14 @@ fn state_word(status: &PrimaryStatus, backups: bool) -> &'static str {
         "restoring"
     } else if backups && !status.connected {
         "degraded"
-    } else if status.unsent_bytes > 0 && status.resyncing {
+    } else if !backups {
+        "current"
+    } else if status.resyncing {
         "resyncing"
+    } else if !status.mirrored {
+        "mirroring"
     } else {
+        // Law 10: said only when it is proven.
         "mirrored"
     }
 }
@@ -168,7 +173,7 @@ impl PrimaryVolume {
         dict.set_item("backups", links)?;
         let recovery = self.held.recovery();
         dict.set_item("recovered_link_only_blocks", recovery.link_only_blocks)?;
-        dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks)?;
+        dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks())?;
         dict.set_item("damaged_map_pages", recovery.damaged_pages)?;
         let counters = status.counters;
         dict.set_item("reads", counters.reads)?;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -9,15 +10,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.harness import MIB, Pair
+from tests.e2e.harness import MIB, Pair, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+NEW_MOUNTS = 0x00020000
+"""CLONE_NEWNS; Python has it from 3.12 on."""
+
+
 def pytest_configure() -> None:
-    """SIGTERM ends a run as Ctrl-C does: everything that was started is taken apart."""
+    """SIGTERM ends a run as Ctrl-C does: everything that was started is taken apart. What is
+    mounted is mounted for this process and its children only, and gone when they are."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.geteuid() == 0 and ctypes.CDLL(None).unshare(NEW_MOUNTS) == 0:
+        run(["mount", "--make-rprivate", "/"])
 
 
 @pytest.fixture

@@ -20,15 +20,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.e2e.cable import Cable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+
+    from tests.e2e.machines import Machines
 
 MIB = 1 << 20
 VOLUME = "v"
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 COMMAND_SECONDS = 120.0
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 PROGRAM = Path(sys.executable).parent / "dualrestore"
 
 
@@ -96,6 +101,8 @@ class Daemon:
 
     def __init__(self, configuration: Path) -> None:
         self.configuration = configuration
+        self.inside: list[str] = []
+        """What puts a process into its machine, if it has one of its own."""
         self.log = configuration.with_suffix(".log")
         self.control = configuration.with_suffix(".ctl")
         self.process: subprocess.Popen[bytes] | None = None
@@ -113,7 +120,7 @@ class Daemon:
         """Starts the process without waiting for it. It dies with us, however we die."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", PROGRAM, "serve", "-c", self.configuration],
+                [*self.inside, *DIES_WITH_US, PROGRAM, "serve", "-c", self.configuration],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -178,7 +185,13 @@ class Pair:
     """A primary and a backup of one volume, as two daemons on this machine."""
 
     def __init__(
-        self, size: int, *, mirror: str = "flush", more: str = "", place: str = "/var/tmp"
+        self,
+        size: int,
+        *,
+        mirror: str = "flush",
+        more: str = "",
+        place: str = "/var/tmp",
+        cabled: bool = False,
     ) -> None:
         self.size = size
         self.directory = Path(tempfile.mkdtemp(prefix="dr-", dir=place))
@@ -188,6 +201,8 @@ class Pair:
         self.backup_socket = self.directory / "b.sock"
         self.port = free_port()
         self.link_port = free_port()
+        self._cable = Cable(self.link_port) if cabled else None
+        dialled = self._cable.port if self._cable else self.link_port
         self.backup = self._daemon(
             "backup",
             f'listen = "127.0.0.1:{self.link_port}"',
@@ -198,7 +213,7 @@ class Pair:
             "primary",
             "",
             f'role = "primary"\ndevice = "{self.primary_device}"\nmirror = "{mirror}"\n'
-            f'backups = ["127.0.0.1:{self.link_port}/{VOLUME}"]\n'
+            f'backups = ["127.0.0.1:{dialled}/{VOLUME}"]\n'
             f'export = ["unix:{self.socket}", "tcp:127.0.0.1:{self.port}"]\n{more}',
         )
 
@@ -238,7 +253,25 @@ class Pair:
         """Kills what runs and removes everything."""
         self.primary.kill()
         self.backup.kill()
+        if self._cable is not None:
+            self._cable.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def move_to(self, machines: Machines) -> None:
+        """From the loopback to two machines with addresses of their own."""
+        primary, backup = machines.both
+        for daemon, machine in ((self.primary, primary), (self.backup, backup)):
+            daemon.inside = machine.inside
+            text = daemon.configuration.read_text()
+            text = text.replace(f"127.0.0.1:{self.link_port}", f"{backup.address}:{self.link_port}")
+            text = text.replace(f"127.0.0.1:{self.port}", f"{primary.address}:{self.port}")
+            daemon.configuration.write_text(text)
+
+    @property
+    def cable(self) -> Cable:
+        """What the link goes through; of a pair that was made with `cabled`."""
+        assert self._cable is not None
+        return self._cable
 
     @property
     def uri(self) -> str:

@@ -1,7 +1,8 @@
-"""An export as a mounted filesystem: nbdfuse, a loop device, ext4.
+"""An NBD export as a file (nbdfuse), and that file as a mounted ext4 (a loop device).
 
-Guarantees: `detach` never hangs, also when the server is dead, and detaches only its own devices.
-Does not know: dualrestore.
+Guarantees: `detach` never hangs, also when the server is dead. Mounts are private to the test
+process (`conftest.py`), the loop device goes with its mount, nbdfuse ends with us: nothing is left
+behind however we end. Does not know: dualrestore.
 """
 
 from __future__ import annotations
@@ -9,23 +10,53 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.e2e.harness import run, wait_until
+from tests.e2e.harness import DIES_WITH_US, run, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
+class FuseFile:
+    """An NBD export as a file."""
+
+    def __init__(self, directory: Path, export: Sequence[str | Path]) -> None:
+        """`export`: a URI, or a server to start in nbdfuse's brackets."""
+        self.directory = directory
+        self.path = directory / "nbd"
+        self._export = export
+        self._server: subprocess.Popen[bytes] | None = None
+        directory.mkdir(exist_ok=True)
+
+    def attach(self) -> None:
+        """Makes the file."""
+        self._server = subprocess.Popen(
+            [*DIES_WITH_US, "nbdfuse", self.path, *self._export],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until("nbdfuse serves its file", self.path.exists)
+
+    def detach(self) -> None:
+        """Takes it away, whatever state it is in."""
+        run(["umount", "-l", self.directory], expect=None)
+        if self._server is not None:
+            try:
+                self._server.wait(10)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait(10)
+            self._server = None
+
+
 class Mounted:
-    """A block device made of an NBD export, with an ext4 filesystem on it."""
+    """An export with an ext4 filesystem on it."""
 
     def __init__(self, uri: str, directory: Path) -> None:
-        self.uri = uri
-        self.fuse = directory / "fuse"
         self.top = directory / "top"
-        self.fuse.mkdir(exist_ok=True)
         self.top.mkdir(exist_ok=True)
-        self._server: subprocess.Popen[bytes] | None = None
-        self._loop = ""
+        self._file = FuseFile(directory / "fuse", [uri])
 
     def __enter__(self) -> Mounted:
         """Itself, not yet attached."""
@@ -35,47 +66,25 @@ class Mounted:
         """Detaches whatever is attached."""
         self.detach()
 
-    @property
-    def device(self) -> str:
-        """The block device."""
-        return self._loop
-
     def attach(self) -> None:
-        """Makes the block device."""
-        self._server = subprocess.Popen(
-            ["nbdfuse", str(self.fuse), self.uri],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until("nbdfuse serves its file", (self.fuse / "nbd").exists)
-        self._loop = run(["losetup", "--find", "--show", self.fuse / "nbd"]).stdout.strip()
+        """Makes the file that stands for the export."""
+        self._file.attach()
 
     def make_filesystem(self) -> None:
-        """An empty ext4 on the device."""
-        run(["mkfs.ext4", "-q", "-F", self._loop])
+        """An empty ext4 on it."""
+        run(["mkfs.ext4", "-q", "-F", self._file.path])
 
     def mount(self) -> None:
         """Mounts it, replaying its journal."""
-        run(["mount", self._loop, self.top])
+        run(["mount", "-o", "loop", self._file.path, self.top])
 
     def unmount(self) -> None:
         """Unmounts it and checks the filesystem: it must be clean."""
         run(["umount", self.top])
-        checked = run(["e2fsck", "-fn", self._loop], expect=None)
+        checked = run(["e2fsck", "-fn", self._file.path], expect=None)
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
     def detach(self) -> None:
         """Takes everything apart, whatever state it is in."""
         run(["umount", "-l", self.top], expect=None)
-        if self._loop:
-            run(["losetup", "-d", self._loop], expect=None)
-            self._loop = ""
-        run(["umount", "-l", self.fuse], expect=None)
-        if self._server is not None:
-            try:
-                self._server.wait(10)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait(10)
-            self._server = None
+        self._file.detach()

@@ -3,73 +3,16 @@
 from __future__ import annotations
 
 import errno
-import threading
 import time
 
 import pytest
 
-from tests.e2e.harness import MIB, Pair, run
+from tests.e2e.harness import MIB, Pair
 from tests.e2e.nbd_client import NbdClient
-from tests.e2e.stamps import BLOCK, Shadow
+from tests.e2e.stamps import BLOCK
+from tests.e2e.workload import Workload, check_volume, prepared
 
 SIZE = 16 * MIB
-
-
-class Workload(threading.Thread):
-    """Runs a shadowed workload until it is told to end or its connection breaks."""
-
-    def __init__(self, pair: Pair, shadow: Shadow) -> None:
-        super().__init__(daemon=True)
-        self.pair = pair
-        self.shadow = shadow
-        self.ending = threading.Event()
-        self.problem: BaseException | None = None
-        self.cut_off = False
-
-    def run(self) -> None:
-        """One request after the other."""
-        try:
-            with NbdClient(self.pair.socket, "v") as client:
-                while not self.ending.is_set():
-                    self.shadow.step(client)
-        except ConnectionError:
-            self.cut_off = True
-        except BaseException as problem:
-            self.problem = problem
-
-    def finish(self) -> None:
-        """Ends it; what it found wrong is raised here."""
-        self.ending.set()
-        self.join(90)
-        assert not self.is_alive(), "a request was not answered within its deadline"
-        if self.problem is not None:
-            raise self.problem
-
-
-def prepared(pair: Pair, seed: int) -> Shadow:
-    """A mirrored volume full of known bytes, then lost at the primary."""
-    base = bytes((at * 31 + at // BLOCK) % 251 for at in range(BLOCK)) * (SIZE // BLOCK)
-    image = pair.directory / "base.raw"
-    image.write_bytes(base)
-    run(["nbdcopy", image, pair.uri])
-    pair.wait_mirrored()
-    pair.lose_disk()
-    return Shadow(base, seed)
-
-
-def wait_for_writes(workload: Workload, count: int) -> None:
-    """Waits until the workload has made so many more acknowledged writes."""
-    goal = workload.shadow.acknowledged + count
-    deadline = time.monotonic() + 60
-    while workload.shadow.acknowledged < goal and workload.is_alive():
-        assert time.monotonic() < deadline, f"fewer than {count} writes in a minute"
-        time.sleep(0.01)
-
-
-def check_volume(pair: Pair, shadow: Shadow) -> None:
-    """Reads and compares everything."""
-    with NbdClient(pair.socket, "v") as client:
-        shadow.check_all(client)
 
 
 def test_the_primary_killed_again_and_again_loses_and_rolls_back_nothing(seed: int) -> None:
@@ -79,7 +22,7 @@ def test_the_primary_killed_again_and_again_loses_and_rolls_back_nothing(seed: i
         for cycle in range(4):
             workload = Workload(pair, shadow)
             workload.start()
-            wait_for_writes(workload, 150)
+            workload.wait_for_writes(150)
             if cycle == 2:
                 pair.merge(medium)
             pair.primary.kill()
@@ -102,11 +45,11 @@ def test_the_backup_killed_again_and_again_is_caught_up_with(seed: int) -> None:
         for _ in range(3):
             workload = Workload(pair, shadow)
             workload.start()
-            wait_for_writes(workload, 100)
+            workload.wait_for_writes(100)
             pair.backup.kill()
-            wait_for_writes(workload, 100)
+            workload.wait_for_writes(100)
             pair.backup.start()
-            wait_for_writes(workload, 50)
+            workload.wait_for_writes(50)
             workload.finish()
             assert not workload.cut_off, "the primary went on without its backup"
         check_volume(pair, shadow)
@@ -122,7 +65,7 @@ def test_a_read_of_a_missing_block_waits_for_the_backup_to_come_back(seed: int) 
         workload.start()
         time.sleep(1.0)
         pair.backup.start()
-        wait_for_writes(workload, 50)
+        workload.wait_for_writes(50)
         workload.finish()
         assert not workload.cut_off
         check_volume(pair, shadow)
@@ -150,7 +93,7 @@ def test_both_killed_keep_what_was_flushed(seed: int) -> None:
         for _ in range(2):
             workload = Workload(pair, shadow)
             workload.start()
-            wait_for_writes(workload, 100)
+            workload.wait_for_writes(100)
             pair.primary.kill()
             pair.backup.kill()
             workload.finish()

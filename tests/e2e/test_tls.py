@@ -9,31 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.e2e.harness import MIB, Daemon, Pair, run, wait_until
+from tests.e2e.harness import MIB, Pair, run, wait_until
+from tests.e2e.pki import set_tls, write_pki
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
-
-def write_pki(directory: Path, authority: trustme.CA, trusted: trustme.CA) -> Path:
-    """Certificates of one authority, and another's (or its own) certificate to trust."""
-    directory.mkdir()
-    trusted.cert_pem.write_to_path(directory / "ca-cert.pem")
-    for side in ("server", "client"):
-        issued = authority.issue_cert("127.0.0.1", "localhost")
-        key = directory / f"{side}-key.pem"
-        key.touch(mode=0o600)
-        issued.private_key_pem.write_to_path(key)
-        chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
-        (directory / f"{side}-cert.pem").write_bytes(chain)
-    return directory
-
-
-def set_tls(daemon: Daemon, pki: Path) -> None:
-    """Names the directory in the daemon's configuration."""
-    text = daemon.configuration.read_text()
-    daemon.configuration.write_text(text.replace("[node]\n", f'[node]\ntls = "{pki}"\n'))
 
 
 @pytest.fixture

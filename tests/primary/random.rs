@@ -1,4 +1,5 @@
-//! Random lives of a volume. `DUALRESTORE_SEED=n` replays one, `DUALRESTORE_LIVES=n` runs more.
+//! Random lives of a volume. `DUALRESTORE_SEED=n` replays one, `DUALRESTORE_LIVES=m` runs so many,
+//! from that seed on if both are given.
 
 #![expect(clippy::disallowed_methods, reason = "whoever hunts says how much and what")]
 
@@ -50,10 +51,9 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn a_primary_answers_and_ends_as_the_oracle_allows_whatever_happens() {
     let silent: Trace = Rc::new(RefCell::new(None));
-    let (first, lives) = match number("DUALRESTORE_SEED") {
-        Some(seed) => (seed, 1),
-        None => (1, number("DUALRESTORE_LIVES").unwrap_or(LIVES)),
-    };
+    let (seed, lives) = (number("DUALRESTORE_SEED"), number("DUALRESTORE_LIVES"));
+    let first = seed.unwrap_or(1);
+    let lives = lives.unwrap_or(if seed.is_some() { 1 } else { LIVES });
     for seed in first..first + lives {
         if let Err(words) = live(seed, u64::MAX, &silent) {
             panic!("{}", explain(seed, &words));

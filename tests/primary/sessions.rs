@@ -156,6 +156,27 @@ fn one_unreadable_unsent_block_does_not_keep_the_others_from_being_sent() {
 }
 
 #[test]
+fn trap_9_a_block_written_without_a_pause_holds_up_no_push_and_gets_its_own() {
+    let mut world = world([], FLUSH);
+    world.write(block(3), &[7, 8], false);
+    world.write(block(5), &[5, 6], false);
+    world.local();
+    let first = world.write(sectors(6, 7), &[9], false);
+    world.link_up();
+    let second = world.write(sectors(6, 7), &[10], false);
+    world.do_job(is_read);
+    assert_eq!(world.sent_writes(), [5 * BLOCK], "block 5 does not wait for block 3");
+    world.do_job(is_write);
+    world.assert_ok(first);
+    assert!(!world.has_job(is_write), "the push of block 3 comes before the next write there");
+    world.do_job(is_read);
+    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK, 3 * BLOCK]);
+    world.settle();
+    world.assert_ok(second);
+    world.assert_mirrored();
+}
+
+#[test]
 fn what_a_session_before_left_unflushed_is_durable_before_a_fetch_is_served() {
     let mut world = linked([3], FLUSH);
     world.write(block(3), &[7, 8], false);

@@ -49,6 +49,8 @@ class Connection:
         return 60.0
 
     def close(self) -> None:
+        # As the core does when nobody said goodbye.
+        self.error = self.error or "the connection was lost"
         self.closed.set()
 
     def await_bytes(self, count: int) -> bytes:
@@ -184,6 +186,28 @@ def test_a_connection_that_the_core_closed_is_made_again(make: Callable[..., Pai
         server_hub.wake(connection)
         assert connection.closed.wait(SECONDS)
     assert [one.await_bytes(1) for one in client_hub.await_connections(6)] == [b"b"] * 6
+
+
+def test_a_connection_that_ends_while_bytes_are_waiting_is_made_again(thread: LoopThread) -> None:
+    hub = Hub(lambda: [bytes(1 << 20)] * 16)
+    client = LinkTransport(cast("Any", hub), thread)
+    client.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SECONDS)
+        address = Address("127.0.0.1", listener.getsockname()[1])
+        client.connect(VOLUME, 0, BackupAddress(address, "v"))
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(SECONDS)
+            (connection,) = hub.await_connections(1)
+            assert peer.recv(1), "it speaks, and we do not listen"
+            connection.state = "closed"
+            hub.wake(connection)
+            while peer.recv(1 << 20):
+                pass
+        again, _ = listener.accept()
+        again.close()
+        client.stop()
 
 
 def test_a_backup_that_comes_later_is_found(thread: LoopThread) -> None:

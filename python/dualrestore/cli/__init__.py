@@ -49,7 +49,11 @@ class _Verbs(click.Group):
         command: click.Command = module.command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's name
+        formatter: click.HelpFormatter,
+    ) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(_VERBS.items()))
 

@@ -62,6 +62,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
         self._on_active = on_active
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.was_active = False
+        self.error: str | None = None
+        """What the core had against the connection when it ended."""
         self._begin = begin
         self._room = room
         self._buffer = bytearray(RECEIVE_BYTES)
@@ -131,6 +133,10 @@ class LinkProtocol(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._room.remove(self)
+        # A transport that ended while bytes were waiting must not be aborted any more: it fails.
+        self._transport = None
+        # Told that its socket is gone, the core has only that to say.
+        self.error = self.connection.error
         self.connection.close()
         if not self.lost.done():
             self.lost.set_result(exc)
@@ -163,6 +169,11 @@ class ClientLine:
     """Set while its session is open; demand and bulk follow the mirror line into its session."""
     hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     """Something has changed that makes it worth trying again at once."""
+
+
+def _report(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        log.error("a line of the link is no longer kept", exc_info=problem)
 
 
 def describe_failure(problem: BaseException, where: Address) -> str:
@@ -256,7 +267,9 @@ class LinkTransport:
             self.lines.extend(lines.values())
             for line in lines.values():
                 keeping = self._keep(line, lines["mirror"])
-                self._tasks.append(asyncio.get_running_loop().create_task(keeping))
+                task = asyncio.get_running_loop().create_task(keeping)
+                task.add_done_callback(_report)
+                self._tasks.append(task)
 
         self._thread.call(begin())
 
@@ -313,9 +326,8 @@ class LinkTransport:
             protocol.abort()
         if protocol.was_active:
             line.error = None
-        connection = protocol.connection
-        self._note(line, connection.error or self._describe_end(protocol, reason, address))
-        return protocol.was_active, connection.refused
+        self._note(line, protocol.error or self._describe_end(protocol, reason, address))
+        return protocol.was_active, protocol.connection.refused
 
     def _note(self, line: ClientLine, error: str) -> None:
         # The same failure comes back with every attempt: once in the log is enough.
@@ -338,10 +350,12 @@ class LinkTransport:
         return f"{where}: the backup closed the connection before it answered{words}; {hint}"
 
     def line_errors(self, volume: "PrimaryVolume", backup: int) -> list[str]:
-        """What keeps the lines of a volume to one backup from being active, if anything."""
+        """What keeps the lines of a volume to one backup from being active, if anything. That of
+        the mirror line comes first: the others only follow it."""
+        lines = sorted(self.lines, key=lambda line: line.link_class != "mirror")
         return [
             line.error
-            for line in self.lines
+            for line in lines
             if line.volume is volume
             and line.backup == backup
             and line.error is not None

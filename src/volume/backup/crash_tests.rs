@@ -57,6 +57,8 @@ struct Rig {
     home: Arc<CrashingDirectory>,
     disk: Arc<CrashingDevice>,
     backup: BackupVolume,
+    /// Whether the power was still there when the session began.
+    begun: bool,
     model: Model,
     sequence: u64,
     cuts: u128,
@@ -75,7 +77,7 @@ fn open(
 }
 
 impl Rig {
-    /// `None` if the power went out while it was made.
+    /// The power may go out when its session begins, not before.
     fn new(power: &Arc<Power>) -> Self {
         let steady = Power::steady();
         let home = Arc::new(CrashingDirectory::new(Arc::clone(&steady)));
@@ -91,7 +93,7 @@ impl Rig {
         let home = Arc::new(home.crash(&mut |versions| versions, power));
         let disk = Arc::new(disk.crash(&mut |versions| versions, Arc::clone(power)));
         let backup = open(&home, &disk).expect("opened");
-        backup.begin_session(1, 0).expect("begun");
+        let begun = backup.begin_session(1, 0).is_ok();
         let possible = bytes.chunks(512).map(|sector| vec![sector[0]]).collect();
         let model = Model {
             now: bytes,
@@ -101,7 +103,7 @@ impl Rig {
             leaving: None,
             coming: None,
         };
-        Self { home, disk, backup, model, sequence: 0, cuts: 0 }
+        Self { home, disk, backup, begun, model, sequence: 0, cuts: 0 }
     }
 
     fn operation(&mut self, change: Change) -> MirrorOperation {
@@ -153,6 +155,9 @@ impl Rig {
     }
 
     fn run(&mut self, step: &Step) -> bool {
+        if !self.begun {
+            return false;
+        }
         match step {
             Step::Batch(changes) => {
                 let mut changes = changes.clone();
@@ -177,8 +182,7 @@ impl Rig {
             Step::Reopen => match open(&self.home, &self.disk) {
                 Ok(backup) => {
                     self.backup = backup;
-                    self.backup.begin_session(1, self.sequence).expect("begun");
-                    true
+                    self.backup.begin_session(1, self.sequence).is_ok()
                 }
                 Err(_) => false,
             },

@@ -108,6 +108,12 @@ impl BackupVolume {
         self.chain.adopt(volume, generation)
     }
 
+    /// Why nothing is applied any more, if so (law 11).
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.progress).failure.clone()
+    }
+
     /// The snapshots, to be listed, viewed, released and deleted.
     #[must_use]
     pub fn snapshots(&self) -> &Arc<SnapshotChain> {
@@ -118,10 +124,17 @@ impl BackupVolume {
         self.chain.view(snapshot)
     }
 
-    /// Waits for a batch in progress, then begins a session. Sequences up to `base_sequence` are
-    /// settled: whoever asks for them in this session need not wait.
+    /// Waits for a batch in progress, makes what it and those before applied durable, then begins a
+    /// session. Sequences up to `base_sequence` are settled: whoever asks for them in this session
+    /// need not wait.
+    ///
+    /// Durable first, since the primary takes what it fetches for what the backup holds, and would
+    /// not send it again if the backup lost it (law 3).
     pub fn begin_session(&self, epoch: u64, base_sequence: u64) -> Result<()> {
         let mut state = lock(&self.applying);
+        if state.failure().is_none() {
+            self.device.flush()?;
+        }
         state.begin_session(epoch, base_sequence)?;
         self.publish(&state);
         Ok(())

@@ -143,6 +143,7 @@ impl PrimaryVolume {
                 let all = self.geometry().all_blocks();
                 driver.with_machine(|machine, now, actions| machine.mark_unsent(all, now, actions));
                 driver.commit()?;
+                driver.expect_nothing_of_the_backup();
             }
         }
         self.acquaintance.remember(backup)

@@ -6,7 +6,7 @@
 //! Does not know: NBD, sockets, the bytes of the link.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::state::{Counters, Primary};
 use crate::clock::Instant;
 use crate::device::{AlignedBuffer, Device};
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::ByteRange;
+use crate::extent::{BlockRange, ByteRange};
 use crate::map::{IntentLog, OverwriteMap};
 use crate::volume::engine::{Engine, Timed};
 use crate::volume::service::{Command, Completion, Outcome};
@@ -42,10 +42,15 @@ pub struct Driver {
     pub(super) device: Arc<dyn Device>,
     pub(super) map: Arc<OverwriteMap>,
     intent: IntentLog,
+    /// Blocks that opening presumed unsent after an unclean stop, and that the backup should hold
+    /// all the same.
+    pub(super) presumed: Mutex<Vec<BlockRange>>,
     engine: Arc<Engine>,
     state: Mutex<State>,
     /// Signalled when the machine may have become idle.
     idle: Condvar,
+    /// Reads of current blocks are refused too.
+    refused: AtomicBool,
     fast_reads: AtomicU64,
     fast_read_bytes: AtomicU64,
     this: Weak<Driver>,
@@ -60,6 +65,8 @@ struct State {
     outbox: Option<Arc<dyn Outbox>>,
     /// Set while requests are refused: closing, or the operator's word is being carried out.
     closed: Option<Error>,
+    /// Samples of both sides agreed since the volume was opened, or there was nothing to compare.
+    compared: bool,
 }
 
 /// A completion that is due, called once the lock is free.
@@ -78,12 +85,14 @@ impl Driver {
         device: Arc<dyn Device>,
         map: Arc<OverwriteMap>,
         intent: IntentLog,
+        presumed: Vec<BlockRange>,
         engine: Arc<Engine>,
     ) -> Arc<Self> {
         let driver = Arc::new_cyclic(|this| Self {
             device,
             map,
             intent,
+            presumed: Mutex::new(presumed),
             engine: Arc::clone(&engine),
             state: Mutex::new(State {
                 machine,
@@ -93,8 +102,10 @@ impl Driver {
                 next_id: 0,
                 outbox: None,
                 closed: None,
+                compared: false,
             }),
             idle: Condvar::new(),
+            refused: AtomicBool::new(false),
             fast_reads: AtomicU64::new(0),
             fast_read_bytes: AtomicU64::new(0),
             this: Weak::clone(this),
@@ -116,15 +127,16 @@ impl Driver {
 
     /// Reads at once if the range is wholly current and the device answers at once.
     pub fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
-        if !self.device.answers_at_once() || !self.is_current(range) {
+        if !self.device.answers_at_once() || !self.may_read_fast(range) {
             return None;
         }
         self.count_fast_read(range);
         Some(self.device.read_at(range.offset, buffer))
     }
 
-    fn is_current(&self, range: ByteRange) -> bool {
-        self.map.current().all_equal(self.map.geometry().touched(range), true)
+    fn may_read_fast(&self, range: ByteRange) -> bool {
+        !self.refused.load(Ordering::Acquire)
+            && self.map.current().all_equal(self.map.geometry().touched(range), true)
     }
 
     fn count_fast_read(&self, range: ByteRange) {
@@ -134,7 +146,9 @@ impl Driver {
 
     pub fn submit(&self, command: Command, completion: Completion) {
         match command {
-            Command::Read { range } if !self.device.answers_at_once() && self.is_current(range) => {
+            Command::Read { range }
+                if !self.device.answers_at_once() && self.may_read_fast(range) =>
+            {
                 self.read_from_device(range, completion);
             }
             command => self.request(command, completion),
@@ -274,14 +288,60 @@ impl Driver {
     /// The session is active: messages go to this outbox from now on.
     pub fn link_up(&self, outbox: Arc<dyn Outbox>) {
         let mut state = self.lock();
-        if let Some(old) = state.outbox.replace(outbox) {
+        if let Some(old) = state.outbox.replace(Arc::clone(&outbox)) {
             old.close("another session took over");
             let mut actions = Vec::new();
             state.machine.apply(Event::LinkDown, self.engine.now(), &mut actions);
             self.settle_elsewhere(state, actions);
             state = self.lock();
         }
-        self.run(state, Event::LinkUp, Caller::Other);
+        if state.compared {
+            self.run(state, Event::LinkUp, Caller::Other);
+            return;
+        }
+        drop(state);
+        let driver = self.own();
+        self.engine.spawn(move || driver.begin_session(&outbox));
+    }
+
+    /// Before anything is sent to the backup for the first time, both sides must agree where the
+    /// map says that they do: else one of the devices is not the one that the map speaks of.
+    fn begin_session(&self, outbox: &Arc<dyn Outbox>) {
+        let compared = self.compare_samples(outbox);
+        let mut state = self.lock();
+        if state.outbox.as_ref().is_none_or(|held| !Arc::ptr_eq(held, outbox)) {
+            return;
+        }
+        match compared {
+            Ok(()) => {
+                state.compared = true;
+                self.run(state, Event::LinkUp, Caller::Other);
+            }
+            Err(error) if error.kind() == ErrorKind::Identity => {
+                state.outbox = None;
+                outbox.close(&error.to_string());
+                self.refuse_from_now_on(state, &error);
+            }
+            // The link's affair: it is made again.
+            Err(error) => {
+                state.outbox = None;
+                outbox.close(&error.to_string());
+            }
+        }
+    }
+
+    fn refuse_from_now_on(&self, mut state: MutexGuard<'_, State>, error: &Error) {
+        self.refused.store(true, Ordering::Release);
+        state.closed = Some(error.clone());
+        let mut actions = Vec::new();
+        state.machine.fail_waiting_requests(error, &mut actions);
+        self.settle_elsewhere(state, actions);
+    }
+
+    /// Why requests are refused, if they are.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Error> {
+        self.lock().closed.clone()
     }
 
     /// The session that uses this outbox has ended.
@@ -312,21 +372,30 @@ impl Driver {
 
     /// The backup's digest of a range.
     pub(super) fn backup_digest(&self, range: ByteRange, timeout: Duration) -> Result<[u8; 32]> {
+        let outbox = self.lock().outbox.clone().ok_or_else(link_is_down)?;
+        self.ask_digest(&outbox, range)(timeout)
+    }
+
+    /// Asks for a digest; the answer is waited for by calling what is returned.
+    pub(super) fn ask_digest(
+        &self,
+        outbox: &Arc<dyn Outbox>,
+        range: ByteRange,
+    ) -> impl FnOnce(Duration) -> Result<[u8; 32]> + use<> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
-        {
-            let mut state = self.lock();
-            state.next_id += 1;
-            let tag = state.next_id;
-            let outbox = state.outbox.clone().ok_or_else(link_is_down)?;
-            state.digests.insert(tag, sender);
-            outbox.ask_digest(tag, range);
+        let mut state = self.lock();
+        state.next_id += 1;
+        let tag = state.next_id;
+        state.digests.insert(tag, sender);
+        outbox.ask_digest(tag, range);
+        move |timeout| {
+            receiver.recv_timeout(timeout).map_err(|gone| match gone {
+                crossbeam_channel::RecvTimeoutError::Timeout => {
+                    Error::new(ErrorKind::Timeout, "the backup did not answer in time")
+                }
+                crossbeam_channel::RecvTimeoutError::Disconnected => link_is_down(),
+            })?
         }
-        receiver.recv_timeout(timeout).map_err(|gone| match gone {
-            crossbeam_channel::RecvTimeoutError::Timeout => {
-                Error::new(ErrorKind::Timeout, "the backup did not answer in time")
-            }
-            crossbeam_channel::RecvTimeoutError::Disconnected => link_is_down(),
-        })?
     }
 
     /// Cuts a snapshot in the mirror stream; returns generation and cut sequence once it is
@@ -449,6 +518,8 @@ impl Driver {
         self.intent.record(&[])?;
         state.machine = machine;
         state.closed = None;
+        state.compared = false;
+        self.refused.store(false, Ordering::Release);
         Ok(())
     }
 

@@ -10,8 +10,10 @@
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
 //! | `acquaintance.rs` | which backup it is mirrored to |
+//! | `sampling.rs` | whether the device is the one that the map speaks of |
 //! | `merging.rs` | the volume as the target of a merge |
 //! | `driver.rs`, `volume.rs` | threads and completions; the files and the operator's word |
+//! | `serving.rs` | what it offers to applications |
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod acquaintance;
@@ -26,6 +28,8 @@ mod mirror;
 mod reads;
 mod requests;
 mod resync;
+mod sampling;
+mod serving;
 mod state;
 mod volume;
 mod writes;

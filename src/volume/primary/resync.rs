@@ -81,15 +81,10 @@ impl Primary {
                 return;
             }
             match self.next_unsent() {
-                Some(run) if self.claims.on(run).next().is_some() => {
-                    // A write or a read of ours is under way there: it goes on from here when
-                    // that has ended.
-                    return;
-                }
                 Some(run) => self.begin_push(run, actions),
                 None if self.mirror.unreadable.is_some() => return,
                 None if self.mirror.cursor > 0 => self.mirror.cursor = 0,
-                None if self.pushes == 0 => {
+                None if self.pushes == 0 && !self.is_anything_unsent() => {
                     self.mirror.backlog = false;
                     self.ready.extend(std::mem::take(&mut self.waiting.resync));
                 }
@@ -98,17 +93,28 @@ impl Primary {
         }
     }
 
-    /// The next unsent current blocks that this session has not sent, as many as fit one message.
+    /// The next unsent current blocks that this session has not sent and that nobody is writing,
+    /// as many as fit one message.
     fn next_unsent(&self) -> Option<BlockRange> {
         let fit = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
         let per_message = if self.mirror.one_by_one { 1 } else { fit };
         let rest = BlockRange::new(self.mirror.cursor, self.geometry.blocks());
-        self.map.unsent().runs(rest, true).find_map(|run| {
-            self.mirror.not_sent(run).into_iter().find_map(|part| {
-                let current = self.map.current().runs(part, true).next()?;
-                Some(BlockRange::new(current.start, current.end.min(current.start + per_message)))
-            })
-        })
+        let free = self.backlog_in(rest).find_map(|run| {
+            let held = self.claims.on(run).map(|(held, ..)| held);
+            subtract(run, held).first().copied()
+        })?;
+        Some(BlockRange::new(free.start, free.end.min(free.start + per_message)))
+    }
+
+    fn is_anything_unsent(&self) -> bool {
+        self.backlog_in(self.geometry.all_blocks()).next().is_some()
+    }
+
+    /// Unsent current blocks that this session has not sent.
+    fn backlog_in(&self, blocks: BlockRange) -> impl Iterator<Item = BlockRange> {
+        let unsent = self.map.unsent().runs(blocks, true);
+        let not_sent = unsent.flat_map(|run| self.mirror.not_sent(run));
+        not_sent.flat_map(|part| self.map.current().runs(part, true))
     }
 
     fn begin_push(&mut self, run: BlockRange, actions: &mut Vec<Action>) {

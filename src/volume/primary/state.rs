@@ -172,6 +172,8 @@ impl Primary {
     /// Lets everything advance that can.
     fn settle(&mut self, actions: &mut Vec<Action>) {
         loop {
+            // First, so that a block which is written without a pause gets its push too.
+            self.pump_resync(actions);
             while let Some(id) = self.ready.pop_front() {
                 self.advance(id, actions);
             }

@@ -28,7 +28,6 @@ use crate::map::{
 };
 use crate::units::Geometry;
 use crate::volume::engine::Engine;
-use crate::volume::service::{BlockService, Command, Completion, StatusContext, StatusExtent};
 
 const MAP: &str = OVERWRITE_MAP_NAME;
 const INTENT: &str = INTENT_LOG_NAME;
@@ -49,11 +48,11 @@ pub enum Lost {
 pub struct PrimaryVolume {
     name: String,
     directory: Arc<dyn Directory>,
-    device: Arc<dyn Device>,
-    geometry: Geometry,
+    pub(super) device: Arc<dyn Device>,
+    pub(super) geometry: Geometry,
     options: Options,
     engine: Arc<Engine>,
-    live: RwLock<Option<Arc<Driver>>>,
+    pub(super) live: RwLock<Option<Arc<Driver>>>,
     recovery: Recovery,
     pub(super) acquaintance: Acquaintance,
     /// See `hold_word`.
@@ -168,7 +167,8 @@ impl PrimaryVolume {
         let (map, recovery) = OverwriteMap::open(map_device, Some(&intents))?;
         // What the hot extents meant is durable in the map now.
         intent.record(&[])?;
-        Ok((self.driver(map, intent), recovery))
+        let presumed = recovery.presumed_unsent.clone();
+        Ok((self.driver(map, intent, presumed), recovery))
     }
 
     fn create_files(
@@ -190,13 +190,19 @@ impl PrimaryVolume {
         } else {
             OverwriteMap::create(map_device, identity)?
         };
-        Ok(self.driver(map, intent))
+        Ok(self.driver(map, intent, Vec::new()))
     }
 
-    fn driver(&self, map: OverwriteMap, intent: IntentLog) -> Arc<Driver> {
+    fn driver(
+        &self,
+        map: OverwriteMap,
+        intent: IntentLog,
+        presumed: Vec<BlockRange>,
+    ) -> Arc<Driver> {
         let map = Arc::new(map);
         let machine = Primary::new(Arc::clone(&map), self.options);
-        Driver::new(machine, Arc::clone(&self.device), map, intent, Arc::clone(&self.engine))
+        let engine = Arc::clone(&self.engine);
+        Driver::new(machine, Arc::clone(&self.device), map, intent, presumed, engine)
     }
 
     #[must_use]
@@ -216,8 +222,8 @@ impl PrimaryVolume {
 
     /// What opening after an unclean stop had to assume.
     #[must_use]
-    pub fn recovery(&self) -> Recovery {
-        self.recovery
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
     /// The driver, once the volume is live.
@@ -345,6 +351,7 @@ impl PrimaryVolume {
         let map = &driver.map;
         let identity = map.identity();
         let counters = driver.counters();
+        let refusal = driver.refusal();
         driver.with_machine(|machine, _, _| PrimaryStatus {
             waiting: false,
             volume: identity.volume,
@@ -358,8 +365,8 @@ impl PrimaryVolume {
             connected: machine.link_is_up(),
             resyncing: machine.is_resyncing(),
             in_flight_bytes: machine.in_flight_bytes(),
-            mirrored: machine.is_mirrored(),
-            poisoned: machine.poisoned().cloned(),
+            mirrored: machine.is_mirrored() && refusal.is_none(),
+            poisoned: machine.poisoned().cloned().or(refusal),
             counters,
         })
     }
@@ -482,115 +489,5 @@ impl PrimaryStatus {
             poisoned: None,
             counters: Counters::default(),
         }
-    }
-}
-
-impl BlockService for PrimaryVolume {
-    fn size(&self) -> u64 {
-        self.geometry.size()
-    }
-
-    fn sector_size(&self) -> u32 {
-        self.device.sector_size()
-    }
-
-    fn preferred_size(&self) -> u32 {
-        self.geometry.block_size().bytes_u32().max(self.device.sector_size())
-    }
-
-    fn read_only(&self) -> bool {
-        false
-    }
-
-    fn contexts(&self) -> Vec<StatusContext> {
-        vec![StatusContext::Allocation, StatusContext::Missing, StatusContext::Unsent]
-    }
-
-    fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.read_now(range, buffer)
-    }
-
-    fn submit(&self, command: Command, completion: Completion) {
-        match self.driver_or_refuse() {
-            Ok(driver) => driver.submit(command, completion),
-            Err(error) => completion(Err(error)),
-        }
-    }
-
-    fn status(
-        &self,
-        context: StatusContext,
-        range: ByteRange,
-        limit: usize,
-    ) -> Result<Vec<StatusExtent>> {
-        let driver = self.driver_or_refuse()?;
-        match context {
-            StatusContext::Allocation => self.allocation(&driver, range, limit),
-            StatusContext::Missing => Ok(self.marked(range, limit, driver.map.current(), false)),
-            StatusContext::Unsent => Ok(self.marked(range, limit, driver.map.unsent(), true)),
-            StatusContext::Changed => Err(Error::usage("a primary keeps no changed map")),
-        }
-    }
-}
-
-impl PrimaryVolume {
-    /// Runs of blocks whose bit equals `value` are marked.
-    fn marked(
-        &self,
-        range: ByteRange,
-        limit: usize,
-        bits: &crate::bitmap::Bitmap,
-        value: bool,
-    ) -> Vec<StatusExtent> {
-        let blocks = self.geometry.touched(range);
-        let mut extents = Vec::new();
-        let mut at = blocks.start;
-        while at < blocks.end && extents.len() < limit {
-            let marked = bits.get(at) == value;
-            let rest = BlockRange::new(at, blocks.end);
-            let end = bits.next(rest, value != marked).unwrap_or(blocks.end);
-            let bytes = self.geometry.bytes_of(BlockRange::new(at, end));
-            let length = bytes.intersect(range).map_or(0, |part| part.length);
-            extents.push(StatusExtent { length, hole: false, zero: false, marked });
-            at = end;
-        }
-        extents
-    }
-
-    /// Holes are told only of current blocks, where this device is the truth.
-    fn allocation(
-        &self,
-        driver: &Driver,
-        range: ByteRange,
-        limit: usize,
-    ) -> Result<Vec<StatusExtent>> {
-        let mut extents: Vec<StatusExtent> = Vec::new();
-        let mut at = range.offset;
-        while at < range.end() && extents.len() < limit {
-            let rest = self.geometry.touched(ByteRange::new(at, range.end() - at));
-            let block = BlockRange::one(rest.start);
-            let missing_from = driver.map.current().next(rest, false);
-            let (end, hole) = if missing_from == Some(block.start) {
-                let after = driver.map.current().next(rest, true).unwrap_or(rest.end);
-                (self.geometry.bytes_of(BlockRange::new(rest.start, after)).end(), false)
-            } else {
-                let current_end = missing_from.unwrap_or(rest.end);
-                let known = self.geometry.bytes_of(BlockRange::new(rest.start, current_end)).end();
-                match self.device.next_data(at)? {
-                    Some(data) if data.offset <= at => (data.end().min(known), false),
-                    Some(data) => (data.offset.min(known), true),
-                    None => (known, true),
-                }
-            };
-            let end = end.min(range.end());
-            match extents.last_mut() {
-                Some(last) if last.hole == hole => last.length += end - at,
-                _ => {
-                    extents.push(StatusExtent { length: end - at, hole, zero: hole, marked: false })
-                }
-            }
-            at = end;
-        }
-        Ok(extents)
     }
 }

@@ -199,14 +199,7 @@ class Demo:
             self._pass_time(LIVE_SECONDS)
         merged = self._bulk(primary, backup, place)
         with self._stage("drain"):
-            self._pass_time(AFTER_SECONDS)
-            final = workload.stop()
-            self._await_mirrored(primary)
-            verified = read(
-                VerifyReport, primary.client.job("/v1/volumes/demo/verify", {}, self._progress)
-            )
-            last = primary.status()
-            self._watched = None
+            final, verified, last = self._drain(primary, workload)
         link_bytes = link.bytes_carried - seeded
         with self._stage("proof"):
             primary.stop()
@@ -215,11 +208,7 @@ class Demo:
             clean = (
                 check_filesystem(place / "primary.img") if content.filesystem == "ext4" else None
             )
-        problems = [*final["errors"]]
-        problems += [] if verified.same and not verified.unsettled else ["verify found differences"]
-        problems += ["damaged chunks"] if merged.chunks_damaged or merged.chunks_repaired else []
-        problems += ["blocks still missing"] if last["missing_bytes"] else []
-        problems += ["e2fsck found the filesystem damaged"] if clean is False else []
+        problems = _problems(final, verified, merged, last["missing_bytes"], clean)
         counts = (lost, final["stale_reads"], final["wrong_reads"], mismatched)
         proven = not problems and not any(counts)
         return DemoReport(
@@ -251,6 +240,18 @@ class Demo:
             seconds=self._seconds,
             directory=str(place) if self.options.keep or not proven else None,
         )
+
+    def _drain(
+        self, primary: Daemon, workload: WorkloadProcess
+    ) -> tuple[dict[str, Any], VerifyReport, dict[str, Any]]:
+        """The workload's last words, what `verify` found, the primary's last status."""
+        self._pass_time(AFTER_SECONDS)
+        final = workload.stop()
+        self._await_mirrored(primary)
+        told = primary.client.job("/v1/volumes/demo/verify", {}, self._progress)
+        last = primary.status()
+        self._watched = None
+        return final, read(VerifyReport, told), last
 
     def _progress(self, counters: dict[str, int]) -> None:
         self.scene.progress = counters
@@ -413,6 +414,23 @@ class Demo:
                     expected = shadow[start : start + len(stamped) // SECTOR_BYTES]
                     lost.add(examine(stamped, first, expected))
         return lost.stale + lost.wrong, different
+
+
+def _problems(
+    final: dict[str, Any],
+    verified: VerifyReport,
+    merged: MergeReport,
+    missing_bytes: int,
+    filesystem_clean: bool | None,
+) -> list[str]:
+    """What speaks against the proof, beyond the counts of writes and blocks."""
+    found = {
+        "verify found differences": not verified.same or bool(verified.unsettled),
+        "damaged chunks": bool(merged.chunks_damaged or merged.chunks_repaired),
+        "blocks still missing": bool(missing_bytes),
+        "e2fsck found the filesystem damaged": filesystem_clean is False,
+    }
+    return [*final["errors"], *(words for words, is_so in found.items() if is_so)]
 
 
 def _different_blocks(one: bytes, two: bytes) -> int:
