@@ -72,7 +72,7 @@ fn check_there(path: &Path, recorded: Recorded) -> Result<()> {
             ErrorKind::Device,
             format!(
                 "expected the device of this volume, found nothing: bring it back (is it \
-                 mounted?), or {}",
+                 mounted?); {}",
                 recorded.advice
             ),
         )
