@@ -11,18 +11,21 @@ from dualrestore.errors import UsageError
 
 SIZE_MAX = 2**63 - 512
 """Largest volume, as in the core."""
+SHOWN_CHARACTERS = 60
+"""Of a word that is no quantity."""
 
 _SIZE_SUFFIXES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SHORT_SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _RATE_SUFFIXES = {"bit": 1, "kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9}
 _DURATION_SUFFIXES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+_QUANTITY = re.compile(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
 def _split(text: str, example: str) -> tuple[str, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
-        raise UsageError(f"expected a number with a unit such as {example}, found {text!r}")
+        found = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + ".."
+        raise UsageError(f"expected a number with a unit such as {example}, found {found!r}")
     return match[1], match[2]
 
 
@@ -74,7 +77,10 @@ def parse_range(text: str) -> tuple[int, int]:
     start_text, dash, end_text = text.partition("-")
     if not dash:
         raise UsageError(f"expected a range START-END such as 0-1MiB, found {text!r}")
-    start, end = parse_size(start_text), parse_size(end_text)
+    try:
+        start, end = parse_size(start_text), parse_size(end_text)
+    except UsageError as problem:
+        raise UsageError(f"expected a range START-END such as 0-1MiB: {problem}") from problem
     if start >= end:
         raise UsageError(
             f"expected a range that ends after it starts (end exclusive), found {text!r}"

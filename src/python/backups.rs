@@ -98,7 +98,7 @@ impl BackupVolume {
         name: &str,
         device: &str,
         size: Option<u64>,
-        block_size: u32,
+        block_size: u64,
         direct: bool,
     ) -> PyResult<Self> {
         detached(py, || {

@@ -115,14 +115,16 @@ pub fn byte_ranges(ranges: Option<Vec<(u64, u64)>>) -> Result<Vec<ByteRange>> {
     ranges.unwrap_or_default().into_iter().map(byte_range).collect()
 }
 
-pub fn bad_block_size(found: u32) -> Error {
-    Error::usage(format!(
-        "expected a block size that is a power of two from 512 bytes to 1 MiB, found {found}"
-    ))
+pub fn block_size(bytes: u64) -> Result<BlockSize> {
+    u32::try_from(bytes).ok().and_then(BlockSize::new).ok_or_else(|| {
+        Error::usage(format!(
+            "expected a block size that is a power of two from 512 bytes to 1 MiB, found {bytes}"
+        ))
+    })
 }
 
-pub fn geometry(size: u64, block_size: u32) -> Result<Geometry> {
-    let block_size = BlockSize::new(block_size).ok_or_else(|| bad_block_size(block_size))?;
+pub fn geometry(size: u64, block_bytes: u64) -> Result<Geometry> {
+    let block_size = block_size(block_bytes)?;
     Geometry::new(size, block_size).ok_or_else(|| {
         Error::usage(format!(
             "expected a size that is a positive multiple of 512 bytes below 8 EiB, found {size}"

@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::backups::SnapshotSource;
-use super::boundary::{Callback, bad_block_size, byte_ranges, extents};
+use super::boundary::{Callback, block_size as block_size_of, byte_ranges, extents};
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
@@ -22,7 +22,6 @@ use crate::extent::ByteRange;
 use crate::merge::{
     ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, run as run_merge,
 };
-use crate::units::BlockSize;
 use crate::volume::primary::LiveTarget;
 
 const PROBLEMS_MAX: usize = 100;
@@ -45,14 +44,13 @@ pub fn bundle_create<'py>(
     selection: Option<Vec<(u64, u64)>>,
     compression: &str,
     level: i32,
-    block_size: u32,
+    block_size: u64,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut selection = byte_ranges(selection)?;
     let source: Arc<dyn Source> = match source {
         BundleInput::Path(path) => {
-            let block_size =
-                BlockSize::new(block_size).ok_or_else(|| bad_block_size(block_size))?;
+            let block_size = block_size_of(block_size)?;
             let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
             let device = Arc::new(py.detach(|| FileDevice::open(path, options))?);
             Arc::new(ImageSource::new(device, block_size)?)

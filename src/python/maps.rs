@@ -92,7 +92,7 @@ impl OverwriteMap {
         py: Python<'_>,
         path: &str,
         size: u64,
-        block_size: u32,
+        block_size: u64,
         volume: Option<&str>,
         generation: Option<u64>,
     ) -> PyResult<Self> {

@@ -103,7 +103,7 @@ impl PrimaryVolume {
         name: &str,
         device: &str,
         size: Option<u64>,
-        block_size: u32,
+        block_size: u64,
         mirror: &str,
         backups: usize,
         missing_deadline_ms: u64,
