@@ -38,7 +38,7 @@ Run = "Callable[[Sequence[str | Path]], Ended]"
 def _state_of(path: Path) -> str:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
-        return f"link to {os.readlink(path)}"
+        return f"link to {path.readlink()}"
     if not stat.S_ISREG(found.st_mode):
         return "directory" if stat.S_ISDIR(found.st_mode) else "special"
     with path.open("rb") as file:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from dualrestore.errors import ConfigurationError, UsageError
-from dualrestore.sizes import parse_duration, parse_size
+from dualrestore.sizes import SIZE_MAX, parse_duration, parse_size
 
 SECTOR_BYTES = 512
 BLOCK_BYTES_MIN, BLOCK_BYTES_MAX = 512, 2**20
@@ -220,21 +220,27 @@ def _check_document(document: Mapping[str, Any]) -> None:
                 _check_keys(f"[volume.{name}]", volume, _RawVolume.__struct_fields__)
 
 
-def _size(value: str | int | None) -> int | None:
-    return parse_size(value) if isinstance(value, str) else value
+def _size(key: str, value: str | int | None) -> int | None:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_size(value)
+    except UsageError as problem:
+        raise ConfigurationError(f"{key}: {problem}") from problem
 
 
 def _geometry(raw: _RawVolume) -> tuple[int | None, int]:
-    size, block_size = _size(raw.size), _size(raw.block_size) or 0
+    size, block_size = _size("size", raw.size), _size("block_size", raw.block_size) or 0
     if not (
         BLOCK_BYTES_MIN <= block_size <= BLOCK_BYTES_MAX and block_size & (block_size - 1) == 0
     ):
         raise ConfigurationError(
             f"block_size: expected a power of two from 512 to 1MiB, found {raw.block_size!r}"
         )
-    if size is not None and (size <= 0 or size % SECTOR_BYTES):
+    if size is not None and (not 0 < size <= SIZE_MAX or size % SECTOR_BYTES):
         raise ConfigurationError(
-            f"size: expected a multiple of {SECTOR_BYTES} bytes above zero, found {raw.size!r}"
+            f"size: expected a multiple of {SECTOR_BYTES} bytes above zero and at most {SIZE_MAX}, "
+            f"found {raw.size!r}"
         )
     return size, block_size
 
