@@ -36,6 +36,8 @@ __all__ = [
     "bundle_show",
     "bundle_verify",
     "merge",
+    "merge_check",
+    "merge_check_volume",
     "merge_into_volume",
 ]
 
@@ -150,6 +152,12 @@ def merge(
     chunks_damaged, bytes_total, bytes_read, seconds}`. `bytes_skipped`: of the selection, because
     they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
     after a crash only the link may supply them."""
+
+def merge_check(sources: Sequence[str], target: str, map: OverwriteMap) -> None:
+    """Raises what `merge` of any of the sources would raise before its first byte."""
+
+def merge_check_volume(sources: Sequence[str], volume: PrimaryVolume) -> None:
+    """The same for `merge_into_volume`."""
 
 def merge_into_volume(
     source: str,

@@ -36,6 +36,8 @@ __all__ = [
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
+    "check_merge",
+    "check_merge_into_volume",
     "merge",
     "merge_into_volume",
 ]
@@ -254,6 +256,16 @@ def merge(
     """
     path = source.path if isinstance(source, Bundle) else fspath(source)
     return read(MergeReport, _core.merge(path, fspath(target), map.inner, progress=progress))
+
+
+def check_merge(sources: Sequence[Path], target: Path, overwrite_map: OverwriteMap) -> None:
+    """Raises what `merge` of any of the sources would raise before its first byte."""
+    _core.merge_check([fspath(source) for source in sources], fspath(target), overwrite_map.inner)
+
+
+def check_merge_into_volume(sources: Sequence[Path], volume: PrimaryVolume) -> None:
+    """The same for `merge_into_volume`."""
+    _core.merge_check_volume([fspath(source) for source in sources], volume)
 
 
 def merge_into_volume(

@@ -7,7 +7,7 @@ mod target;
 
 pub use crate::bundle::PieceSource as MergeSource;
 pub use image::ImagePieces;
-pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, run};
+pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, check_all, run};
 pub use target::{MergeTarget, OfflineTarget, TargetIdentity};
 
 #[cfg(test)]

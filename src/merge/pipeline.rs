@@ -24,6 +24,7 @@ use crate::clock::{Instant, MonotonicClock};
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::limits::{MERGE_COMMIT_BYTES, MERGE_COMMIT_MS, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX};
+use crate::units::Geometry;
 
 /// How a merge is done.
 #[derive(Clone, Copy, Debug)]
@@ -113,8 +114,36 @@ pub fn run(
 
 /// Law 7: whose it is, before the first byte. A target that is bound to no volume is from now on.
 fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> Result<()> {
-    let TargetIdentity { volume, generation, takes_unbound } = target.identity();
-    let (size, expected) = (source.geometry.size(), target.geometry().size());
+    let held = target.identity();
+    check_identity(name, source, held, target.geometry())?;
+    if source.is_bound() && held.volume.is_nil() {
+        return target.bind(source.volume, source.generation);
+    }
+    Ok(())
+}
+
+/// Whether all of the sources may be merged, so that none is where one of them may not.
+pub fn check_all(sources: &[&dyn PieceSource], target: &dyn MergeTarget) -> Result<()> {
+    let mut held = target.identity();
+    for source in sources {
+        let identity = source.identity();
+        check_identity(&source.name(), &identity, held, target.geometry())?;
+        if identity.is_bound() && held.volume.is_nil() {
+            // As `bind` will have it.
+            (held.volume, held.generation) = (identity.volume, identity.generation);
+        }
+    }
+    Ok(())
+}
+
+fn check_identity(
+    name: &str,
+    source: &Identity,
+    target: TargetIdentity,
+    geometry: Geometry,
+) -> Result<()> {
+    let TargetIdentity { volume, generation, takes_unbound } = target;
+    let (size, expected) = (source.geometry.size(), geometry.size());
     if size != expected {
         return Err(Error::identity(format!(
             "expected a source of the target's {expected} bytes, found {size} in the {name}; merge \
@@ -123,8 +152,8 @@ fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> R
     }
     if !source.is_bound() && !takes_unbound {
         return Err(Error::identity(format!(
-            "the {name} was made from a plain image and names no volume; it can only be merged \
-             into a file or device that is not being served, but the target is volume {volume}"
+            "expected a bundle of volume {volume}, found the {name}, which names none: make one of \
+             a snapshot, or stop the daemon and merge into the device with its map"
         )));
     }
     if source.is_bound()
@@ -140,9 +169,6 @@ fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> R
              {} in the {name}; {advice}",
             source.volume, source.generation
         )));
-    }
-    if source.is_bound() && volume.is_nil() {
-        return target.bind(source.volume, source.generation);
     }
     Ok(())
 }

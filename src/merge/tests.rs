@@ -232,6 +232,18 @@ fn the_first_bound_bundle_binds_an_unbound_target_and_a_foreign_one_is_refused_t
 }
 
 #[test]
+fn of_several_sources_none_is_merged_where_one_may_not_be() {
+    let bundle =
+        |volume| bundle_in(&folder_of(&Bound(source(), volume, 2), WriterOptions::default()));
+    let (first, second, foreign) = (bundle(1), bundle(1), bundle(3));
+    let Place { target, .. } = place();
+    check_all(&[&first, &second], &target).expect("of one volume");
+    let refused = check_all(&[&first, &foreign], &target).expect_err("of two");
+    assert_eq!(refused.kind(), ErrorKind::Identity);
+    assert!(target.identity().volume.is_nil(), "nothing is bound by a check");
+}
+
+#[test]
 fn an_unbound_target_in_which_something_is_current_refuses_a_bound_bundle() {
     let bound = bundle_in(&folder_of(&Bound(source(), 1, 2), WriterOptions::default()));
     let Place { device, target } = place();

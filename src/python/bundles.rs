@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::backups::SnapshotSource;
-use super::boundary::{Callback, block_size as block_size_of, byte_ranges, extents};
+use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detached, extents};
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
@@ -19,8 +19,9 @@ use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
 use crate::error::Result;
 use crate::extent::ByteRange;
+use crate::map::OverwriteMap as Map;
 use crate::merge::{
-    ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, run as run_merge,
+    ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, check_all, run as run_merge,
 };
 use crate::volume::primary::LiveTarget;
 
@@ -227,6 +228,40 @@ fn run<'py>(
     merge_report(py, callback.result(result)?)
 }
 
+fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
+    let options = OpenOptions { lock: true, ..OpenOptions::default() };
+    let device = Arc::new(FileDevice::open(target, options)?);
+    OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
+}
+
+fn check(sources: &[String], target: &dyn MergeTarget) -> Result<()> {
+    let opened: Vec<_> =
+        sources.iter().map(|path| merge_source(Path::new(path))).collect::<Result<_>>()?;
+    let opened: Vec<&dyn PieceSource> = opened.iter().map(|source| &**source).collect();
+    check_all(&opened, target)
+}
+
+#[pyfunction]
+pub fn merge_check(
+    py: Python<'_>,
+    sources: Vec<String>,
+    target: &str,
+    map: &OverwriteMap,
+) -> PyResult<()> {
+    let map = map.held()?;
+    detached(py, || check(&sources, &offline(target, map)?))
+}
+
+#[pyfunction]
+pub fn merge_check_volume(
+    py: Python<'_>,
+    sources: Vec<String>,
+    volume: &PrimaryVolume,
+) -> PyResult<()> {
+    let volume = volume.held();
+    detached(py, || check(&sources, &LiveTarget::new(volume)?))
+}
+
 #[pyfunction]
 #[pyo3(signature = (source, target, map, *, progress=None))]
 pub fn merge<'py>(
@@ -237,13 +272,7 @@ pub fn merge<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
-    let make = move || {
-        let options = OpenOptions { lock: true, ..OpenOptions::default() };
-        let device = Arc::new(FileDevice::open(target, options)?);
-        let made = OfflineTarget::new(device, map);
-        let made = made.map_err(|error| error.at_path(Path::new(target)))?;
-        Ok(Arc::new(made) as Arc<dyn MergeTarget + Send + Sync>)
-    };
+    let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
     run(py, source, make, progress)
 }
 

@@ -26,7 +26,8 @@ mod _core {
     use crate::python::buffers::ByteBuffer;
     #[pymodule_export]
     use crate::python::bundles::{
-        bundle_create, bundle_show, bundle_verify, merge, merge_into_volume,
+        bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
+        merge_into_volume,
     };
     #[pymodule_export]
     use crate::python::exports::NbdServer;

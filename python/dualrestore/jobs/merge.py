@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 def _merge_each(
     sources: Sequence[Path],
+    check_all: "Callable[[Sequence[Path]], None]",
     merge_one: "Callable[[Path, Progress | None], MergeReport]",
     progress: "Progress | None",
 ) -> MergeReport:
     for source in sources:
         if not source.exists():
             raise UsageError(f"{source}: expected a bundle directory or image, found nothing")
+    if len(sources) > 1:
+        # A wrong one among them is refused before any is merged.
+        check_all(sources)
     finished = 0
 
     def relay(counters: dict[str, int]) -> None:
@@ -42,13 +46,16 @@ def merge_offline(
     sources: Sequence[Path], target: Path, map_path: Path, progress: "Progress | None" = None
 ) -> MergeReport:
     """Into a file or device that nobody serves, by the map beside it."""
-    from dualrestore.core import OverwriteMap, merge
+    from dualrestore.core import OverwriteMap, check_merge, merge
 
     if not target.exists():
         raise UsageError(f"{target}: expected the file or device to merge into, found nothing")
     with OverwriteMap.open(map_path) as overwrite_map:
         return _merge_each(
-            sources, lambda source, report: merge(source, target, overwrite_map, report), progress
+            sources,
+            lambda all_of_them: check_merge(all_of_them, target, overwrite_map),
+            lambda source, report: merge(source, target, overwrite_map, report),
+            progress,
         )
 
 
@@ -56,8 +63,11 @@ def merge_live(
     sources: Sequence[Path], volume: "PrimaryVolume", progress: "Progress | None" = None
 ) -> MergeReport:
     """Into a volume under live I/O."""
-    from dualrestore.core import merge_into_volume
+    from dualrestore.core import check_merge_into_volume, merge_into_volume
 
     return _merge_each(
-        sources, lambda source, report: merge_into_volume(source, volume, report), progress
+        sources,
+        lambda all_of_them: check_merge_into_volume(all_of_them, volume),
+        lambda source, report: merge_into_volume(source, volume, report),
+        progress,
     )
