@@ -85,6 +85,13 @@ impl Geometry {
         self.block_size
     }
 
+    /// Whether every block, also a short tail, is whole sectors of a device.
+    #[must_use]
+    pub fn is_whole_sectors(self, sector_bytes: u32) -> bool {
+        let sector = u64::from(sector_bytes);
+        self.block_size.bytes().is_multiple_of(sector) && self.size.is_multiple_of(sector)
+    }
+
     /// Number of blocks, a short tail counted as one.
     #[must_use]
     pub fn blocks(self) -> u64 {
@@ -158,6 +165,16 @@ mod tests {
         assert_eq!(geometry.covered(ByteRange::new(4096, 1024)), BlockRange::new(1, 2));
         assert_eq!(geometry.covered(ByteRange::new(4096, 512)), BlockRange::new(1, 1));
         assert_eq!(geometry.bytes_of(BlockRange::new(1, 2)), ByteRange::new(4096, 1024));
+    }
+
+    #[test]
+    fn blocks_and_tail_must_be_whole_sectors() {
+        let geometry = |size| Geometry::new(size, BlockSize::DEFAULT).expect("valid");
+        assert!(geometry(8192).is_whole_sectors(4096));
+        assert!(geometry(8192 + 512).is_whole_sectors(512));
+        assert!(!geometry(8192 + 512).is_whole_sectors(4096));
+        let small = BlockSize::new(512).expect("valid");
+        assert!(!Geometry::new(8192, small).expect("valid").is_whole_sectors(4096));
     }
 
     #[test]

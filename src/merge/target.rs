@@ -77,6 +77,14 @@ impl OfflineTarget {
                 device.size()
             )));
         }
+        let sector = device.sector_size();
+        if !map.geometry().is_whole_sectors(sector) {
+            return Err(Error::identity(format!(
+                "expected a target whose sectors make up the map's blocks of {} bytes and its size \
+                 of {size}, found sectors of {sector}: make the map with larger blocks",
+                map.geometry().block_size().bytes()
+            )));
+        }
         Ok(Self { device, map, claims: Mutex::default(), poisoned: AtomicBool::new(false) })
     }
 

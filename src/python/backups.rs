@@ -108,7 +108,9 @@ impl BackupVolume {
                 .map_err(|error| error.within(state))?
                 .map(|size| Recorded { size, advice: LOST });
             let opened = VolumeDevice::open(Path::new(device), recorded, size, direct)?;
-            let (geometry, device) = (geometry(opened.size, block_size)?, opened.device);
+            let geometry = geometry(opened.size, block_size)?;
+            opened.check_sectors(geometry).map_err(|error| error.at_path(Path::new(device)))?;
+            let device = opened.device;
             if opened.made {
                 directory.replace(EMPTY, b"1")?;
             }

@@ -135,6 +135,7 @@ impl PrimaryVolume {
                 .map(|size| Recorded { size, advice: LOST });
             let opened = VolumeDevice::open(Path::new(device), recorded, size, direct)?;
             let geometry = geometry(opened.size, block_size)?;
+            opened.check_sectors(geometry).map_err(|error| error.at_path(Path::new(device)))?;
             let device = opened.device;
             Volume::open(name, directory, device, opened.made, geometry, options, engine()?)
                 .map_err(|error| error.within(Path::new(state_directory)))

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::device::{Device, FileDevice, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::Geometry;
 
 const ENOENT: i32 = 2;
 
@@ -59,6 +60,20 @@ impl VolumeDevice {
             return Err(smaller(size, device.size()).at_path(path));
         }
         Ok(Self { device: Arc::new(device), made, size })
+    }
+
+    /// An error if blocks of this volume are not whole sectors of the device.
+    pub fn check_sectors(&self, geometry: Geometry) -> Result<()> {
+        let sector = self.device.sector_size();
+        if geometry.is_whole_sectors(sector) {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "expected a size and a block size in whole sectors of the device, which has sectors of \
+             {sector} bytes, found {} and {}: mend size and block_size in the configuration",
+            geometry.size(),
+            geometry.block_size().bytes()
+        )))
     }
 }
 
