@@ -6,6 +6,7 @@
 | busy (written, fetched, merged or resent meanwhile) | asked again later, up to `TRIES` times |
 | different | asked once more: only what differs twice is a difference |
 | busy at every try | reported as unsettled: nothing is said of it |
+| not to be asked, the link being down | as busy; at the first and the last try the verify fails |
 
 Does not know: how a digest travels.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from dualrestore.errors import DeviceError, UsageError
+from dualrestore.errors import DeviceError, LinkError, UsageError
 from dualrestore.model import VerifyReport
 from dualrestore.sizes import format_size
 
@@ -59,9 +60,15 @@ def _settle(
     pending = list(_ranges(size))
     done = 0
 
+    attempt = 0
+
     def ask(run: tuple[int, int]) -> tuple[tuple[int, int], dict[str, object]]:
-        answer = volume.compare(*run, backup=backup, timeout_ms=TIMEOUT_MS)
-        return run, answer
+        try:
+            return run, volume.compare(*run, backup=backup, timeout_ms=TIMEOUT_MS)
+        except LinkError:
+            if attempt in {0, TRIES - 1}:
+                raise
+            return run, {"state": "busy"}
 
     with ThreadPoolExecutor(IN_FLIGHT, "verify") as pool:
         try:

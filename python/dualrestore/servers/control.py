@@ -193,7 +193,8 @@ class Control:
         for volume in document["volumes"]:
             if volume["name"] == name:
                 return _json(volume)
-        raise UsageError(f"expected a volume of this daemon, found {name!r}")
+        known = ", ".join(one["name"] for one in document["volumes"]) or "none"
+        raise UsageError(f"expected a volume of this daemon ({known}), found {name!r}")
 
     async def restore(self, request: Request) -> Response:
         body = await _body(request, Restore)
@@ -218,9 +219,10 @@ class Control:
         options = SnapshotOptions(body.label, body.selection, body.backup, body.timeout_seconds)
         report: SnapshotReport
         if name in self._node.primaries:
-            report = await asyncio.to_thread(
-                snapshot_through_primary, self._node.primary(name), options
-            )
+            with self._node.explaining_link(name):
+                report = await asyncio.to_thread(
+                    snapshot_through_primary, self._node.primary(name), options
+                )
         else:
             report = await asyncio.to_thread(snapshot_at_backup, self._node.backup(name), options)
         return _json(report)
@@ -247,7 +249,10 @@ class Control:
         volume = self._node.primary(name)
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
-            return verify_volume(volume, backup=body.backup, repair=body.repair, progress=report)
+            with self._node.explaining_link(name):
+                return verify_volume(
+                    volume, backup=body.backup, repair=body.repair, progress=report
+                )
 
         return self._lines("verify", name, work)
 

@@ -12,6 +12,8 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dualrestore import __version__
@@ -22,14 +24,22 @@ from dualrestore.config import (
     VolumeConfiguration,
 )
 from dualrestore.core import BackupVolume, LinkHub, NbdServer, PrimaryVolume
-from dualrestore.errors import BusyError, DeviceError, DualRestoreError, UsageError
+from dualrestore.errors import (
+    BusyError,
+    DeviceError,
+    DualRestoreError,
+    LinkError,
+    UsageError,
+)
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_door import NbdDoor
+from dualrestore.transport.sockets import check_tcp_free, check_unix_free
 from dualrestore.transport.tls import tls_context
 
 log = logging.getLogger("dualrestore")
 
+LOCK = "lock"
 SHUTDOWN_MS = 5_000
 HYDRATION_WISH = "hydrate"
 """An empty file beside the volume's others: missing blocks are to be brought over the link too."""
@@ -47,22 +57,30 @@ class Node:
         self._doors: dict[Export, NbdDoor] = {}
         self._exporting = threading.Lock()
         self._transport: LinkTransport | None = None
+        self._made: list[Path] = []
 
     def open(self) -> None:
-        """Opens all of it, or raises and leaves nothing open."""
-        with self._cleanup:
-            self._open()
-            self._cleanup = self._cleanup.pop_all()
+        """Opens all of it, or raises and leaves nothing open, and no directory made."""
+        try:
+            with self._cleanup:
+                self._open()
+                self._cleanup = self._cleanup.pop_all()
+        except BaseException:
+            for path in reversed(self._made):
+                with contextlib.suppress(OSError):
+                    path.unlink() if path.name == LOCK else path.rmdir()
+            raise
 
     def _open(self) -> None:
         node = self.configuration.node
-        try:
-            node.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as problem:
-            raise DeviceError(
-                problem.errno or 5, f"{node.state}: cannot make the directory: {problem.strerror}"
-            ) from problem
-        self._lock()
+        if node.state.exists():
+            # A second daemon of the same configuration meets the lock before the addresses.
+            self._lock()
+            self._check_addresses()
+        else:
+            self._check_addresses()
+            self._make_directory(node.state)
+            self._lock()
         client_tls = tls_context(node.tls, "client") if node.tls else None
         server_tls = tls_context(node.tls, "server") if node.tls else None
         for volume in self.configuration.volumes:
@@ -85,9 +103,42 @@ class Node:
         self._cleanup.callback(self._flush)
         self._open_doors(thread, server_tls)
 
+    def _check_addresses(self) -> None:
+        # Before anything is made: what cannot be reached need not begin to exist.
+        node = self.configuration.node
+        check_unix_free(node.control)
+        if node.listen is not None:
+            check_tcp_free(node.listen)
+        for export in {
+            export for volume in self.configuration.volumes for export in volume.exports
+        }:
+            if isinstance(export, TcpExport):
+                check_tcp_free(export.address)
+            else:
+                check_unix_free(export.path)
+
+    def _make_directory(self, path: Path) -> None:
+        missing = [place for place in [path, *path.parents] if not place.exists()]
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as problem:
+            raise DeviceError(
+                problem.errno or 5, f"{path}: cannot make the directory: {problem.strerror}"
+            ) from problem
+        finally:
+            self._made += reversed(missing)
+
     def _lock(self) -> None:
-        path = self.configuration.node.state / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.configuration.node.state / LOCK
+        existed = path.exists()
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise DeviceError(
+                problem.errno or 5, f"{path}: cannot be opened: {problem.strerror}"
+            ) from problem
+        if not existed:
+            self._made.append(path)
         self._cleanup.callback(os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +150,7 @@ class Node:
 
     def _open_volume(self, volume: VolumeConfiguration) -> None:
         place = self.configuration.node.state / volume.name
-        place.mkdir(mode=0o700, exist_ok=True)
+        self._make_directory(place)
         opened: PrimaryVolume | BackupVolume
         if volume.role == "primary":
             opened = self.primaries[volume.name] = PrimaryVolume.open(
@@ -216,6 +267,20 @@ class Node:
         if name not in names:
             known = ", ".join(names) if names else "none"
             raise UsageError(f"expected a volume of this daemon ({known}), found {name!r}")
+
+    @contextlib.contextmanager
+    def explaining_link(self, name: str) -> Iterator[None]:
+        """A link that is down is told with what keeps it down, as `status` shows it."""
+        try:
+            yield
+        except LinkError as problem:
+            [volume] = [one for one in self.configuration.volumes if one.name == name]
+            backups = self.volume_status(volume)["backups"]
+            reasons = [f"{one['address']}: {one['error']}" for one in backups if one["error"]]
+            told = "; ".join(reasons) or "its backup did not say why"
+            raise LinkError(
+                f"{name}: {problem} ({told}); try again when it is up, `status` shows it"
+            ) from problem
 
     def volume_status(self, volume: VolumeConfiguration) -> dict[str, Any]:
         """As `model.PrimaryStatus` or `model.BackupStatus`."""

@@ -42,18 +42,33 @@ def _is_answered(path: Path) -> bool:
         return True
 
 
-def listen_unix(path: Path, mode: int) -> socket.socket:
-    """A listener at `path` with these permissions. A socket that nobody answers is replaced."""
+def check_unix_free(path: Path) -> None:
+    """Refuses a path at which somebody listens, or another kind of file is."""
     try:
         found = path.lstat()
-    except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISSOCK(found.st_mode):
-            raise BusyError(f"{path}: expected a free path for a socket, found another file there")
-        if _is_answered(path):
-            raise BusyError(f"{path}: in use by another process; stop it or choose another path")
-        path.unlink()
+    except OSError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise BusyError(
+            f"{path}: expected a free path for a socket, found another file there; "
+            "choose another path"
+        )
+    if _is_answered(path):
+        raise BusyError(
+            f"{path}: expected a free path for a socket, found it in use by another process; "
+            "stop it or choose another path"
+        )
+
+
+def check_tcp_free(address: Address) -> None:
+    """Refuses an address at which somebody listens, or that is none of this machine."""
+    listen_tcp(address).close()
+
+
+def listen_unix(path: Path, mode: int) -> socket.socket:
+    """A listener at `path` with these permissions. A socket that nobody answers is replaced."""
+    check_unix_free(path)
+    path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     # The permissions must hold from the first moment, not from a chmod after the bind.
@@ -88,9 +103,12 @@ def listen_tcp(address: Address) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as problem:
         listener.close()
-        text = f"{address}: cannot listen: {problem.strerror}"
         if problem.errno == errno.EADDRINUSE:
-            raise BusyError(f"{text}; stop the other process or choose another port") from problem
+            raise BusyError(
+                f"{address}: expected a free address, found it in use by another process; "
+                "stop it or choose another port"
+            ) from problem
+        text = f"{address}: cannot listen: {problem.strerror}"
         raise DeviceError(problem.errno or 5, text) from problem
     return listener
 

@@ -175,7 +175,7 @@ impl Primary {
 
     pub(super) fn advance_cut(&mut self, id: u64, mut cut: Cut, actions: &mut Vec<Action>) {
         let problem = if !self.mirror.up {
-            Some(Error::link("a snapshot needs the link to the backup, which is down"))
+            Some(Error::link("the link to the backup is down"))
         } else if self.now >= cut.deadline {
             Some(Error::new(ErrorKind::Timeout, "the backup did not answer the cut in time"))
         } else {

@@ -383,6 +383,9 @@ impl PrimaryVolume {
                 self.geometry.size()
             )));
         }
+        if !driver.with_machine(|machine, _, _| machine.link_is_up()) {
+            return Err(Error::link("the link to the backup is down"));
+        }
         let blocks = self.geometry.touched(range);
         let current: Vec<BlockRange> = driver.map.current().runs(blocks, true).collect();
         let total = self.geometry.bytes_of(blocks).length;

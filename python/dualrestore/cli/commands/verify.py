@@ -1,10 +1,14 @@
 """`dualrestore verify`: digests of both sides."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dualrestore.cli.arguments import Invocation, config_option, json_option
+
+if TYPE_CHECKING:
+    from dualrestore.model import VerifyReport
 
 
 @click.command("verify")
@@ -51,8 +55,16 @@ def command(invocation: Invocation, name: str, other: str | None, repair: bool) 
         lines.append(f"not compared, missing on the primary: {format_size(report.bytes_missing)}")
     if report.bytes_repaired:
         lines.append(f"being sent again: {format_size(report.bytes_repaired)}")
-    lines.append("same" if report.same else f"DIFFERENT: {format_size(report.bytes_different)}")
+    lines.append(_verdict(report))
     printer.report({"same": report.same, **report.document()}, lines)
     if not report.same:
         return ExitCode.DIFFERENCES
     return ExitCode.BUSY if report.unsettled else ExitCode.DONE
+
+
+def _verdict(report: "VerifyReport") -> str:
+    from dualrestore.sizes import format_size
+
+    if not report.same:
+        return f"DIFFERENT: {format_size(report.bytes_different)}"
+    return "NOT SETTLED: what was compared is the same" if report.unsettled else "same"
