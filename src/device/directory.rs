@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::{Device, FileDevice, OpenOptions};
 use crate::error::{Error, Result};
+use crate::units::SECTOR_BYTES;
 
 /// Room on the file system that a directory lies on, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ pub trait Directory: Send + Sync + Debug {
     /// A new file of `size` zero bytes, sparse. Refuses a name that exists.
     fn create(&self, name: &str, size: u64) -> Result<Arc<dyn Device>>;
 
+    /// A file that was made here; refuses one that is missing or ends within a sector.
     fn open(&self, name: &str) -> Result<Arc<dyn Device>>;
 
     /// What is in it, ascending.
@@ -134,7 +136,18 @@ impl Directory for FileDirectory {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Device>> {
-        Ok(Arc::new(FileDevice::open(self.at(name), OpenOptions::default())?))
+        let path = self.at(name);
+        let words = match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                "expected a file that belongs here, found nothing: bring it back".to_owned()
+            }
+            Ok(found) if found.len() == 0 || !found.len().is_multiple_of(SECTOR_BYTES) => format!(
+                "expected a file of whole sectors, found {} bytes: it was cut off; bring it back",
+                found.len()
+            ),
+            _ => return Ok(Arc::new(FileDevice::open(path, OpenOptions::default())?)),
+        };
+        Err(Error::integrity(words).at_path(&path))
     }
 
     fn names(&self) -> Result<Vec<String>> {

@@ -162,13 +162,13 @@ fn are_zero(reserved: &[u8]) -> bool {
 fn check_version(what: &str, version: U16, features: U32, reserved: &[&[u8]]) -> Result<()> {
     if version.get() != VERSION || features.get() != 0 {
         return Err(Error::format(format!(
-            "expected a {what} of version {VERSION} with no feature bits, found version {version} \
+            "expected {what} of version {VERSION} with no feature bits, found version {version} \
              with feature bits {features:#x}: use the program that wrote it, or a newer one"
         )));
     }
     if !reserved.iter().all(|bytes| are_zero(bytes)) {
         return Err(Error::format(format!(
-            "expected zeros in the reserved bytes of a {what}, found others: use the program that \
+            "expected zeros in the reserved bytes of {what}, found others: use the program that \
              wrote it, or a newer one"
         )));
     }
@@ -228,7 +228,7 @@ impl MapHeader {
     }
 
     fn understand(raw: &RawHeader) -> Result<Self> {
-        check_version("map", raw.version, raw.features, &[&raw.reserved])?;
+        check_version("a map", raw.version, raw.features, &[&raw.reserved])?;
         let role = MapRole::ALL.into_iter().find(|role| *role as u16 == raw.role.get());
         let role = role.ok_or_else(|| {
             Error::format(format!("expected a map role from 1 to 3, found {}", raw.role))
@@ -400,7 +400,7 @@ impl IntentRecord {
         let entries = &raw.entries[..count.min(INTENT_ENTRIES_MAX)];
         let rest = raw.entries[entries.len()..].as_bytes();
         let reserved = [raw.reserved.as_bytes(), rest, &raw.reserved_tail];
-        check_version("intent log", raw.version, raw.features, &reserved)?;
+        check_version("an intent log", raw.version, raw.features, &reserved)?;
         let extents: Vec<u32> = entries.iter().map(|entry| entry.get()).collect();
         if count > INTENT_ENTRIES_MAX || !extents.is_sorted_by(|a, b| a < b) {
             return Err(Error::format(format!(

@@ -474,7 +474,11 @@ impl Reception {
             sides.get(&hello.name).cloned()
         };
         let Some(side) = side else {
-            let words = format!("no backup named `{}` is served here", hello.name);
+            let words = format!(
+                "expected a volume in the role backup called `{}` here, found none: mend \
+                 HOST:PORT/NAME in `backups` of the primary, or the role of the volume here",
+                hello.name
+            );
             endpoint.refuse(Refusal::new(RefusalCode::UnknownVolume, &words));
             return;
         };

@@ -99,20 +99,23 @@ impl Catalogue {
         let head = end.and_then(|end| std::str::from_utf8(&bytes[..end]).ok());
         let fields: Vec<&str> = head.unwrap_or_default().split(' ').collect();
         let (&[FORMAT, version, checksum, length], Some(end)) = (&fields[..], end) else {
-            return Err(Error::format(format!("expected a record of format {FORMAT}")));
+            return Err(Error::format(format!(
+                "expected a record of format {FORMAT} in the catalogue, found another: bring the \
+                 file back"
+            )));
         };
         if version != VERSION.to_string() {
             return Err(Error::format(format!(
                 "expected a backup catalogue of version {VERSION}, found version {version}: \
-                 use a newer release"
+                 use the program that wrote it, or a newer one"
             )));
         }
         let body = &bytes[end + 1..];
         let found = format!("{:08x}", crc32c::crc32c(body));
         if length != body.len().to_string() || checksum != found {
             return Err(Error::integrity(format!(
-                "backup catalogue is damaged: expected {length} bytes with checksum {checksum}, \
-                 found {} with {found}",
+                "the backup catalogue is damaged: expected {length} bytes with checksum \
+                 {checksum}, found {} with {found}; bring the file back",
                 body.len()
             )));
         }

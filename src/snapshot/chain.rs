@@ -435,7 +435,11 @@ impl SnapshotChain {
 }
 
 pub(super) fn unknown(snapshot: Uuid) -> Error {
-    Error::usage(format!("there is no snapshot {snapshot}")).with_errno(2)
+    Error::usage(format!(
+        "expected a snapshot of this volume, found none called {snapshot}: `snapshot NAME --list` \
+         shows them"
+    ))
+    .with_errno(2)
 }
 
 fn identity_of(catalogue: &Catalogue) -> MapIdentity {
