@@ -32,9 +32,6 @@ class Ended(NamedTuple):
     err: str
 
 
-Run = "Callable[[Sequence[str | Path]], Ended]"
-
-
 def _state_of(path: Path) -> str:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
@@ -56,8 +53,8 @@ def state_of(places: Sequence[Path]) -> dict[str, str]:
 
 
 def refused(
-    run: Callable[[Sequence[str | Path]], Ended],
-    words: Sequence[str | Path],
+    run: Callable[[Sequence[object]], Ended],
+    words: Sequence[object],
     *,
     code: int,
     kind: str,

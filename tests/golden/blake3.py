@@ -40,7 +40,7 @@ def _compress(chaining: tuple[int, ...], block: bytes, counter: int, flags: int)
 
 def _chunk(content: bytes, counter: int, root: int) -> tuple[int, ...]:
     blocks = [content[at : at + 64] for at in range(0, len(content), 64)] or [b""]
-    chaining = _START
+    chaining: tuple[int, ...] = _START
     for at, block in enumerate(blocks):
         last = at == len(blocks) - 1
         flags = (_CHUNK_START if at == 0 else 0) | (_CHUNK_END | root if last else 0)

@@ -11,7 +11,7 @@ import pytest
 from dualrestore.cli import run as run_verb
 from tests.refusal import LINK_DOWN, USAGE, Ended, refused
 
-Ask = Callable[[Sequence[str | Path]], Ended]
+Ask = Callable[[Sequence[object]], Ended]
 
 NODE = """[node]
 state = "/nowhere/state"
@@ -29,7 +29,7 @@ def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a verb in this process."""
     monkeypatch.delenv("DUALRESTORE_CONFIG", raising=False)
 
-    def run(words: Sequence[str | Path]) -> Ended:
+    def run(words: Sequence[object]) -> Ended:
         code = run_verb([str(word) for word in words])
         captured = capsys.readouterr()
         return Ended(code, captured.out, captured.err)

@@ -32,7 +32,7 @@ Refuse = Callable[..., str]
 class Place:
     """A map, a target and a bundle of volume VOLUME, generation 6, that fit each other."""
 
-    def __init__(self, top: Path, ask: Callable[[Sequence[str | Path]], Ended]) -> None:
+    def __init__(self, top: Path, ask: Callable[[Sequence[object]], Ended]) -> None:
         self.top = top
         self.ask = ask
         self.map = top / "over.map"
@@ -48,7 +48,7 @@ class Place:
         assert self.ask(["map", "create", self.map, "--size", size, *more]).code == 0
 
     @property
-    def merge(self) -> list[str | Path]:
+    def merge(self) -> list[object]:
         """The words that merge the bundle."""
         return ["merge", self.bundle, self.target, "--map", self.map]
 
@@ -57,7 +57,7 @@ class Place:
         """The one segment of the bundle."""
         return self.bundle / "seg-00000000.drs"
 
-    def refused(self, words: Sequence[str | Path], *says: str, code: int, kind: str) -> str:
+    def refused(self, words: Sequence[object], *says: str, code: int, kind: str) -> str:
         """Nothing in the whole place may change."""
         return refused(self.ask, words, code=code, kind=kind, says=says, untouched=[self.top])
 
@@ -73,7 +73,7 @@ def place(
     """A fresh one."""
     monkeypatch.delenv("DUALRESTORE_CONFIG", raising=False)
 
-    def ask(words: Sequence[str | Path]) -> Ended:
+    def ask(words: Sequence[object]) -> Ended:
         code = run_verb([str(word) for word in words])
         captured = capsys.readouterr()
         return Ended(code, captured.out, captured.err)
