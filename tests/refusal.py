@@ -69,7 +69,8 @@ def refused(
         assert ended.code == code, f"exit code {ended.code}, expected {code}: {ended.err}"
         assert ended.out == "", ended.out
         assert "Traceback" not in ended.err, ended.err
-    document = json.loads(machine.err)["error"]
+    # A daemon may have logged before.
+    document = json.loads(machine.err.splitlines()[-1])["error"]
     assert set(document) == {"kind", "message", "exit_code"}
     assert (document["kind"], document["exit_code"]) == (kind, code), document
     message: str = document["message"]
