@@ -25,7 +25,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::direct::{Alignment, BOUNCE_BYTES, direct_alignment};
-use super::mounted::refuse_if_mounted;
+use super::mounted::{refuse_if_mounted, refuse_if_read_only};
 use super::opening::{
     OpenOptions, check_size, failed, flush_directory_of, lock, missing, open_file, wrong_type,
 };
@@ -82,6 +82,9 @@ impl FileDevice {
             Some(found) if found.file_type().is_block_device() => {
                 if options.lock || !options.read_only {
                     refuse_if_mounted(path, found.rdev())?;
+                }
+                if !options.read_only {
+                    refuse_if_read_only(path, found.rdev())?;
                 }
                 true
             }

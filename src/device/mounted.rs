@@ -1,4 +1,5 @@
-//! Whether a block device, a partition of it or the disk it lies on is mounted.
+//! What the kernel says of a block device before it is opened: whether the device, a partition of it
+//! or its disk is mounted, and whether it takes writes.
 //!
 //! Guarantees: a device that `/proc/self/mountinfo` names, by number or by source path, is found.
 //! Does not know: mounts in other namespaces (the exclusive open in `file.rs` finds those).
@@ -14,6 +15,7 @@ use rustix::fs::{major, minor};
 use crate::error::{Error, ErrorKind, Result};
 
 const EBUSY: i32 = 16;
+const EROFS: i32 = 30;
 
 /// A block device's major and minor number.
 type Number = (u32, u32);
@@ -35,6 +37,22 @@ pub(super) fn refuse_if_mounted(path: &Path, number: u64) -> Result<()> {
         .with_errno(EBUSY)
         .at_path(path)),
     }
+}
+
+/// Refuses the block device `number` when it is read-only: root can open it for writing all the
+/// same, and only the first write would fail.
+pub(super) fn refuse_if_read_only(path: &Path, number: u64) -> Result<()> {
+    let number = (major(number), minor(number));
+    if !is_read_only(Path::new("/sys/dev/block"), number) {
+        return Ok(());
+    }
+    let words = "the device is read-only: make it writable, or choose another device";
+    Err(Error::new(ErrorKind::Device, words).with_errno(EROFS).at_path(path))
+}
+
+fn is_read_only(sysfs: &Path, number: Number) -> bool {
+    let state = sysfs.join(format!("{}:{}/ro", number.0, number.1));
+    fs::read_to_string(state).is_ok_and(|text| text.trim() == "1")
 }
 
 /// The device, its partitions, and the disk it is a partition of.
@@ -106,6 +124,17 @@ mod tests {
         assert_eq!(mounted_at(TABLE, &[(8, 1)], by_path).as_deref(), Some("/"));
         assert_eq!(mounted_at(TABLE, &[(8, 32)], by_path).as_deref(), Some("/srv/my pool"));
         assert_eq!(mounted_at(TABLE, &[(8, 16)], by_path), None);
+    }
+
+    #[test]
+    fn a_read_only_device_is_told_from_a_writable_and_an_unknown_one() {
+        let sysfs = tempfile::tempdir().expect("a temporary directory");
+        for (name, text) in [("7:0", "1\n"), ("7:1", "0\n")] {
+            fs::create_dir(sysfs.path().join(name)).expect("made");
+            fs::write(sysfs.path().join(name).join("ro"), text).expect("written");
+        }
+        assert!(is_read_only(sysfs.path(), (7, 0)));
+        assert!(!is_read_only(sysfs.path(), (7, 1)) && !is_read_only(sysfs.path(), (7, 2)));
     }
 
     #[test]

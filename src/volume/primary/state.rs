@@ -206,7 +206,10 @@ impl Primary {
         }
         self.poisoned = Some(Error::new(
             ErrorKind::Poisoned,
-            format!("the volume takes no more writes, since this failed: {cause}"),
+            format!(
+                "the volume takes no more writes, since this failed: {cause}; mend that, then \
+                 restart the daemon"
+            ),
         ));
         // Requests whose local part has not begun fail now; the others when it ends.
         let all: Vec<u64> = self.operations.keys().copied().collect();
