@@ -258,6 +258,16 @@ def test_a_target_with_no_room_keeps_what_fits_and_takes_the_rest_later(
 
 
 @contextmanager
+def small(pair: Pair, top: Path, bytes_free: int) -> Iterator[Path]:
+    """A small file system in the place of a pair, which is cleared away after it."""
+    try:
+        with room("tmpfs", top, bytes_free):
+            yield top
+    finally:
+        pair.close()
+
+
+@contextmanager
 def cramped(pair: Pair, device: Path, bytes_free: int) -> Iterator[Path]:
     """The device of one side lies, sparse, where there is less room than it may need."""
     with mounted(
@@ -319,7 +329,7 @@ def test_no_room_for_a_map_stops_writes_in_words_and_loses_nothing() -> None:
     # Three pages of the map: the last needs room that is not there.
     pair = Pair(256 * MIB)
     state = pair.directory / "primary-state"
-    with mounted("none", state, "-t", "tmpfs", "-o", "size=1m"), pair:
+    with small(pair, state, MIB), pair:
         run(["qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", "-c", "flush", pair.uri])
         pair.wait_mirrored()
         filler = fill(state)
@@ -348,7 +358,7 @@ def test_no_room_for_a_map_stops_writes_in_words_and_loses_nothing() -> None:
 def test_no_room_for_a_snapshot_refuses_the_cut_and_mirroring_goes_on() -> None:
     pair = Pair(64 * MIB)
     state = pair.directory / "backup-state"
-    with mounted("none", state, "-t", "tmpfs", "-o", "size=1m"), pair:
+    with small(pair, state, MIB), pair:
         run(["qemu-io", "-f", "raw", "-c", "write -P 7 0 1M", "-c", "flush", pair.uri])
         pair.wait_mirrored()
         fill(state)
@@ -368,7 +378,7 @@ def test_no_room_for_a_snapshot_refuses_the_cut_and_mirroring_goes_on() -> None:
 def test_a_full_preservation_store_breaks_the_snapshot_in_words_and_never_the_writes() -> None:
     pair = Pair(16 * MIB)
     state = pair.directory / "backup-state"
-    with mounted("none", state, "-t", "tmpfs", "-o", "size=8m"), pair:
+    with small(pair, state, 8 * MIB), pair:
         run(["qemu-io", "-f", "raw", "-c", "write -P 7 0 16M", "-c", "flush", pair.uri])
         pair.wait_mirrored()
         snapshot = pair.snapshot()
