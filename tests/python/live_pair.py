@@ -190,17 +190,27 @@ class LivePair:
 
     def reopen_primary(self) -> None:
         """Closes it cleanly and opens it again; the wire is cut."""
-        self.client.close()
-        self.server.shutdown(5_000)
-        self.cut()
-        self.primary.close()
+        self._close_primary()
         self.primary = self._open_primary()
 
     def reopen_backup(self) -> None:
         """The same for the backup."""
+        self._close_backup()
+        self.backup = self._open_backup()
+
+    # A volume is unlocked once nobody holds it: not the hub, nor the server.
+
+    def _close_primary(self) -> None:
+        self.client.close()
+        self.server.shutdown(5_000)
+        self.cut()
+        self.primary.close()
+        del self.primary, self.server, self.ours
+
+    def _close_backup(self) -> None:
         self.cut()
         self.backup.close()
-        self.backup = self._open_backup()
+        del self.backup, self.theirs
 
     def wait_mirrored(self) -> None:
         """Until the primary says so."""
@@ -208,8 +218,5 @@ class LivePair:
 
     def close(self) -> None:
         """Ends everything."""
-        self.client.close()
-        self.server.shutdown(5_000)
-        self.cut()
-        self.primary.close()
-        self.backup.close()
+        self._close_primary()
+        self._close_backup()
