@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dualrestore.core import (
     BackupVolume,
@@ -20,8 +20,11 @@ from dualrestore.core import (
     PrimaryVolume,
     merge_into_volume,
 )
+from dualrestore.errors import BusyError
 from dualrestore.model import MergeReport
 from tests.e2e.nbd_client import NbdClient
+
+Volume = TypeVar("Volume", PrimaryVolume, BackupVolume)
 
 NAME = "v"
 SECONDS = 30.0
@@ -78,6 +81,17 @@ class Wire(threading.Thread):
         assert not self.is_alive()
 
 
+def once_unlocked(open_it: Callable[[], Volume]) -> Volume:
+    """Opens a volume whose threads may still hold what was just closed."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return open_it()
+        except BusyError:
+            assert time.monotonic() < deadline, "still locked"
+            time.sleep(0.002)
+
+
 def carry(source: LinkConnection, target: LinkConnection) -> None:
     """What one side has to say, to the other."""
     while (said := source.take_outgoing(PIECE_BYTES)) is not None:
@@ -102,27 +116,31 @@ class LivePair:
 
     def _open_backup(self) -> BackupVolume:
         self.theirs = LinkHub()
-        backup = BackupVolume.open(
-            str(self.place / "backup"),
-            NAME,
-            str(self.mirror_device),
-            size=self.size,
-            block_size=self.block_size,
+        backup = once_unlocked(
+            lambda: BackupVolume.open(
+                str(self.place / "backup"),
+                NAME,
+                str(self.mirror_device),
+                size=self.size,
+                block_size=self.block_size,
+            )
         )
         self.theirs.serve(backup)
         return backup
 
     def _open_primary(self) -> PrimaryVolume:
         self.ours = LinkHub()
-        primary = PrimaryVolume.open(
-            str(self.place / "primary"),
-            NAME,
-            str(self.primary_device),
-            size=self.size,
-            block_size=self.block_size,
-            mirror="flush",
-            backups=1,
-            missing_deadline_ms=300,
+        primary = once_unlocked(
+            lambda: PrimaryVolume.open(
+                str(self.place / "primary"),
+                NAME,
+                str(self.primary_device),
+                size=self.size,
+                block_size=self.block_size,
+                mirror="flush",
+                backups=1,
+                missing_deadline_ms=100,
+            )
         )
         self.server = NbdServer(NAME)
         self.server.add_volume(NAME, primary)

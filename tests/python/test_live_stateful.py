@@ -194,4 +194,10 @@ class LiveVolume(RuleBasedStateMachine):
 
 
 TestLiveVolume = LiveVolume.TestCase
-TestLiveVolume.settings = settings(max_examples=25, stateful_step_count=25, deadline=None, phases=[Phase.generate])
+# No shrinking: a run takes seconds, and the list of its events is short.
+TestLiveVolume.settings = settings(
+    max_examples=10,
+    stateful_step_count=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
