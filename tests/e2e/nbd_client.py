@@ -26,14 +26,21 @@ TIMEOUT_SECONDS = 60.0
 class NbdClient:
     """One connection to an export."""
 
-    def __init__(self, path: Path, export: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, server: Path | socket.socket, export: str) -> None:
+        """`server`: the path of its socket, or a socket that leads to it."""
+        leads_there = isinstance(server, socket.socket)
+        self._socket = (
+            server
+            if isinstance(server, socket.socket)
+            else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        )
         self._socket.settimeout(TIMEOUT_SECONDS)
         self._handle = 0
         self.size = 0
         self.flags = 0
         try:
-            self._socket.connect(str(path))
+            if not leads_there:
+                self._socket.connect(str(server))
             self._negotiate(export.encode())
         except BaseException:
             self._socket.close()

@@ -27,7 +27,7 @@ def volume(*labels: str) -> bytes:
 
 def test_the_merge_of_figure_3b_writes_blocks_2_and_5_only(tmp_path: Path) -> None:
     at_t1 = tmp_path / "snapshot.img"
-    at_t1.write_bytes(volume("1a", "2", "3b", "4b", "5", "6a"))
+    at_t1.write_bytes(volume("1", "2", "3b", "4b", "5", "6a"))
     primary = tmp_path / "primary.img"
     primary.write_bytes(volume("1b", "lost", "3c", "4c", "lost", "6b"))
     with dr.OverwriteMap.create(tmp_path / "over.map", LOCATIONS * BLOCK, BLOCK) as overwrite:

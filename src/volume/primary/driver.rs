@@ -65,6 +65,8 @@ struct State {
     outbox: Option<Arc<dyn Outbox>>,
     /// Set while requests are refused: closing, or the operator's word is being carried out.
     closed: Option<Error>,
+    /// Nothing is under way and nothing may begin: no tick, no session.
+    still: bool,
     /// Samples of both sides agreed since the volume was opened, or there was nothing to compare.
     compared: bool,
 }
@@ -102,6 +104,7 @@ impl Driver {
                 next_id: 0,
                 outbox: None,
                 closed: None,
+                still: false,
                 compared: false,
             }),
             idle: Condvar::new(),
@@ -191,6 +194,9 @@ impl Driver {
     }
 
     fn run<'a>(&'a self, mut state: MutexGuard<'a, State>, event: Event, caller: Caller) {
+        if state.still {
+            return;
+        }
         let mut events = VecDeque::from([event]);
         loop {
             let mut actions = Vec::new();
@@ -288,6 +294,11 @@ impl Driver {
     /// The session is active: messages go to this outbox from now on.
     pub fn link_up(&self, outbox: Arc<dyn Outbox>) {
         let mut state = self.lock();
+        if state.still {
+            drop(state);
+            outbox.close("the volume is being closed or declared lost");
+            return;
+        }
         if let Some(old) = state.outbox.replace(Arc::clone(&outbox)) {
             old.close("another session took over");
             let mut actions = Vec::new();
@@ -487,7 +498,7 @@ impl Driver {
     }
 
     /// Refuses requests from now on with this error, ends those that wait, and waits until nothing
-    /// is under way.
+    /// is under way. Nothing begins again before `resume`.
     pub fn quiesce(&self, error: Error, timeout: Duration) -> Result<()> {
         let mut actions = Vec::new();
         let mut state = self.lock();
@@ -508,6 +519,7 @@ impl Driver {
             state.closed = None;
             return Err(Error::busy("device operations are still under way; try again"));
         }
+        state.still = true;
         Ok(())
     }
 
@@ -518,6 +530,7 @@ impl Driver {
         self.intent.record(&[])?;
         state.machine = machine;
         state.closed = None;
+        state.still = false;
         state.compared = false;
         self.refused.store(false, Ordering::Release);
         Ok(())

@@ -494,3 +494,41 @@ impl PrimaryStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::Caller;
+    use super::super::event::{Event, MirrorPolicy};
+    use super::*;
+    use crate::device::{FileDirectory, RamDevice};
+    use crate::units::BlockSize;
+    use crate::volume::service::Command;
+
+    #[test]
+    fn nothing_begins_between_the_end_of_a_life_and_the_next() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let options = Options {
+            policy: MirrorPolicy::Flush,
+            backup: false,
+            strict: false,
+            missing_deadline_ms: 1000,
+        };
+        let volume = PrimaryVolume::open(
+            "v",
+            Arc::new(FileDirectory::open(home.path(), true).expect("opened")),
+            Arc::new(RamDevice::new(1 << 20)),
+            true,
+            Geometry::new(1 << 20, BlockSize::DEFAULT).expect("valid"),
+            options,
+            Engine::new().expect("started"),
+        )
+        .expect("opened");
+        let driver = volume.live().expect("made empty by us");
+        driver.quiesce(Error::busy("declared lost"), QUIESCE).expect("quiet");
+        // A commit that began now would write pages of the old life over those of the new.
+        driver.event(Event::CommitMap { id: 1 }, Caller::Other);
+        assert!(driver.with_machine(|machine, _, _| machine.is_idle()));
+        driver.resume(Primary::new(Arc::clone(driver.map()), options)).expect("resumed");
+        driver.wait_for(Command::Flush).expect("it goes on");
+    }
+}
