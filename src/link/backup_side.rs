@@ -77,7 +77,7 @@ impl BackupSide {
         let known = (!identity.volume.is_nil())
             .then_some(Identity { volume: identity.volume, generation: identity.generation });
         let state = State {
-            fence: Fence::new(identity.geometry, known, boot_id),
+            fence: Fence::new(identity.backup, identity.geometry, known, boot_id),
             endpoints: HashMap::new(),
             mirrored: Vec::new(),
             applying: false,

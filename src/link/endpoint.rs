@@ -191,7 +191,7 @@ impl Endpoint {
         self.wake.name(self.id);
     }
 
-    /// The peer said why it takes nothing more: trying again soon is useless.
+    /// The peer is the wrong one, or said why it takes nothing more: trying again soon is useless.
     pub fn give_up(&self, words: &str) {
         let end = End { words: words.to_owned(), refused: true };
         self.lock().end.get_or_insert(end);

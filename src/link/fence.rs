@@ -76,6 +76,7 @@ struct Session {
 
 #[derive(Debug)]
 pub struct Fence {
+    backup: Uuid,
     geometry: Geometry,
     identity: Option<Identity>,
     boot_id: BootId,
@@ -84,12 +85,17 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// `identity` as recorded, `None` on a backup that was never spoken to; `boot_id` of this
-    /// process.
+    /// Of the backup of that UUID; `identity` as recorded, `None` where it was never spoken to;
+    /// `boot_id` of this process.
     #[must_use]
-    pub fn new(geometry: Geometry, identity: Option<Identity>, boot_id: BootId) -> Self {
+    pub fn new(
+        backup: Uuid,
+        geometry: Geometry,
+        identity: Option<Identity>,
+        boot_id: BootId,
+    ) -> Self {
         assert!(!boot_id.is_nil(), "a process draws its boot id");
-        Self { geometry, identity, boot_id, epoch: 0, session: None }
+        Self { backup, geometry, identity, boot_id, epoch: 0, session: None }
     }
 
     #[must_use]
@@ -258,6 +264,7 @@ impl Fence {
             session_epoch,
             applied_sequence: 0,
             boot_id: self.boot_id,
+            backup: self.backup,
             features: KNOWN_FEATURES & hello.features_offered,
         }
     }
@@ -283,7 +290,7 @@ mod tests {
     }
 
     fn fence(identity: Option<Identity>) -> Fence {
-        Fence::new(geometry(1), identity, OURS)
+        Fence::new(Uuid::from_u128(9), geometry(1), identity, OURS)
     }
 
     fn mirror(volume: u128, generation: u64, boot: u8) -> Hello {

@@ -2,6 +2,7 @@
 //!
 //! | what happens | then |
 //! |---|---|
+//! | mirror welcomed with a session of an unknown backup | the volume meets it, or gives it up |
 //! | mirror welcomed with a session | the waiting demand and bulk connections say hello |
 //! | mirror welcomed without one | the volume learns its identity; the connection is ended |
 //! | all three active | the volume's link is up |
@@ -21,7 +22,7 @@ use crate::format::frames::{
 };
 use crate::volume::content::Content;
 use crate::volume::primary::{
-    Driver, Event as VolumeEvent, FetchClass, Outbox, OutgoingMessage, PrimaryVolume,
+    Driver, Event as VolumeEvent, FetchClass, Introduction, Outbox, OutgoingMessage, PrimaryVolume,
 };
 
 /// Tags of digests are told from tags of fetches by this bit.
@@ -134,13 +135,37 @@ impl PrimarySide {
 
     fn welcomed(&self, endpoint: &Arc<Endpoint>, class: Class, welcome: Welcome) {
         if welcome.session_epoch == 0 {
-            self.volume.introduce(welcome.volume, welcome.generation);
+            self.volume.introduce(Introduction {
+                volume: welcome.volume,
+                generation: welcome.generation,
+                backup: welcome.backup,
+            });
             endpoint.depart(
                 GoodbyeReason::Finished,
                 "the volume waits for the operator's word: restore --lost all or none",
             );
             return;
         }
+        if class == Class::Mirror && !self.volume.knows(welcome.backup) {
+            // It may take a commit of the map.
+            let side = self.this.upgrade().expect("a side lives in an Arc");
+            let endpoint = Arc::clone(endpoint);
+            self.volume.elsewhere(move || side.meet(&endpoint, welcome));
+            return;
+        }
+        self.begin(class, welcome);
+    }
+
+    fn meet(&self, endpoint: &Arc<Endpoint>, welcome: Welcome) {
+        if let Err(error) = self.volume.meet(welcome.backup) {
+            endpoint.give_up(&error.to_string());
+            self.end_session(endpoint, "another backup was expected");
+        } else if self.class_of(endpoint) == Some(Class::Mirror) {
+            self.begin(Class::Mirror, welcome);
+        }
+    }
+
+    fn begin(&self, class: Class, welcome: Welcome) {
         let mut state = self.lock();
         state.active.push(class);
         if class == Class::Mirror {

@@ -118,7 +118,7 @@ impl BackupVolume {
             let volume = if recorded.is_some() {
                 Volume::open(directory, device, geometry)
             } else {
-                Volume::create(directory, device, geometry)
+                Volume::create(directory, device, geometry, Uuid::new_v4())
             };
             let volume = volume.map_err(|error| error.within(state))?;
             Ok(Self {

@@ -39,6 +39,8 @@ pub struct CutRecord {
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalogue {
+    /// Which backup this is: drawn when it was created.
+    pub backup: Uuid,
     /// Nil until a primary has said whose backup this is.
     pub volume: Uuid,
     pub generation: u64,
@@ -65,6 +67,7 @@ struct RawCut {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawCatalogue {
+    backup: String,
     volume: String,
     generation: u64,
     size: u64,
@@ -77,6 +80,7 @@ impl Catalogue {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let raw = RawCatalogue {
+            backup: self.backup.to_string(),
             volume: self.volume.to_string(),
             generation: self.generation,
             size: self.geometry.size(),
@@ -168,6 +172,7 @@ impl TryFrom<RawCatalogue> for Catalogue {
             return Err(Error::format("backup catalogue: a snapshot is listed twice"));
         }
         Ok(Self {
+            backup: parse_uuid(&raw.backup)?,
             volume: parse_uuid(&raw.volume)?,
             generation: raw.generation,
             geometry,
@@ -227,7 +232,8 @@ mod tests {
             kept,
         };
         let cuts = vec![cut(1, false), cut(2, true)];
-        Catalogue { volume: Uuid::from_u128(9), generation: 4, geometry, changed: 3, cuts }
+        let (backup, volume) = (Uuid::from_u128(8), Uuid::from_u128(9));
+        Catalogue { backup, volume, generation: 4, geometry, changed: 3, cuts }
     }
 
     #[test]

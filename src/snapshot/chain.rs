@@ -84,6 +84,7 @@ impl SnapshotChain {
         directory: Arc<dyn Directory>,
         device: Arc<dyn Device>,
         geometry: Geometry,
+        backup: Uuid,
     ) -> Result<Self> {
         check_device(&*device, geometry)?;
         if directory.read(CATALOGUE, CATALOGUE_BYTES_MAX)?.is_some() {
@@ -93,6 +94,7 @@ impl SnapshotChain {
         }
         remove_strangers(&*directory, &[])?;
         let catalogue = Catalogue {
+            backup,
             volume: Uuid::nil(),
             generation: 0,
             geometry,
@@ -218,6 +220,12 @@ impl SnapshotChain {
     #[must_use]
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Which backup this is, of all that a volume may have had.
+    #[must_use]
+    pub fn backup(&self) -> Uuid {
+        self.lock().catalogue.backup
     }
 
     /// Nil until a primary has adopted the backup.

@@ -147,7 +147,8 @@ mod tests {
         let disk: Arc<dyn Device> = Arc::new(RamDevice::new(size));
         let geometry = Geometry::new(size, BlockSize::DEFAULT).expect("valid");
         let home = Arc::new(CrashingDirectory::new(Power::steady()));
-        let backup = BackupVolume::create(home, disk, geometry).expect("created");
+        let backup =
+            BackupVolume::create(home, disk, geometry, Uuid::from_u128(1)).expect("created");
         backup.begin_session(1, 0).expect("begun");
         let write = |sequence, first: usize, count: usize| MirrorOperation::Write {
             sequence,

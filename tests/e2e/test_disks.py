@@ -34,7 +34,15 @@ def disks(pair: Pair, primary: list[str], backup: list[str]) -> Iterator[None]:
             store = device.with_suffix(".store")
             store.touch()
             os.truncate(store, pair.size)
-            server = ["[", "nbdkit", f"--filter={name}", "file", store, *settings, "]"]
+            server: list[str | Path] = [
+                "[",
+                "nbdkit",
+                f"--filter={name}",
+                "file",
+                store,
+                *settings,
+                "]",
+            ]
             behind.append(FuseFile(device.with_suffix(".fuse"), server))
             behind[-1].attach()
             device.symlink_to(behind[-1].path)

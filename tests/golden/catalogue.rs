@@ -26,6 +26,7 @@ fn cut(number: u128, changed: u64, kept: bool, selection: &[(u64, u64)]) -> CutR
 fn a_catalogue_of_version_1_is_written_and_read_as_it_was() {
     let geometry = Geometry::new((10 << 20) + 512, BlockSize::DEFAULT).expect("valid");
     let catalogue = Catalogue {
+        backup: Uuid::from_u128(0x6011_dbac_0000_4000_8000_0000_0000_0001),
         volume: Uuid::from_u128(0x6011_d3a9_0000_4000_8000_0000_0000_0001),
         generation: 4,
         geometry,
@@ -39,8 +40,9 @@ fn a_catalogue_of_version_1_is_written_and_read_as_it_was() {
 #[test]
 fn a_catalogue_of_version_1_that_no_primary_has_claimed_is_written_and_read_as_it_was() {
     let geometry = Geometry::new(1 << 20, BlockSize::DEFAULT).expect("valid");
-    let catalogue =
-        Catalogue { volume: Uuid::nil(), generation: 0, geometry, changed: 0, cuts: vec![] };
+    let backup = Uuid::from_u128(0x6011_dbac_0000_4000_8000_0000_0000_0002);
+    let volume = Uuid::nil();
+    let catalogue = Catalogue { backup, volume, generation: 0, geometry, changed: 0, cuts: vec![] };
     let bytes = golden("catalogue-v1-unclaimed.txt", &catalogue.encode());
     assert_eq!(Catalogue::decode(&bytes).expect("whole"), catalogue);
 }

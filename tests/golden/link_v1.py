@@ -10,6 +10,7 @@ VOLUME = bytes(range(0x10, 0x20))
 PRIMARY_BOOT = bytes(range(0x20, 0x30))
 BACKUP_BOOT = bytes(range(0x30, 0x40))
 SNAPSHOT = bytes(range(0x40, 0x50))
+BACKUP = bytes(range(0x50, 0x60))
 DIGEST = bytes(range(0x60, 0x80))
 SIZE = 10 << 30
 GENERATION = 3
@@ -44,6 +45,7 @@ WELCOME = (
     + struct.pack("<IIQQQQ", 4096, 0, SIZE, GENERATION, EPOCH, 0)
     + VOLUME
     + BACKUP_BOOT
+    + BACKUP
 )
 LABEL = "nächtlich"
 CUT = (

@@ -171,7 +171,15 @@ def test_the_catalogue_is_as_the_document_says(name: str, cuts: int) -> None:
     line, _, body = (GOLDEN / f"{name}.txt").read_bytes().partition(b"\n")
     assert line.decode() == f"dualrestore-backup-catalogue 1 {crc32c(body):08x} {len(body)}"
     read = json.loads(body)
-    assert set(read) == {"volume", "generation", "size", "block_size", "changed", "cuts"}
+    assert set(read) == {
+        "backup",
+        "volume",
+        "generation",
+        "size",
+        "block_size",
+        "changed",
+        "cuts",
+    }
     assert len(read["cuts"]) == cuts
     for cut in read["cuts"]:
         assert set(cut) == {

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from dualrestore.config import Address, BackupAddress
+from dualrestore.transport.backoff import Backoff
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.tls import tls_context
@@ -208,6 +209,30 @@ def test_a_connection_that_ends_while_bytes_are_waiting_is_made_again(thread: Lo
         again, _ = listener.accept()
         again.close()
         client.stop()
+
+
+def test_sessions_that_end_as_soon_as_they_begin_are_tried_ever_less_often(
+    make: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+
+    class Watched(Backoff):
+        def delay(self) -> float:
+            pauses.append(super().delay())
+            return 0.001
+
+    monkeypatch.setattr("dualrestore.transport.link.Backoff", Watched)
+    client, _, _, server_hub, address = make(lambda: [b"a"], lambda: [b"b"])
+    client.connect(VOLUME, 0, BackupAddress(address, "v"))
+    ended = 0
+    while len([pause for pause in pauses if pause >= 1]) < 3:
+        for connection in server_hub.await_connections(ended + 1)[ended:]:
+            connection.await_bytes(1)
+            connection.state = "closed"
+            server_hub.wake(connection)
+            ended += 1
+    told = [record.message for record in caplog.records if "(mirror)" in record.message]
+    assert len(told) == len(set(told)), "the same failure is told once"
 
 
 def test_a_backup_that_comes_later_is_found(thread: LoopThread) -> None:

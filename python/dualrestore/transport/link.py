@@ -41,6 +41,8 @@ CONNECT_SECONDS = 10.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 REFUSED_SECONDS = 10.0
 """A peer that is the wrong one is asked again no sooner than this."""
+LASTING_SECONDS = 1.0
+"""A session that ended sooner was none: what ended it would end the next one as soon."""
 CONNECTIONS_MAX = 300
 
 
@@ -288,8 +290,8 @@ class LinkTransport:
         while True:
             if line is not mirror:
                 await mirror.active.wait()
-            was_active, refused = await self._connect_once(line)
-            if was_active:
+            lasted, refused = await self._connect_once(line)
+            if lasted:
                 backoff.reset()
             delay = backoff.delay()
             with contextlib.suppress(TimeoutError):
@@ -298,6 +300,7 @@ class LinkTransport:
             line.hurry.clear()
 
     async def _connect_once(self, line: ClientLine) -> tuple[bool, bool]:
+        """Whether its session lasted, and whether trying again soon is useless."""
         address = line.where.address
         loop = asyncio.get_running_loop()
         try:
@@ -318,16 +321,18 @@ class LinkTransport:
             self._note(line, describe_failure(problem, address))
             return False, False
         line.protocol = protocol
+        began = loop.time()
         try:
             reason = await protocol.lost
         finally:
             line.protocol = None
             line.active.clear()
             protocol.abort()
-        if protocol.was_active:
+        lasted = protocol.was_active and loop.time() - began >= LASTING_SECONDS
+        if lasted:
             line.error = None
         self._note(line, protocol.error or self._describe_end(protocol, reason, address))
-        return protocol.was_active, protocol.connection.refused
+        return lasted, protocol.connection.refused
 
     def _note(self, line: ClientLine, error: str) -> None:
         # The same failure comes back with every attempt: once in the log is enough.

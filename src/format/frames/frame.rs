@@ -240,6 +240,7 @@ mod tests {
                 session_epoch: 7,
                 applied_sequence: 0,
                 boot_id: boot_id(0x30),
+                backup: uuid(0x50),
                 features: 0,
             }),
             Frame::Refuse(Refusal::new(RefusalCode::StaleGeneration, "stale generation")),
@@ -396,8 +397,10 @@ mod tests {
             let text = forged(&welcome, |payload| payload[at] = byte);
             assert!(text.contains(words), "{text}");
         }
-        let text = forged(&welcome, |payload| payload[56..72].fill(0));
-        assert!(text.contains("expected a UUID"), "{text}");
+        for uuid in [56..72, 72..88, 88..104] {
+            let text = forged(&welcome, |payload| payload[uuid].fill(0));
+            assert!(text.contains("expected the UUIDs"), "{text}");
+        }
     }
 
     #[test]
@@ -555,6 +558,7 @@ mod tests {
             });
             let welcome = Frame::Welcome(Welcome {
                 volume, geometry, generation, session_epoch, applied_sequence, boot_id, features,
+                backup: Uuid::from_u128(ids[2] | 1),
             });
             let refusal = Frame::Refuse(Refusal::new(RefusalCode::from_number(code), "no"));
             let goodbye = Frame::Goodbye(Goodbye::new(GoodbyeReason::from_number(code), "bye"));

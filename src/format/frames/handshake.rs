@@ -113,6 +113,8 @@ pub struct Welcome {
     pub applied_sequence: u64,
     /// Of the backup.
     pub boot_id: BootId,
+    /// Which backup: drawn when its state was made, the same for as long as that is kept.
+    pub backup: Uuid,
     /// Features in use from here on; among those offered.
     pub features: u64,
 }
@@ -254,6 +256,7 @@ struct WelcomeLayout {
     applied_sequence: U64,
     volume: [u8; 16],
     boot_id: [u8; 16],
+    backup: [u8; 16],
 }
 
 /// The versions a Hello offers, lowest and highest. Its first eight bytes mean the same in every
@@ -377,6 +380,7 @@ impl Welcome {
             applied_sequence: self.applied_sequence.into(),
             volume: self.volume.into_bytes(),
             boot_id: self.boot_id.0,
+            backup: self.backup.into_bytes(),
         };
         out.extend_from_slice(layout.as_bytes());
     }
@@ -404,10 +408,13 @@ impl Welcome {
             session_epoch: layout.session_epoch.get(),
             applied_sequence: layout.applied_sequence.get(),
             boot_id: BootId(layout.boot_id),
+            backup: Uuid::from_bytes(layout.backup),
             features: layout.features.get(),
         };
-        if welcome.volume.is_nil() || welcome.boot_id.is_nil() {
-            return Err(Error::format("link Welcome: expected a UUID and a boot id, found none"));
+        if welcome.volume.is_nil() || welcome.boot_id.is_nil() || welcome.backup.is_nil() {
+            return Err(Error::format(
+                "link Welcome: expected the UUIDs of volume and backup and a boot id, found none",
+            ));
         }
         Ok(welcome)
     }

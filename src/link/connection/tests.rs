@@ -38,6 +38,7 @@ fn welcome() -> Welcome {
         session_epoch: 1,
         applied_sequence: 0,
         boot_id: BACKUP,
+        backup: Uuid::from_u128(9),
         features: 0,
     }
 }

@@ -85,7 +85,10 @@ impl Rig {
         (0..).zip(&mut bytes).for_each(|(at, byte): (usize, _)| *byte = (at / 512 + 200) as u8);
         let disk = Arc::new(CrashingDevice::from_bytes(&bytes, Arc::clone(&steady)));
         let (new_home, new_disk) = (Arc::clone(&home), Arc::clone(&disk));
-        drop(BackupVolume::create(new_home, new_disk, geometry()).expect("created"));
+        drop(
+            BackupVolume::create(new_home, new_disk, geometry(), Uuid::from_u128(1))
+                .expect("created"),
+        );
         // Onto the supply under test.
         let home = Arc::new(home.crash(&mut |versions| versions, power));
         let disk = Arc::new(disk.crash(&mut |versions| versions, Arc::clone(power)));

@@ -27,6 +27,8 @@ use crate::units::Geometry;
 /// Whose backup it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupIdentity {
+    /// Of this backup: drawn when it was created.
+    pub backup: Uuid,
     /// Nil until a primary has adopted it.
     pub volume: Uuid,
     pub generation: u64,
@@ -57,13 +59,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl BackupVolume {
-    /// A new backup in an empty directory, of a volume that is named by `adopt`.
+    /// A new backup in an empty directory, of a volume that is named by `adopt`; `backup` is its
+    /// own UUID, drawn for it.
     pub fn create(
         directory: Arc<dyn Directory>,
         device: Arc<dyn Device>,
         geometry: Geometry,
+        backup: Uuid,
     ) -> Result<Self> {
-        let chain = SnapshotChain::create(directory, Arc::clone(&device), geometry)?;
+        let chain = SnapshotChain::create(directory, Arc::clone(&device), geometry, backup)?;
         Ok(Self::assemble(device, chain))
     }
 
@@ -91,6 +95,7 @@ impl BackupVolume {
     #[must_use]
     pub fn identity(&self) -> BackupIdentity {
         BackupIdentity {
+            backup: self.chain.backup(),
             volume: self.chain.volume(),
             generation: self.chain.generation(),
             geometry: self.chain.geometry(),

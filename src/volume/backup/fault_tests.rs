@@ -87,7 +87,8 @@ fn rig(capacity: u64) -> Rig {
     let shared = Shared(Arc::clone(&disk) as Arc<dyn Device>);
     let mirror = Arc::new(FaultyDevice::new(shared, mirror_plan.clone()));
     let directory = Arc::clone(&home) as Arc<dyn Directory>;
-    let backup = BackupVolume::create(directory, mirror, geometry()).expect("created");
+    let backup =
+        BackupVolume::create(directory, mirror, geometry(), Uuid::from_u128(1)).expect("created");
     backup.begin_session(1, 0).expect("begun");
     Rig { disk, mirror_plan, store_plan, home, backup }
 }
@@ -192,7 +193,8 @@ fn nothing_is_overwritten_when_the_backup_map_cannot_be_written() {
     })));
     let disk = Arc::new(RamDevice::new(SIZE));
     let mirror = Arc::clone(&disk) as Arc<dyn Device>;
-    let backup = BackupVolume::create(home, mirror, geometry()).expect("created");
+    let backup =
+        BackupVolume::create(home, mirror, geometry(), Uuid::from_u128(1)).expect("created");
     backup.begin_session(1, 0).expect("begun");
     plan.add(Fault::always(Operation::Write, 28));
     let answers = backup.apply(1, vec![write(1, 0, 1, 2)]).expect("taken");
@@ -327,7 +329,9 @@ fn trap_25_an_overwrite_between_the_look_at_the_map_and_the_read_is_noticed() {
     let mirror = Arc::new(Hooked { inner, hook: std::sync::Mutex::default() });
     let home = Arc::new(CrashingDirectory::new(Power::steady()));
     let device = Arc::clone(&mirror) as Arc<dyn Device>;
-    let backup = Arc::new(BackupVolume::create(home, device, geometry()).expect("created"));
+    let backup = Arc::new(
+        BackupVolume::create(home, device, geometry(), Uuid::from_u128(1)).expect("created"),
+    );
     backup.begin_session(1, 0).expect("begun");
     backup.snapshot_now(&order(1, &[])).expect("cut");
     let writer = Arc::clone(&backup);
@@ -404,7 +408,8 @@ fn on_real_files_a_backup_reopens_with_its_snapshots() {
         let opened = FileDirectory::open(home.path().join("state"), true).expect("opened");
         Arc::new(opened) as Arc<dyn Directory>
     };
-    let backup = BackupVolume::create(directory(), open_disk(), geometry()).expect("created");
+    let backup = BackupVolume::create(directory(), open_disk(), geometry(), Uuid::from_u128(1))
+        .expect("created");
     backup.begin_session(1, 0).expect("begun");
     backup.apply(1, vec![write(1, 0, 9, 5)]).expect("taken");
     let image = backup.digest(geometry().all_bytes()).expect("digested");

@@ -52,7 +52,8 @@ impl Figure {
         let geometry = Geometry::new(6 * BLOCK as u64, BlockSize::DEFAULT).expect("valid");
         let home = Arc::new(CrashingDirectory::new(Power::steady()));
         let mirror = Arc::clone(&disk) as Arc<dyn Device>;
-        let backup = BackupVolume::create(home, mirror, geometry).expect("created");
+        let backup =
+            BackupVolume::create(home, mirror, geometry, Uuid::from_u128(1)).expect("created");
         backup.adopt(Uuid::from_u128(104), 1).expect("adopted");
         backup.begin_session(1, 0).expect("begun");
         Self { disk, backup, sequence: 0 }

@@ -42,8 +42,9 @@ pub struct Driver {
     pub(super) device: Arc<dyn Device>,
     pub(super) map: Arc<OverwriteMap>,
     intent: IntentLog,
-    /// Blocks that opening presumed unsent after an unclean stop.
-    pub(super) presumed: Vec<BlockRange>,
+    /// Blocks that opening presumed unsent after an unclean stop, and that the backup should hold
+    /// all the same.
+    pub(super) presumed: Mutex<Vec<BlockRange>>,
     engine: Arc<Engine>,
     state: Mutex<State>,
     /// Signalled when the machine may have become idle.
@@ -91,7 +92,7 @@ impl Driver {
             device,
             map,
             intent,
-            presumed,
+            presumed: Mutex::new(presumed),
             engine: Arc::clone(&engine),
             state: Mutex::new(State {
                 machine,

@@ -9,12 +9,14 @@
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
+//! | `acquaintance.rs` | which backup it is mirrored to |
 //! | `sampling.rs` | whether the device is the one that the map speaks of |
 //! | `merging.rs` | the volume as the target of a merge |
 //! | `driver.rs`, `volume.rs` | threads and completions; the files and the operator's word |
 //! | `serving.rs` | what it offers to applications |
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
+mod acquaintance;
 mod claims;
 mod driver;
 mod event;
@@ -32,6 +34,7 @@ mod state;
 mod volume;
 mod writes;
 
+pub use acquaintance::Introduction;
 pub use claims::ClaimId;
 pub use driver::{Caller, Driver, Outbox};
 pub use event::{Action, Event, FetchClass, MirrorPolicy, Options, OutgoingMessage};

@@ -13,7 +13,7 @@
 //!
 //! Guarantees: blocks that were written meanwhile never count as different.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::driver::{Driver, Outbox};
@@ -41,11 +41,17 @@ impl Driver {
             return Ok(());
         }
         let held = |block: u64| self.map().current().get(block);
-        let (same, different) = self.compare(outbox, &spread(&self.presumed, held), held)?;
+        let presumed = self.presumed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (same, different) = self.compare(outbox, &spread(&presumed, held), held)?;
         if same + different >= PRESUMED_MIN && same * 10 < different {
             return Err(replaced(different, same + different));
         }
         Ok(())
+    }
+
+    /// Another backup has taken the place of the one before: it holds nothing yet.
+    pub(super) fn expect_nothing_of_the_backup(&self) {
+        self.presumed.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// How many of these blocks are the same on both sides, and how many are not.

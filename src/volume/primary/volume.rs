@@ -10,11 +10,12 @@
 //! Generation 0 says that neither side ever held anything; a backup accepts it only if it is empty
 //! itself. Guarantees law 12 for its files. Does not know: NBD, the link's bytes.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::acquaintance::{Acquaintance, Introduction};
 use super::driver::Driver;
 use super::event::Options;
 use super::state::{Counters, Primary};
@@ -53,10 +54,8 @@ pub struct PrimaryVolume {
     engine: Arc<Engine>,
     pub(super) live: RwLock<Option<Arc<Driver>>>,
     recovery: Recovery,
-    /// Identity of the backup, as an introduction told it.
-    introduced: Mutex<Option<(Uuid, u64)>>,
-    introduction: Condvar,
-    /// One restore, close or comparison of identity at a time.
+    pub(super) acquaintance: Acquaintance,
+    /// See `hold_word`.
     word: Mutex<()>,
 }
 
@@ -110,6 +109,7 @@ impl PrimaryVolume {
                 geometry.size()
             )));
         }
+        let acquaintance = Acquaintance::open(Arc::clone(&directory))?;
         let mut volume = Self {
             name: name.to_owned(),
             directory,
@@ -119,8 +119,7 @@ impl PrimaryVolume {
             engine,
             live: RwLock::new(None),
             recovery: Recovery::default(),
-            introduced: Mutex::new(None),
-            introduction: Condvar::new(),
+            acquaintance,
             word: Mutex::new(()),
         };
         if has_map(&*volume.directory)? {
@@ -128,6 +127,7 @@ impl PrimaryVolume {
             volume.recovery = recovery;
             volume.live = RwLock::new(Some(driver));
         } else if created_empty {
+            volume.acquaintance.forget()?;
             let driver = volume.create_files(Uuid::new_v4(), 0, true, false)?;
             volume.live = RwLock::new(Some(driver));
         }
@@ -252,16 +252,19 @@ impl PrimaryVolume {
         })
     }
 
-    /// A backup told which volume it holds.
-    pub fn introduce(&self, volume: Uuid, generation: u64) {
-        let mut introduced = self.introduced.lock().unwrap_or_else(PoisonError::into_inner);
-        *introduced = Some((volume, generation));
-        self.introduction.notify_all();
+    /// One word of the operator, close, or meeting with a backup at a time.
+    pub(super) fn hold_word(&self) -> MutexGuard<'_, ()> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what may wait on a thread for it.
+    pub fn elsewhere(&self, work: impl FnOnce() + Send + 'static) {
+        self.engine.spawn(work);
     }
 
     /// The operator's word: what is lost. A new generation, durable when it returns.
     pub fn restore(&self, lost: &Lost, patience: Duration) -> Result<()> {
-        let _word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        let _word = self.hold_word();
         if let Lost::Ranges(ranges) = lost {
             for range in ranges {
                 if range.is_empty() || !self.geometry.contains(*range) {
@@ -279,11 +282,13 @@ impl PrimaryVolume {
             None => {
                 let driver = match lost {
                     Lost::None => {
+                        self.acquaintance.forget()?;
                         self.create_files(Uuid::new_v4(), 1, true, self.options.backup)?
                     }
                     Lost::All => {
-                        let (volume, generation) = self.wait_for_introduction(patience)?;
-                        self.create_files(volume, generation + 1, false, false)?
+                        let told = self.wait_for_introduction(patience)?;
+                        self.acquaintance.remember(told.backup)?;
+                        self.create_files(told.volume, told.generation + 1, false, false)?
                     }
                     Lost::Ranges(_) => {
                         return Err(Error::usage(
@@ -297,13 +302,8 @@ impl PrimaryVolume {
         }
     }
 
-    fn wait_for_introduction(&self, patience: Duration) -> Result<(Uuid, u64)> {
-        let introduced = self.introduced.lock().unwrap_or_else(PoisonError::into_inner);
-        let (introduced, _) = self
-            .introduction
-            .wait_timeout_while(introduced, patience, |known| known.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        introduced.ok_or_else(|| {
+    fn wait_for_introduction(&self, patience: Duration) -> Result<Introduction> {
+        self.acquaintance.wait(patience).ok_or_else(|| {
             Error::link(format!(
                 "volume {} has no map, so only its backup knows its identity, and the backup was \
                  not reached within {} s",
@@ -336,7 +336,7 @@ impl PrimaryVolume {
 
     /// Refuses requests, lets those in flight end, makes everything durable, marks a clean stop.
     pub fn close(&self) -> Result<()> {
-        let _word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        let _word = self.hold_word();
         let Some(driver) = self.live.write().unwrap_or_else(PoisonError::into_inner).take() else {
             return Ok(());
         };
