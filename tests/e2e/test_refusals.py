@@ -91,10 +91,11 @@ def test_a_truncated_map_is_refused(files: Files, length: int) -> None:
 
 def test_a_map_with_a_wrong_magic_or_an_unknown_version_is_refused(files: Files) -> None:
     whole = files.map.read_bytes()[:64]
-    patch(files.map, 0, b"NOTAMAP!")
-    files.merge_refused(code=WRONG)
-    patch(files.map, 0, whole[:8] + b"\xff\xff\xff\xff")
-    files.merge_refused(code=WRONG)
+    for wrong in (b"NOTAMAP!", whole[:8] + b"\xff\xff\xff\xff"):
+        # Both slots: while one header is whole, the other may rot.
+        for slot in (0, 4096):
+            patch(files.map, slot, wrong)
+        files.merge_refused(code=WRONG)
 
 
 def test_a_bundle_without_its_manifest_or_with_half_of_it_is_refused(files: Files) -> None:
