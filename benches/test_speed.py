@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,7 +45,7 @@ def test_merge_of_a_raw_image_into_a_file_half_current(
     assert report.bytes_written == SIZE // 2
 
 
-def test_missing_extents_of_a_scattered_map(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+def test_scan_of_a_scattered_map(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     with dr.OverwriteMap.create(tmp_path / "m", size=4096 * 100_000, block_size=4096) as over:
         for block in range(0, 100_000, 20):
             over.mark_current(block * 4096, 4096)
@@ -56,23 +57,54 @@ def test_map_as_an_array(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
         benchmark(over.to_numpy)
 
 
-def test_nbd_read_of_four_kibibytes(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+def random_blocks() -> Iterator[int]:
+    """Offsets of blocks, the same in every run."""
+    chance = random.Random(1)
+    while True:
+        yield chance.randrange(SIZE // 4096) * 4096
+
+
+def test_nbd_random_read_of_four_kibibytes(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+    offsets = random_blocks()
     with NbdClient(mirrored.socket, "v") as client:
-        assert len(benchmark(client.read, 8 * MIB, 4096)) == 4096
+        assert len(benchmark(lambda: client.read(next(offsets), 4096))) == 4096
 
 
-def test_nbd_mirrored_write_of_four_kibibytes(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+def test_nbd_random_mirrored_write_of_four_kibibytes(
+    benchmark: BenchmarkFixture, mirrored: Pair
+) -> None:
+    offsets = random_blocks()
     with NbdClient(mirrored.socket, "v") as client:
-        benchmark(client.write, 8 * MIB, b"\x33" * 4096)
+        benchmark(lambda: client.write(next(offsets), b"\x33" * 4096))
 
 
-def test_nbd_mirrored_write_and_flush(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+def test_nbd_random_mirrored_write_and_flush(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+    offsets = random_blocks()
+
     def write_and_flush(client: NbdClient) -> None:
-        client.write(8 * MIB, b"\x44" * 4096)
+        client.write(next(offsets), b"\x44" * 4096)
         client.flush()
 
     with NbdClient(mirrored.socket, "v") as client:
         benchmark(write_and_flush, client)
+
+
+def test_nbd_sequential_read_of_all(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+    def read_all(client: NbdClient) -> int:
+        return sum(len(client.read(offset, MIB)) for offset in range(0, SIZE, MIB))
+
+    with NbdClient(mirrored.socket, "v") as client:
+        assert benchmark.pedantic(read_all, args=(client,), rounds=3) == SIZE
+
+
+def test_nbd_sequential_mirrored_write_of_all(benchmark: BenchmarkFixture, mirrored: Pair) -> None:
+    def write_all(client: NbdClient) -> None:
+        for offset in range(0, SIZE, MIB):
+            client.write(offset, b"\x55" * MIB)
+        client.flush()
+
+    with NbdClient(mirrored.socket, "v") as client:
+        benchmark.pedantic(write_all, args=(client,), rounds=3)
 
 
 def test_snapshot_write_path(benchmark: BenchmarkFixture, mirrored: Pair) -> None:

@@ -2,6 +2,7 @@
 
 /// A word with bits `from..to` set (`to` may be 64).
 #[must_use]
+#[inline]
 pub fn mask(from: u32, to: u32) -> u64 {
     debug_assert!(from <= to && to <= 64);
     if from == to {
@@ -12,6 +13,7 @@ pub fn mask(from: u32, to: u32) -> u64 {
 
 /// The first bit at or after `from` in `word` that equals `value`, if any.
 #[must_use]
+#[inline]
 pub fn next_equal(word: u64, from: u32, value: bool) -> Option<u32> {
     if from >= 64 {
         return None;

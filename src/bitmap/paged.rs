@@ -71,6 +71,7 @@ impl Bitmap {
 
     /// The bits of page `page`.
     #[must_use]
+    #[inline]
     pub fn page_range(&self, page: usize) -> BlockRange {
         let start = page as u64 * PAGE_BITS;
         BlockRange::new(start, (start + PAGE_BITS).min(self.len))
@@ -83,6 +84,7 @@ impl Bitmap {
     }
 
     #[must_use]
+    #[inline]
     pub fn get(&self, bit: u64) -> bool {
         assert!(bit < self.len, "bit {bit} of {}", self.len);
         let (page, within) = split(bit);
@@ -106,6 +108,7 @@ impl Bitmap {
 
     /// The first bit in `range` that equals `value`.
     #[must_use]
+    #[inline]
     pub fn next(&self, range: BlockRange, value: bool) -> Option<u64> {
         assert!(range.is_empty() || range.end <= self.len, "{range:?} of {}", self.len);
         let mut at = range.start;
@@ -140,6 +143,7 @@ impl Bitmap {
 
     /// Maximal runs of bits equal to `value` within `range`, ascending.
     #[must_use]
+    #[inline]
     pub fn runs(&self, range: BlockRange, value: bool) -> Runs<'_> {
         Runs::new(self, range, value)
     }
@@ -242,6 +246,7 @@ impl Bitmap {
 
     /// `Some(value)` if every bit of the page is known to be `value` without reading its words.
     #[must_use]
+    #[inline]
     pub fn uniform_value(&self, page: usize) -> Option<bool> {
         let held = &self.pages[page];
         if held.words.get().is_none() {
@@ -316,6 +321,7 @@ fn uniform_words(value: bool, bits: u64) -> Words {
     words
 }
 
+#[inline]
 fn split(bit: u64) -> (usize, usize) {
     let page = Bitmap::page_of(bit);
     (page, (bit - page as u64 * PAGE_BITS) as usize)

@@ -13,6 +13,7 @@ pub struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
+    #[inline]
     pub(super) fn new(bitmap: &'a Bitmap, range: BlockRange, value: bool) -> Self {
         Self { bitmap, rest: range, value }
     }
@@ -21,6 +22,7 @@ impl<'a> Runs<'a> {
 impl Iterator for Runs<'_> {
     type Item = BlockRange;
 
+    #[inline]
     fn next(&mut self) -> Option<BlockRange> {
         let start = self.bitmap.next(self.rest, self.value)?;
         let after = BlockRange::new(start + 1, self.rest.end);

@@ -247,11 +247,8 @@ impl OverwriteMap {
     /// The runs inside `blocks` that a bundle may supply: missing and not link-only.
     #[must_use]
     pub fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        let link_only = self.link_only();
-        self.current()
-            .runs(blocks, false)
-            .flat_map(|run| link_only.runs(run, false).collect::<Vec<_>>())
-            .collect()
+        let missing = self.current().runs(blocks, false);
+        missing.flat_map(|run| self.link_only().runs(run, false)).collect()
     }
 
     /// The runs inside `blocks` that only the link may supply: missing and link-only.
