@@ -29,8 +29,8 @@ impl Home {
         let state = scratch();
         let directory = FileDirectory::open(state.path(), false).expect("just made");
         let device = Arc::new(RamDevice::from_bytes(noise(VOLUME_BYTES)));
-        let backup =
-            BackupVolume::create(Arc::new(directory), device, geometry(), Uuid::nil()).expect("an empty place");
+        let backup = BackupVolume::create(Arc::new(directory), device, geometry(), Uuid::nil())
+            .expect("an empty place");
         backup.begin_session(EPOCH, 0).expect("the first session");
         Self { backup, batches: Vec::new(), _state: state }
     }
