@@ -1,5 +1,5 @@
-//! What the kernel says of a block device before it is opened: whether the device, a partition of it
-//! or its disk is mounted, and whether it takes writes.
+//! What the kernel says of a block device before it is opened: whether the device, a partition of
+//! it or its disk is mounted, and whether it takes writes.
 //!
 //! Guarantees: a device that `/proc/self/mountinfo` names, by number or by source path, is found.
 //! Does not know: mounts in other namespaces (the exclusive open in `file.rs` finds those).
