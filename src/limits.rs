@@ -125,6 +125,16 @@ pub const BUNDLE_SEGMENT_BYTES_MAX: u64 = 1 << 30;
 pub const BUNDLE_SEGMENT_BYTES_MIN: u64 = 2 << 20;
 /// Segments of one bundle: 16 EiB of full ones.
 pub const BUNDLE_SEGMENTS_MAX: u32 = 1 << 24;
+/// Media of one bundle: more than anybody carries.
+pub const BUNDLE_MEDIA_MAX: u32 = 1 << 16;
+/// Left free at the end of a medium whose file system says how much it takes: a part of it, within
+/// bounds. File systems need room for their own records, and are never exact.
+pub const MEDIUM_SLACK_PART: u64 = 512;
+pub const MEDIUM_SLACK_BYTES_MIN: u64 = 1 << 20;
+pub const MEDIUM_SLACK_BYTES_MAX: u64 = 64 << 20;
+/// Bundles on their way over several media, or stopped, that a host remembers; the oldest are
+/// forgotten first.
+pub const BUNDLES_UNFINISHED_MAX: usize = 64;
 /// Bytes of the volume in one stored chunk: the unit of verification and of a request.
 pub const BUNDLE_CHUNK_BYTES_MAX: u64 = 1 << 20;
 /// Payload and descriptor pages of one batch: what a writer holds before it knows the pages, and

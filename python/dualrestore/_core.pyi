@@ -115,22 +115,29 @@ class SnapshotSource:
 
 def bundle_create(
     source: str | SnapshotSource,
-    destination: str,
+    media: Sequence[str],
     *,
     selection: Sequence[_Range] | None = None,
     compression: Literal["none", "zstd"] = "none",
     level: int = 1,
     block_size: int = 4096,
+    medium_size: int | None = None,
+    proceed: bool = False,
+    name: str = "",
+    mark: str = "",
+    state: str | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a bundle directory from an image or a snapshot.
+    """Writes a bundle of an image or a snapshot over directories, one a medium.
 
     `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
-    segments, seconds}`. The destination must not exist or be an empty directory."""
+    segments, media, bytes_left, seconds}`. A directory must not exist or be empty. `bytes_left`: of
+    the selection, waiting for a further medium. `state`: a directory for the record with which a
+    later call may `proceed`, if the source's `name` and `mark` are the same."""
 
 def bundle_show(path: str) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
-    complete, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
+    complete, medium, last, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
     bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
 
 def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:

@@ -369,3 +369,10 @@ def debugging() -> bool:
 def notify_socket() -> str | None:
     """Where systemd wants to be told that we are ready."""
     return os.environ.get("NOTIFY_SOCKET") or None
+
+
+def state_home() -> Path:
+    """Where what outlives a command is kept for this user: `XDG_STATE_HOME` or its default."""
+    chosen = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(chosen) if chosen.startswith("/") else Path.home() / ".local" / "state"
+    return base / "dualrestore"

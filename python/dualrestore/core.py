@@ -5,8 +5,10 @@ Guarantees: the only importer of `dualrestore._core`; long calls detach from the
 Does not know: daemons, the command line.
 """
 
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from os import PathLike, fspath
+from os import PathLike, fspath, major, minor
+from stat import S_ISBLK
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -20,6 +22,7 @@ from dualrestore._core import (
     PrimaryVolume,
     SnapshotSource,
 )
+from dualrestore.errors import NextMediumError, UsageError
 from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport, read
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ __all__ = [
     "check_merge_into_volume",
     "merge",
     "merge_into_volume",
+    "write_bundle",
 ]
 
 Path = str | PathLike[str]
@@ -208,23 +212,40 @@ class Bundle:
         destination: Path,
         selection: Sequence[tuple[int, int]] | None = None,
         *,
+        media: Sequence[Path] = (),
+        medium_size: int | None = None,
         compression: Literal["none", "zstd"] = "none",
         level: int = 1,
         block_size: int = 4096,
+        proceed: bool = False,
+        state: Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """Writes a bundle of an image or a snapshot; `selection` holds (offset, length)."""
-        report = _core.bundle_create(
-            source if isinstance(source, SnapshotSource) else fspath(source),
-            fspath(destination),
-            selection=selection,
+        """Writes a bundle of an image or a snapshot; `selection` holds (offset, length).
+
+        `destination` and then `media` are directories, each one medium, filled in this order;
+        `medium_size` bounds the bytes on each. Raises `NextMediumError` when they are full before
+        the bundle is complete. With `state`, a directory of this host, a later call may `proceed`
+        with it, or after a crash, on the same medium or others, from the same unchanged source.
+        """
+        report = write_bundle(
+            source,
+            [destination, *media],
+            selection,
+            medium_size=medium_size,
             compression=compression,
             level=level,
             block_size=block_size,
+            proceed=proceed,
+            state=state,
             progress=progress,
         )
-        shown = _core.bundle_show(fspath(destination))
-        return cls(destination, shown, read(BundleReport, report))
+        if not report.complete:
+            raise NextMediumError(
+                f"media 1 to {report.media} of bundle {report.bundle} are written, "
+                f"{report.bytes_left} bytes are left for a further one: proceed on another"
+            )
+        return cls(destination, _core.bundle_show(fspath(destination)), report)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -241,6 +262,54 @@ class Bundle:
 
     def __repr__(self) -> str:
         return f"Bundle({self.path!r})"
+
+
+def write_bundle(
+    source: Path | SnapshotSource,
+    media: Sequence[Path],
+    selection: Sequence[tuple[int, int]] | None = None,
+    *,
+    medium_size: int | None = None,
+    compression: Literal["none", "zstd"] = "none",
+    level: int = 1,
+    block_size: int = 4096,
+    proceed: bool = False,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> BundleReport:
+    """As `Bundle.create`, but a bundle that waits for a further medium is no error."""
+    name, mark = _known_as(source)
+    report = _core.bundle_create(
+        source if isinstance(source, SnapshotSource) else fspath(source),
+        [fspath(medium) for medium in media],
+        selection=selection,
+        compression=compression,
+        level=level,
+        block_size=block_size,
+        medium_size=medium_size,
+        proceed=proceed,
+        name=name,
+        mark=mark,
+        state=None if state is None else fspath(state),
+        progress=progress,
+    )
+    return read(BundleReport, report)
+
+
+def _known_as(source: Path | SnapshotSource) -> tuple[str, str]:
+    """What a source is called, and what differs once it has changed."""
+    if isinstance(source, SnapshotSource):
+        return f"snapshot {source.snapshot}", "a snapshot"
+    place = pathlib.Path(source).resolve()
+    try:
+        found = place.stat()
+    except OSError as problem:
+        raise UsageError(
+            f"{fspath(source)}: expected an image to make a bundle of: {problem.strerror}"
+        ) from problem
+    if S_ISBLK(found.st_mode):
+        return str(place), f"device {major(found.st_rdev)}:{minor(found.st_rdev)}"
+    return str(place), f"{found.st_size} bytes, written {found.st_mtime_ns} ns after 1970"
 
 
 def merge(

@@ -11,6 +11,7 @@ DualRestoreError
 │   └── PoisonedError               a flush failed earlier: no more writes (law 11)     1
 ├── LinkError(ConnectionError)      link down, lost, or the peer broke the protocol     7
 ├── DeadlineError(TimeoutError)     a deadline passed; trying again is safe             7
+├── NextMediumError                 the media are full: another one is needed           6
 ├── BusyError                       in use by another process or operation             11
 └── InterruptedJobError             ended on request; may be resumed                  130
 ```
@@ -101,6 +102,12 @@ class DeadlineError(DualRestoreError, TimeoutError):
         return str(self.args[-1]) if self.args else ""
 
 
+class NextMediumError(DualRestoreError):
+    """The media that were given are full; the bundle may be gone on with on another one."""
+
+    exit_code = ExitCode.NEXT_MEDIUM
+
+
 class BusyError(DualRestoreError):
     """In use by another process, or by another operation that excludes this one."""
 
@@ -126,6 +133,7 @@ _BY_NAME: dict[str, type[DualRestoreError]] = {
         PoisonedError,
         LinkError,
         DeadlineError,
+        NextMediumError,
         BusyError,
         InterruptedJobError,
     )

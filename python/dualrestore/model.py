@@ -58,7 +58,10 @@ class MergeReport(Record, frozen=True, kw_only=True):
 
 
 class BundleReport(Record, frozen=True, kw_only=True):
-    """What was written into a bundle."""
+    """What was written into a bundle, on all its media so far.
+
+    `media` of them are finished; `bytes_left` of the selection wait for a further one.
+    """
 
     bundle: str
     volume: str | None
@@ -70,6 +73,13 @@ class BundleReport(Record, frozen=True, kw_only=True):
     chunks: int
     segments: int
     seconds: float
+    media: int = 1
+    bytes_left: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left for a further medium."""
+        return not self.bytes_left
 
 
 class BundleVerification(Record, frozen=True, kw_only=True):

@@ -2,12 +2,13 @@
 //!
 //! | state | a chunk arrives | it does not fit the batch | it does not fit the segment | end |
 //! |---|---|---|---|---|
-//! | no segment | header is ordered, then as below | | | nothing |
+//! | no segment | header is ordered, then as below | | the medium is full | nothing |
 //! | batch empty | it begins the batch | | segment is closed | segment is closed |
 //! | batch begun | it joins, or extends a run of zeros | batch is ordered | | both |
 //!
-//! Guarantees: chunks are stored in the order they arrive; no segment is larger than allowed; what
-//! is ordered is one write of aligned memory at an aligned position.
+//! Guarantees: chunks are stored in the order they arrive; no segment is larger than allowed, nor
+//! larger than what the medium has room for (so the last one on a medium closes early); what is
+//! ordered is one write of aligned memory at an aligned position.
 //! Does not know: files (another thread carries out the orders), how chunks were encoded.
 
 use crossbeam_channel::{Receiver, Sender};
@@ -28,6 +29,16 @@ const PAYLOAD_AT: usize = BUNDLE_BATCH_PAGES_MAX as usize * PAGE_BYTES;
 /// Bytes of the memory of one batch.
 pub const STAGING_BYTES: usize = PAYLOAD_AT + BUNDLE_BATCH_BYTES_MAX as usize;
 const DESCRIPTORS_MAX: usize = BUNDLE_BATCH_PAGES_MAX as usize * DESCRIPTORS_PER_PAGE;
+
+/// Room that the manifest needs for one segment, and for each run of its coverage: JSON with the
+/// longest numbers there are.
+pub const ENTRY_ROOM_BYTES: u64 = 1024;
+pub const RUN_ROOM_BYTES: u64 = 96;
+
+/// What a segment takes of its medium, its part of the manifest counted.
+pub fn room_of(entry: &SegmentEntry) -> u64 {
+    padded(entry.bytes) + ENTRY_ROOM_BYTES + RUN_ROOM_BYTES * entry.coverage.len() as u64
+}
 
 /// What the thread that owns the files is to do, in this order.
 #[derive(Debug)]
@@ -74,6 +85,8 @@ pub struct Assembler {
     outlet: Outlet,
     identity: SegmentHeader,
     segment_bytes_max: u64,
+    /// What the medium takes beside the closed segments; `None`: nobody knows.
+    room: Option<u64>,
     segment: Option<OpenSegment>,
     memory: AlignedBuffer,
     payload: usize,
@@ -82,13 +95,19 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// `identity` is the header of segment 0.
-    pub fn new(outlet: Outlet, identity: SegmentHeader, segment_bytes_max: u64) -> Result<Self> {
+    /// `identity` is the header of the first segment.
+    pub fn new(
+        outlet: Outlet,
+        identity: SegmentHeader,
+        segment_bytes_max: u64,
+        room: Option<u64>,
+    ) -> Result<Self> {
         let memory = outlet.written.recv().map_err(|_| stopped())?;
         Ok(Self {
             outlet,
             identity,
             segment_bytes_max,
+            room,
             segment: None,
             memory,
             payload: 0,
@@ -97,14 +116,24 @@ impl Assembler {
         })
     }
 
-    /// Takes the next chunk and the bytes to store for it.
-    pub fn add(&mut self, mut descriptor: Descriptor, stored: &[u8]) -> Result<()> {
+    /// Takes the next chunk and the bytes to store for it; `false` if the medium has no room left
+    /// for it.
+    pub fn add(&mut self, mut descriptor: Descriptor, stored: &[u8]) -> Result<bool> {
         assert_eq!(stored.len(), descriptor.stored_bytes as usize, "a chunk and its bytes");
         if self.extends_last(&descriptor) {
-            return Ok(());
+            return Ok(true);
         }
         let length = padded(stored.len() as u64) as usize;
-        while !self.fits(length)? {
+        loop {
+            if self.segment.is_none() {
+                if self.room.is_some_and(|room| room < bytes_of_smallest(length as u64)) {
+                    return Ok(false);
+                }
+                self.open_segment()?;
+            }
+            if self.fits(length) {
+                break;
+            }
             if self.descriptors.is_empty() {
                 self.close_segment()?;
             } else {
@@ -121,18 +150,23 @@ impl Assembler {
         self.payload += length;
         self.account(&descriptor, true);
         self.descriptors.push(descriptor);
-        Ok(())
+        Ok(true)
     }
 
-    /// Closes everything; the segments in order.
-    pub fn finish(mut self) -> Result<Vec<SegmentEntry>> {
+    /// Closes everything.
+    pub fn finish(&mut self) -> Result<()> {
         if !self.descriptors.is_empty() {
             self.close_batch()?;
         }
         if self.segment.is_some() {
             self.close_segment()?;
         }
-        Ok(self.finished)
+        Ok(())
+    }
+
+    /// The segments whose closing was ordered, in order.
+    pub fn into_closed(self) -> Vec<SegmentEntry> {
+        self.finished
     }
 
     /// A run of zeros, or of unreadable blocks, goes on in one descriptor however long it is.
@@ -148,11 +182,9 @@ impl Assembler {
         extends
     }
 
-    fn fits(&mut self, length: usize) -> Result<bool> {
-        if self.segment.is_none() {
-            self.open_segment()?;
-        }
-        let segment = self.segment.as_ref().expect("opened above");
+    /// Whether a chunk fits the open segment, and that the medium.
+    fn fits(&self, length: usize) -> bool {
+        let segment = self.segment.as_ref().expect("opened by the caller");
         let descriptors = self.descriptors.len() + 1;
         let payload = (self.payload + length) as u64;
         let batches = segment.index.len() as u64 + 1;
@@ -161,11 +193,15 @@ impl Assembler {
             + payload
             + index_bytes(batches)
             + PAGE;
+        let runs = segment.entry.coverage.len() as u64 + 1;
         let fits = descriptors <= DESCRIPTORS_MAX
             && payload <= BUNDLE_BATCH_BYTES_MAX.into()
-            && after <= self.segment_bytes_max;
+            && after <= self.segment_bytes_max
+            && self
+                .room
+                .is_none_or(|room| after + ENTRY_ROOM_BYTES + RUN_ROOM_BYTES * runs <= room);
         assert!(fits || batches > 1 || descriptors > 1, "an empty segment takes any chunk");
-        Ok(fits)
+        fits
     }
 
     fn account(&mut self, descriptor: &Descriptor, new: bool) {
@@ -184,7 +220,8 @@ impl Assembler {
     }
 
     fn open_segment(&mut self) -> Result<()> {
-        let number = u32::try_from(self.finished.len()).unwrap_or(u32::MAX);
+        let closed = u32::try_from(self.finished.len()).unwrap_or(u32::MAX);
+        let number = self.identity.segment.saturating_add(closed);
         if number >= BUNDLE_SEGMENTS_MAX {
             return Err(Error::usage(format!(
                 "expected at most {BUNDLE_SEGMENTS_MAX} segments; allow larger ones"
@@ -267,7 +304,13 @@ impl Assembler {
         tail.extend_from_slice(&trailer.encode(&header_hash));
         self.outlet.order(Order::Write(position, tail))?;
         self.outlet.order(Order::Close)?;
+        self.room = self.room.map(|room| room.saturating_sub(room_of(&entry)));
         self.finished.push(entry);
         Ok(())
     }
+}
+
+/// What a segment of one chunk takes: header, descriptors, chunk, index, trailer, manifest.
+const fn bytes_of_smallest(length: u64) -> u64 {
+    3 * PAGE + length + index_bytes(1) + ENTRY_ROOM_BYTES + RUN_ROOM_BYTES
 }

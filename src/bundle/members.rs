@@ -11,3 +11,5 @@ pub const BEGIN_NAME: &str = "manifest.begin.json";
 pub const MANIFEST_NAME: &str = "manifest.json";
 /// The manifest until it is durable.
 pub const UNFINISHED_NAME: &str = "manifest.json.new";
+/// What the medium holds, for people.
+pub const REPORT_NAME: &str = "report.json";

@@ -7,15 +7,21 @@
 //! | chunk | at most 1 MiB of a volume, stored and verified as one |
 //! | batch | chunks described together, ahead of their bytes |
 //! | segment | a file of batches, at most 1 GiB, immutable once closed |
+//! | medium | a place for a part of a bundle; each can be read without the others |
 //! | piece | a chunk on its way out of a bundle or an image |
 //! | pump | read-ahead and verification of pieces, for merging and verifying alike |
 
 mod assemble;
 mod encode;
+mod journey;
+mod keeping;
+mod media;
 mod members;
 mod pieces;
 mod pump;
 mod reader;
+mod report;
+mod resume;
 mod segment_reader;
 mod selection;
 mod snapshot_source;
@@ -24,6 +30,8 @@ mod verify;
 mod writer;
 
 pub use encode::{Compression, is_zero};
+pub use journey::Journey;
+pub use media::{Begun, Media, Medium, NoRecord, Record, write, write_on};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
@@ -38,5 +46,7 @@ pub use writer::{
     OnBundleProgress, WriterOptions,
 };
 
+#[cfg(test)]
+mod media_tests;
 #[cfg(test)]
 mod tests;

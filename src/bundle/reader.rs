@@ -184,7 +184,7 @@ impl PieceSource for Bundle {
     }
 }
 
-fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
+pub(super) fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
     let file = folder.open(name)?;
     let length = file.length()?;
     if length > BUNDLE_MANIFEST_BYTES_MAX {
@@ -198,7 +198,7 @@ fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_manifest(folder: &dyn Folder) -> Result<Manifest> {
+pub(super) fn read_manifest(folder: &dyn Folder) -> Result<Manifest> {
     let path = folder.path().join(MANIFEST_NAME);
     match read_member(folder, MANIFEST_NAME) {
         Ok(bytes) => Manifest::parse(&bytes).map_err(|error| error.at_path(&path)),

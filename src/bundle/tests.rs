@@ -317,7 +317,7 @@ fn a_segment_of_another_bundle_or_place_is_refused() {
         let moved = with_changed(&folder, SEGMENT, |bytes| *bytes = first);
         assert_eq!(open(&moved).expect_err("moved").kind(), ErrorKind::Identity);
     }
-    folder.remove(SEGMENT);
+    folder.remove(SEGMENT).expect("removed");
     let error = open(&folder).expect_err("lost");
     assert!(error.to_string().contains(SEGMENT), "{error}");
 }

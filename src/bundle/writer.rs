@@ -1,15 +1,23 @@
 //! Makes a bundle: reads ahead in one thread, encodes in others, assembles on the caller's, writes
-//! in one more.
+//! in one more. What is here is one pass of that over the rest of the selection; `media.rs` says
+//! where it goes, and how many passes it takes.
 //!
-//! Guarantees: segments are durable before the manifest exists under its name, so a directory
-//! with a manifest is complete; memory is bounded by `MEMORY_BYTES` and the selection's runs,
-//! whatever the size of the volume; a source that cannot be read becomes an unreadable chunk,
-//! never zeros, never an earlier chunk's bytes.
+//! | a pass ends | then |
+//! |---|---|
+//! | at the end of the selection | the bundle is complete |
+//! | because the next chunk does not fit the room that was stated | the medium is full |
+//! | because a write failed for want of space | the open segment is to be discarded |
+//! | by any other error, or on request | the closed segments stay, to be gone on with |
+//!
+//! Guarantees: a segment counts as closed once it is durable; memory is bounded by `MEMORY_BYTES`
+//! and the selection's runs, whatever the size of the volume; a source that cannot be read becomes
+//! an unreadable chunk, never zeros, never an earlier chunk's bytes.
 //! Does not know: the date (its caller states it), what the source is.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{Builder, Scope};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -17,16 +25,14 @@ use uuid::Uuid;
 
 use super::assemble::{Assembler, Order, Outlet, STAGING_BYTES};
 use super::encode::{Compression, Encoder, Part};
-use super::members::{
-    BEGIN_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME, UNFINISHED_NAME,
-};
+use super::media::write_in;
 use super::selection::{Stretches, normalised, zero_grain};
 use super::source::Source;
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::{BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader};
+use crate::format::bundle::{ChunkKind, SegmentEntry, SegmentHeader};
 use crate::limits::{
     BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_SEGMENT_BYTES_MAX,
     BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
@@ -97,6 +103,10 @@ pub struct BundleReport {
     pub bytes_stored: u64,
     /// Runs the source could not read, the first `REPORT_RUNS_MAX`.
     pub unreadable: Vec<ByteRange>,
+    /// Media that are finished.
+    pub media: u32,
+    /// Bytes of the selection that wait for a further medium; 0: the bundle is complete.
+    pub bytes_left: u64,
     pub seconds: f64,
 }
 
@@ -115,8 +125,8 @@ impl BundleWriter {
         check(options)?;
         normalised(&options.selection, source.identity().geometry)?;
         let folder = FileFolder::create(directory)?;
-        // Half a bundle is of no use to anybody, and would stand in the way of the next try.
-        Self::create_in(&folder, source, options, progress).inspect_err(|_| folder.discard())
+        // Half a bundle that nobody remembers would only stand in the way of the next try.
+        write_in(&folder, source, options, progress).inspect_err(|_| folder.discard())
     }
 
     /// Makes a bundle in an empty folder.
@@ -126,52 +136,11 @@ impl BundleWriter {
         options: &WriterOptions,
         progress: OnBundleProgress<'_>,
     ) -> Result<BundleReport> {
-        check(options)?;
-        let clock = MonotonicClock::default();
-        let began = clock.now();
-        let identity = source.identity();
-        let selection = normalised(&options.selection, identity.geometry)?;
-        let mut begin = BeginManifest::new(
-            options.bundle,
-            identity.volume,
-            identity.geometry,
-            identity.generation,
-            identity.cut,
-        );
-        begin.compression = options.compression.to_string();
-        begin.created_unix_s = options.created_unix_s;
-        begin.software.clone_from(&options.software);
-        begin.selection = selection.iter().map(|range| Run::from(*range)).collect();
-        let begin_bytes = begin.encode();
-        for (name, bytes) in
-            [(README_NAME, README), (RECOVER_NAME, RECOVER), (BEGIN_NAME, &begin_bytes)]
-        {
-            write_member(folder, name, bytes)?;
-        }
-        folder.flush()?;
-        let begin_hash: Hash = *blake3::hash(&begin_bytes).as_bytes();
-        let header = SegmentHeader {
-            bundle: options.bundle,
-            volume: identity.volume,
-            geometry: identity.geometry,
-            generation: identity.generation,
-            cut: identity.cut,
-            segment: 0,
-            begin_hash,
-        };
-        let mut making = Making::new(clock, &selection, progress);
-        let segments = making.run(folder, source, options, (selection, header))?;
-        let mut manifest = Manifest::new(begin, begin_hash, segments);
-        manifest.unreadable = making.unreadable.iter().map(|range| Run::from(*range)).collect();
-        folder.flush()?;
-        write_member(folder, UNFINISHED_NAME, &manifest.encode())?;
-        folder.rename(UNFINISHED_NAME, MANIFEST_NAME)?;
-        folder.flush()?;
-        Ok(making.report(&manifest, clock.now().since_ms(began)))
+        write_in(folder, source, options, progress)
     }
 }
 
-fn check(options: &WriterOptions) -> Result<()> {
+pub(super) fn check(options: &WriterOptions) -> Result<()> {
     let allowed = BUNDLE_SEGMENT_BYTES_MIN..=BUNDLE_SEGMENT_BYTES_MAX;
     if !allowed.contains(&options.segment_bytes_max) {
         return Err(Error::usage(format!(
@@ -184,12 +153,6 @@ fn check(options: &WriterOptions) -> Result<()> {
         return Err(Error::usage("expected at least one thread to make a bundle"));
     }
     Ok(())
-}
-
-fn write_member(folder: &dyn Folder, name: &str, bytes: &[u8]) -> Result<()> {
-    let file = folder.create(name)?;
-    file.write_at(0, bytes)?;
-    file.flush()
 }
 
 /// A piece of the source on its way to an encoder. The slot holds its bytes.
@@ -209,28 +172,66 @@ struct Encoded<'a> {
     slot: Option<&'a mut [u8]>,
 }
 
-struct Making<'p> {
+/// How a pass ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The selection is stored.
+    Complete,
+    /// The room that was stated is used up.
+    NoRoom,
+    /// There was less room than stated: the segment that was open is to be discarded. `reached` of
+    /// its bytes were written.
+    Full {
+        reached: u64,
+    },
+    Failed(Error),
+}
+
+/// What a pass did.
+#[derive(Debug)]
+pub(super) struct Passed {
+    /// In order, durable.
+    pub closed: Vec<SegmentEntry>,
+    pub end: End,
+}
+
+/// Where a pass begins, and how much it may store.
+#[derive(Debug)]
+pub(super) struct Leg {
+    /// What is left of the selection.
+    pub selection: Vec<ByteRange>,
+    /// The header of the first segment.
+    pub header: SegmentHeader,
+    pub room: Option<u64>,
+}
+
+/// What lasts from pass to pass.
+pub(super) struct Making<'p> {
     clock: MonotonicClock,
     told: Option<Instant>,
     progress: OnBundleProgress<'p>,
     state: BundleProgress,
-    unreadable: Vec<ByteRange>,
+    /// Runs the source could not read, those of a discarded segment counted as well.
+    pub unreadable: Vec<ByteRange>,
 }
 
 impl<'p> Making<'p> {
-    fn new(clock: MonotonicClock, selection: &[ByteRange], progress: OnBundleProgress<'p>) -> Self {
-        let bytes_total = selection.iter().map(|range| range.length).sum();
+    pub fn new(clock: MonotonicClock, bytes_total: u64, progress: OnBundleProgress<'p>) -> Self {
         let state = BundleProgress { bytes_total, ..BundleProgress::default() };
         Self { clock, told: None, progress, state, unreadable: Vec::new() }
     }
 
-    fn run(
+    /// One pass, as the module says.
+    pub fn pass(
         &mut self,
         folder: &dyn Folder,
         source: &dyn Source,
         options: &WriterOptions,
-        (selection, header): (Vec<ByteRange>, SegmentHeader),
-    ) -> Result<Vec<crate::format::bundle::SegmentEntry>> {
+        leg: Leg,
+    ) -> Result<Passed> {
+        let Leg { selection, header, room } = leg;
+        let left: u64 = selection.iter().map(|range| range.length).sum();
+        self.state.bytes_done = self.state.bytes_total - left;
         let grain = zero_grain(header.geometry);
         let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNKS_AHEAD * SLOT_BYTES);
         let encoders = (0..options.threads)
@@ -257,21 +258,28 @@ impl<'p> Making<'p> {
             }
             let files =
                 spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
-            let assembler =
-                Assembler::new(Outlet { orders, written }, header, options.segment_bytes_max)?;
-            let segments = self.assemble(assembler, &encoded, &free);
+            let outlet = Outlet { orders, written };
+            let mut assembler = Assembler::new(outlet, header, options.segment_bytes_max, room)?;
+            let assembled = self.assemble(&mut assembler, &encoded, &free);
             drop((encoded, free));
-            files.join().expect("the writing thread does not panic")?;
-            segments
+            let mut closed = assembler.into_closed();
+            let written = files.join().expect("the writing thread does not panic");
+            closed.truncate(written.closed);
+            let end = match (written.result, assembled) {
+                (Err(error), _) if is_full(&error) => End::Full { reached: written.reached },
+                (Err(error), _) | (Ok(()), Err(error)) => End::Failed(error),
+                (Ok(()), Ok(end)) => end,
+            };
+            Ok(Passed { closed, end })
         })
     }
 
     fn assemble<'a>(
         &mut self,
-        mut assembler: Assembler,
+        assembler: &mut Assembler,
         encoded: &Receiver<Result<Encoded<'a>>>,
         free: &Sender<&'a mut [u8]>,
-    ) -> Result<Vec<crate::format::bundle::SegmentEntry>> {
+    ) -> Result<End> {
         let mut early = BTreeMap::new();
         let mut next = 0;
         self.tell()?;
@@ -279,7 +287,10 @@ impl<'p> Making<'p> {
             let piece = piece?;
             early.insert(piece.sequence, piece);
             while let Some(piece) = early.remove(&next) {
-                self.store(&mut assembler, &piece)?;
+                if !self.store(assembler, &piece)? {
+                    assembler.finish()?;
+                    return Ok(End::NoRoom);
+                }
                 if let Some(slot) = piece.slot {
                     // The reader may have come to its end; then nobody needs the slot.
                     let _unneeded = free.send(slot);
@@ -291,12 +302,13 @@ impl<'p> Making<'p> {
             }
         }
         assert!(early.is_empty() && self.state.bytes_done == self.state.bytes_total, "all stored");
-        let segments = assembler.finish()?;
+        assembler.finish()?;
         self.tell()?;
-        Ok(segments)
+        Ok(End::Complete)
     }
 
-    fn store(&mut self, assembler: &mut Assembler, piece: &Encoded<'_>) -> Result<()> {
+    /// `false` if the medium has no room for all of it.
+    fn store(&mut self, assembler: &mut Assembler, piece: &Encoded<'_>) -> Result<bool> {
         for part in &piece.parts {
             let length = part.descriptor.stored_bytes as usize;
             let bytes = match (part.descriptor.kind, &piece.slot) {
@@ -304,14 +316,21 @@ impl<'p> Making<'p> {
                 (ChunkKind::Zstd, Some(slot)) => &slot[CHUNK + part.at..][..length],
                 _ => &[],
             };
-            assembler.add(part.descriptor, bytes)?;
+            if !assembler.add(part.descriptor, bytes)? {
+                return Ok(false);
+            }
             self.state.bytes_stored += length as u64;
             if part.descriptor.kind == ChunkKind::Unreadable {
                 push_run(&mut self.unreadable, part.descriptor.range);
             }
         }
         self.state.bytes_done += piece.range.length;
-        Ok(())
+        Ok(true)
+    }
+
+    /// What was stored so far, for the progress of the passes to come.
+    pub fn stored(&mut self, bytes: u64) {
+        self.state.bytes_stored = bytes;
     }
 
     fn is_due(&self) -> bool {
@@ -326,31 +345,19 @@ impl<'p> Making<'p> {
             ControlFlow::Break(()) => Err(interrupted()),
         }
     }
+}
 
-    fn report(self, manifest: &Manifest, elapsed_ms: u64) -> BundleReport {
-        let mut report = BundleReport {
-            bundle: manifest.begin.bundle.0,
-            segments: manifest.segments.len() as u64,
-            bytes_selected: self.state.bytes_total,
-            unreadable: self.unreadable,
-            seconds: elapsed_ms as f64 / 1000.0,
-            ..BundleReport::default()
-        };
-        for segment in &manifest.segments {
-            report.chunks += segment.chunks;
-            report.bytes_data += segment.data_bytes;
-            report.bytes_zero += segment.zero_bytes;
-            report.bytes_unreadable += segment.unreadable_bytes;
-            report.bytes_stored += segment.stored_bytes;
-        }
-        report
-    }
+/// Whether an error says that there is no space left.
+pub(super) fn is_full(error: &Error) -> bool {
+    const ENOSPC: i32 = 28;
+    const EDQUOT: i32 = 122;
+    error.kind() == ErrorKind::Device && matches!(error.errno(), Some(ENOSPC | EDQUOT))
 }
 
 fn interrupted() -> Error {
     Error::new(
         ErrorKind::Interrupted,
-        "stopped on request; the bundle is unfinished, begin it again in an empty directory",
+        "stopped on request; the bundle is unfinished, ask again with --continue to go on with it",
     )
 }
 
@@ -456,27 +463,59 @@ fn encode<'a>(
     }
 }
 
+/// What the writing thread came to.
+struct Written {
+    closed: usize,
+    /// Bytes of the segment that was open at the end.
+    reached: u64,
+    result: Result<()>,
+}
+
 /// Carries out orders until they end or one fails.
 fn carry_out(
     folder: &dyn Folder,
     orders: &Receiver<Order>,
     written: &Sender<AlignedBuffer>,
-) -> Result<()> {
-    let mut open: Option<std::sync::Arc<dyn FolderFile>> = None;
+) -> Written {
+    let mut open: Option<Arc<dyn FolderFile>> = None;
+    let mut done = Written { closed: 0, reached: 0, result: Ok(()) };
     for order in orders {
-        let file = || open.as_ref().expect("a segment is created before it is written");
-        match order {
-            Order::Create(name) => open = Some(folder.create(&name)?),
-            Order::Write(position, bytes) => file().write_at(position, &bytes)?,
-            Order::WriteBatch(position, memory, part) => {
-                file().write_at(position, &memory[part])?;
-                // The assembler may have ended meanwhile; then nobody needs the memory.
-                let _unneeded = written.send(memory);
-            }
-            Order::Close => {
-                file().flush()?;
-                open = None;
-            }
+        if let Err(error) = carry_out_one(folder, order, &mut open, &mut done, written) {
+            done.result = Err(error);
+            return done;
+        }
+    }
+    done
+}
+
+fn carry_out_one(
+    folder: &dyn Folder,
+    order: Order,
+    open: &mut Option<Arc<dyn FolderFile>>,
+    done: &mut Written,
+    written: &Sender<AlignedBuffer>,
+) -> Result<()> {
+    let file = || open.as_ref().expect("a segment is created before it is written");
+    match order {
+        Order::Create(name) => {
+            *open = Some(folder.create(&name)?);
+            done.reached = 0;
+        }
+        Order::Write(position, bytes) => {
+            file().write_at(position, &bytes)?;
+            done.reached = position + bytes.len() as u64;
+        }
+        Order::WriteBatch(position, memory, part) => {
+            file().write_at(position, &memory[part.clone()])?;
+            done.reached = position + part.len() as u64;
+            // The assembler may have ended meanwhile; then nobody needs the memory.
+            let _unneeded = written.send(memory);
+        }
+        Order::Close => {
+            file().flush()?;
+            *open = None;
+            folder.flush()?;
+            done.closed += 1;
         }
     }
     Ok(())

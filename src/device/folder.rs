@@ -45,6 +45,12 @@ pub trait Folder: Send + Sync + Debug {
     fn rename(&self, from: &str, to: &str) -> Result<()>;
     /// Afterwards the names are durable.
     fn flush(&self) -> Result<()>;
+    /// Takes a file away, if it is there.
+    fn remove(&self, name: &str) -> Result<()>;
+    /// Bytes that new files may take; `None` if it cannot tell.
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
@@ -69,22 +75,25 @@ pub struct FileFolder {
 impl FileFolder {
     /// A folder for new files: makes the directory, or takes an empty one that exists.
     pub fn create(path: &Path) -> Result<Self> {
+        let folder = Self::resume(path)?;
+        if folder.made || folder.names()?.is_empty() {
+            return Ok(folder);
+        }
+        Err(Error::usage(
+            "expected a new or an empty directory, found files in it; \
+             name another directory or empty this one",
+        )
+        .at_path(path))
+    }
+
+    /// A folder to go on in, whatever is in it; made if it is missing.
+    pub fn resume(path: &Path) -> Result<Self> {
         match std::fs::create_dir(path) {
             Ok(()) => {
                 flush_directory(parent_of(path))?;
                 Ok(Self { made: true, ..Self::at(path) })
             }
-            Err(source) if source.kind() == IoErrorKind::AlreadyExists => {
-                let folder = Self::open(path)?;
-                if folder.names()?.is_empty() {
-                    return Ok(folder);
-                }
-                Err(Error::usage(
-                    "expected a new or an empty directory, found files in it; \
-                     name another directory or empty this one",
-                )
-                .at_path(path))
-            }
+            Err(source) if source.kind() == IoErrorKind::AlreadyExists => Self::open(path),
             Err(source) => Err(Error::device("create directory", &source).at_path(path)),
         }
     }
@@ -177,6 +186,24 @@ impl Folder for FileFolder {
     fn flush(&self) -> Result<()> {
         flush_directory(&self.path)
     }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.member(name)?;
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != IoErrorKind::NotFound => {
+                return Err(Error::device("remove", &source).at_path(&path));
+            }
+            _ => {}
+        }
+        self.created().remove(name);
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        let told = rustix::fs::statvfs(&self.path)
+            .map_err(|errno| Error::device("measure", &errno.into()).at_path(&self.path))?;
+        Ok(Some(told.f_bavail.saturating_mul(told.f_frsize)))
+    }
 }
 
 #[derive(Debug)]
@@ -250,11 +277,6 @@ impl RamFolder {
     pub fn replace(&self, name: &str, bytes: Vec<u8>) {
         self.locked().insert(name.into(), Arc::new(RamFile { bytes: RwLock::new(bytes) }));
     }
-
-    /// Takes a file away.
-    pub fn remove(&self, name: &str) {
-        self.locked().remove(name);
-    }
 }
 
 impl Folder for RamFolder {
@@ -292,6 +314,11 @@ impl Folder for RamFolder {
     }
 
     fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.locked().remove(name);
         Ok(())
     }
 }
@@ -352,6 +379,9 @@ mod tests {
         for name in ["", ".", "..", "x/y"] {
             assert!(folder.create(name).is_err(), "{name:?}");
         }
+        folder.remove("b").expect("removed");
+        folder.remove("b").expect("it is gone already");
+        assert!(folder.open("b").is_err() && folder.names().expect("listed").is_empty());
         folder.flush().expect("durable");
     }
 

@@ -1,6 +1,6 @@
 //! Bundles and merges, as functions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -12,8 +12,7 @@ use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detach
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    Bundle, BundleWriter, Compression, ImageSource, PieceSource, Source, WriterOptions,
-    threads_default,
+    Bundle, Compression, ImageSource, Journey, PieceSource, Source, WriterOptions, threads_default,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
@@ -35,17 +34,23 @@ pub enum BundleInput {
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, destination, *, selection=None, compression="none", level=1,
-                    block_size=4096, progress=None))]
+#[pyo3(signature = (source, media, *, selection=None, compression="none", level=1,
+                    block_size=4096, medium_size=None, proceed=false, name="", mark="",
+                    state=None, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn bundle_create<'py>(
     py: Python<'py>,
     source: BundleInput,
-    destination: &str,
+    media: Vec<PathBuf>,
     selection: Option<Vec<(u64, u64)>>,
     compression: &str,
     level: i32,
     block_size: u64,
+    medium_size: Option<u64>,
+    proceed: bool,
+    name: &str,
+    mark: &str,
+    state: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut selection = byte_ranges(selection)?;
@@ -58,7 +63,7 @@ pub fn bundle_create<'py>(
         }
         BundleInput::Snapshot(snapshot) => {
             let view = snapshot.get().view();
-            if selection.is_empty() {
+            if selection.is_empty() && !proceed {
                 let geometry = view.geometry();
                 let runs = view.selection().runs();
                 selection = runs.iter().map(|run| geometry.bytes_of(*run)).collect();
@@ -76,9 +81,18 @@ pub fn bundle_create<'py>(
         created_unix_s: wall_clock_ms() / 1000,
         ..WriterOptions::default()
     };
+    let journey = Journey {
+        source: &*source,
+        name,
+        mark,
+        media: &media,
+        medium_bytes_max: medium_size,
+        proceed,
+        state: state.as_deref(),
+    };
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
-        BundleWriter::create(Path::new(destination), &*source, &options, &mut |state| {
+        journey.make(&options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
@@ -101,6 +115,8 @@ pub fn bundle_create<'py>(
     dict.set_item("chunks", report.chunks)?;
     dict.set_item("segments", report.segments)?;
     dict.set_item("unreadable", extents(py, report.unreadable)?)?;
+    dict.set_item("media", report.media)?;
+    dict.set_item("bytes_left", report.bytes_left)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
 }
@@ -127,6 +143,8 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
     dict.set_item("complete", true)?;
+    dict.set_item("medium", manifest.medium.map_or(1, |medium| medium.number))?;
+    dict.set_item("last", manifest.medium.is_none_or(|medium| medium.last))?;
     dict.set_item("extents", extents(py, bundle.selection())?)?;
     let selected: u64 = bundle.selection().iter().map(|range| range.length).sum();
     dict.set_item("bytes_selected", selected)?;

@@ -131,7 +131,7 @@ def test_a_snapshot_is_listed_exported_bundled_and_deleted(daemon: Daemon) -> No
     target = daemon.place / "out.drb"
     seen: list[dict[str, int]] = []
     report = daemon.client.job(
-        "/v1/volumes/far/bundle", {"snapshot": cut, "destination": str(target)}, seen.append
+        "/v1/volumes/far/bundle", {"snapshot": cut, "media": [str(target)]}, seen.append
     )
     assert report["bytes_selected"] == SIZE
     daemon.client.call("DELETE", f"/v1/volumes/far/snapshots/{cut}")
@@ -143,7 +143,7 @@ def test_a_snapshot_is_listed_exported_bundled_and_deleted(daemon: Daemon) -> No
 def test_merging_into_a_whole_volume_writes_nothing(daemon: Daemon) -> None:
     cut = daemon.client.call("POST", "/v1/volumes/v/snapshot", {})["snapshot"]
     target = daemon.place / "whole.drb"
-    daemon.client.job("/v1/volumes/far/bundle", {"snapshot": cut, "destination": str(target)})
+    daemon.client.job("/v1/volumes/far/bundle", {"snapshot": cut, "media": [str(target)]})
     report = daemon.client.job("/v1/volumes/v/merge", {"sources": [str(target)]})
     assert (report["bytes_written"], report["bytes_skipped"]) == (0, SIZE)
     daemon.client.call("DELETE", f"/v1/volumes/far/snapshots/{cut}")

@@ -15,39 +15,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """`selection`: (offset, length); None selects what the source selects, else everything."""
+    """`selection`: (offset, length); None selects what the source selects, else everything.
+
+    `state`: where the record is kept with which a later call may `proceed`; None: nowhere.
+    """
 
     selection: Sequence[tuple[int, int]] | None = None
     compression: Literal["none", "zstd"] = "none"
     level: int = 1
     block_size: int = 4096
+    medium_size: int | None = None
+    proceed: bool = False
+    state: Path | None = None
 
 
 def create_bundle(
     source: "Path | SnapshotSource",
-    destination: Path,
+    media: Sequence[Path],
     options: BundleOptions,
     progress: "Progress | None" = None,
 ) -> BundleReport:
-    """Writes a bundle directory; the destination must not exist or be empty."""
+    """Writes a bundle over directories, each new or empty, or as much of it as they take."""
     if isinstance(source, Path):
         if not source.exists():
             raise UsageError(f"{source}: expected an image to make a bundle of, found nothing")
         if options.selection and source.is_file():
             check_ranges(options.selection, source.stat().st_size)
-    from dualrestore.core import Bundle
+    from dualrestore.core import write_bundle
 
-    bundle = Bundle.create(
+    return write_bundle(
         source,
-        destination,
+        media,
         options.selection,
+        medium_size=options.medium_size,
         compression=options.compression,
         level=options.level,
         block_size=options.block_size,
+        proceed=options.proceed,
+        state=options.state,
         progress=progress,
     )
-    assert bundle.report is not None, "a created bundle has a report"
-    return bundle.report
 
 
 def verify_bundle(path: Path, progress: "Progress | None" = None) -> BundleVerification:

@@ -115,13 +115,15 @@ class Verify(_Body):
 
 
 class MakeBundle(_Body):
-    """`destination`: a path on the daemon's host."""
+    """`media`: paths on the daemon's host, in order. See `jobs.bundle.BundleOptions`."""
 
     snapshot: str
-    destination: str
+    media: list[str]
     selection: list[tuple[int, int]] | None = None
     compression: Literal["none", "zstd"] = "none"
     level: int = 1
+    medium_size: int | None = None
+    proceed: bool = False
 
 
 BodyType = TypeVar("BodyType", bound=_Body)
@@ -260,11 +262,18 @@ class Control:
         body = await _body(request, MakeBundle)
         name = request.path_params["name"]
         volume = self._node.backup(name)
-        [destination] = _paths([body.destination])
-        options = BundleOptions(body.selection, body.compression, body.level)
+        media = _paths(body.media)
+        options = BundleOptions(
+            body.selection,
+            body.compression,
+            body.level,
+            medium_size=body.medium_size,
+            proceed=body.proceed,
+            state=self._node.configuration.node.state / name / "bundles",
+        )
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
-            return create_bundle(volume.source(body.snapshot), destination, options, report)
+            return create_bundle(volume.source(body.snapshot), media, options, report)
 
         return self._lines("bundle", name, work)
 

@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::Hash;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::limits::{BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX, BUNDLE_SELECTION_RUNS_MAX};
+use crate::limits::{
+    BUNDLE_MEDIA_MAX, BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX, BUNDLE_SELECTION_RUNS_MAX,
+};
 use crate::units::{BlockSize, Geometry};
 
 const BEGIN_FORMAT: &str = "dualrestore bundle, begun";
@@ -77,7 +79,16 @@ pub struct SegmentEntry {
     pub coverage: Vec<Run>,
 }
 
-/// `manifest.json`: written last; without it a bundle is unfinished.
+/// Which of the media of a bundle a manifest lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MediumEntry {
+    /// From 1.
+    pub number: u32,
+    pub last: bool,
+}
+
+/// `manifest.json`: written last; without it a bundle, or a medium of it, is unfinished.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -88,6 +99,10 @@ pub struct Manifest {
     pub begin_hash: HexHash,
     /// BLAKE3 of the roots of all segments in order.
     pub root: HexHash,
+    /// Absent: the only medium. Of several, each lists its own segments, whose numbers go on from
+    /// medium to medium.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub medium: Option<MediumEntry>,
     pub segments: Vec<SegmentEntry>,
     /// What the source could not read, up to a limit; the descriptors say all of it.
     pub unreadable: Vec<Run>,
@@ -167,11 +182,11 @@ impl BeginManifest {
 
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        encode_checked(self)
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let manifest: Self = parse(bytes, BEGIN_FORMAT)?;
+        let manifest: Self = decode_checked(bytes, BEGIN_FORMAT)?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -217,6 +232,7 @@ impl Manifest {
             begin,
             begin_hash: HexHash(begin_hash),
             root,
+            medium: None,
             segments,
             unreadable: Vec::new(),
         }
@@ -224,11 +240,11 @@ impl Manifest {
 
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        encode_checked(self)
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let manifest: Self = parse(bytes, FORMAT)?;
+        let manifest: Self = decode_checked(bytes, FORMAT)?;
         expect_format(&manifest.format, manifest.version, FORMAT)?;
         manifest.begin.check()?;
         let geometry = manifest.begin.geometry()?;
@@ -236,8 +252,10 @@ impl Manifest {
         if manifest.segments.len() > BUNDLE_SEGMENTS_MAX as usize {
             return Err(Error::format("the manifest lists too many segments"));
         }
-        for (number, segment) in (0u32..).zip(&manifest.segments) {
+        let first = manifest.first_segment()?;
+        for (number, segment) in (first..).zip(&manifest.segments) {
             let sane = segment.number == number
+                && number < BUNDLE_SEGMENTS_MAX
                 && segment.name == segment_name(number)
                 && segment.bytes <= BUNDLE_SEGMENT_BYTES_MAX;
             if !sane {
@@ -252,6 +270,20 @@ impl Manifest {
             return Err(Error::integrity("the roots of the segments do not give the root"));
         }
         Ok(manifest)
+    }
+}
+
+impl Manifest {
+    /// The number that its first segment must have.
+    fn first_segment(&self) -> Result<u32> {
+        let number = self.medium.map_or(1, |medium| medium.number);
+        if !(1..=BUNDLE_MEDIA_MAX).contains(&number) {
+            return Err(Error::format(format!(
+                "expected a medium numbered from 1 to {BUNDLE_MEDIA_MAX}, found {number}"
+            )));
+        }
+        let first = self.segments.first().filter(|_| number > 1);
+        Ok(first.map_or(0, |segment| segment.number))
     }
 }
 
@@ -301,7 +333,8 @@ fn check_of(text: &[u8]) -> String {
     format!("{:08x}-{}", crc32c::crc32c(text), blake3::hash(text).to_hex())
 }
 
-fn encode<T: Serialize>(manifest: &T) -> Vec<u8> {
+/// A structure as JSON that ends with the checks of its text.
+pub(super) fn encode_checked<T: Serialize>(manifest: &T) -> Vec<u8> {
     let json = serde_json::to_string_pretty(manifest).expect("plain structures become JSON");
     let text = json.strip_suffix("\n}").expect("a pretty object ends on a line of its own");
     format!("{text}{CHECK_START}{}{CHECK_END}", check_of(text.as_bytes())).into_bytes()
@@ -313,7 +346,8 @@ struct Preamble {
     version: u32,
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], expected: &str) -> Result<T> {
+/// Such JSON, of a format that is named in it.
+pub(super) fn decode_checked<T: DeserializeOwned>(bytes: &[u8], expected: &str) -> Result<T> {
     let damaged = || {
         Error::integrity(
             "the manifest is damaged or cut off: it does not end with a checksum that matches it; \
@@ -385,6 +419,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_segments_of_a_further_medium_are_numbered_on() {
+        let mut further = manifest();
+        further.medium = Some(MediumEntry { number: 2, last: true });
+        further.segments[0].number = 7;
+        further.segments[0].name = segment_name(7);
+        assert_eq!(Manifest::parse(&further.encode()).expect("whole"), further);
+        further.segments.clear();
+        let empty = Manifest { root: HexHash(root_of(&[])), ..further.clone() };
+        assert_eq!(Manifest::parse(&empty.encode()).expect("nothing was left for it"), empty);
+        let text = String::from_utf8(manifest().encode()).expect("text");
+        assert!(!text.contains("medium"), "the only medium does not say so");
+    }
+
     fn refused(change: impl FnOnce(&mut Manifest)) -> Error {
         let mut changed = manifest();
         change(&mut changed);
@@ -404,6 +452,7 @@ mod tests {
             refused(|manifest| manifest.segments[0].name = "../seg-00000000.drs".into()),
             refused(|manifest| manifest.segments[0].number = 1),
             refused(|manifest| manifest.segments[0].coverage[0] = Run(4096, 4096)),
+            refused(|manifest| manifest.medium = Some(MediumEntry { number: 0, last: false })),
         ] {
             assert_eq!(error.kind(), ErrorKind::Format, "{error}");
         }

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from dualrestore.cli.arguments import RANGE, Invocation, config_option, json_option
+from dualrestore.cli.arguments import RANGE, SIZE, Invocation, config_option, json_option
 
 
 @click.group("bundle")
@@ -20,61 +20,61 @@ def command() -> None:
 
 @command.command("create")
 @click.argument("source")
-@click.option("--to", "destination", required=True, metavar="DIR", help="A new directory.")
+@click.option(
+    "--to",
+    "media",
+    required=True,
+    multiple=True,
+    metavar="DIR",
+    help="A new directory; repeat it for several media, filled in this order.",
+)
 @click.option("--select", "select", multiple=True, type=RANGE, metavar="RANGE")
 @click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", show_default=True)
 @click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True)
+@click.option(
+    "--medium-size",
+    type=SIZE,
+    metavar="SIZE",
+    help="Bytes of all files on one medium; else as many as it takes.",
+)
+@click.option(
+    "--continue",
+    "proceed",
+    is_flag=True,
+    help="Go on with a bundle that was stopped, or that waits for its next medium.",
+)
 @config_option
 @json_option
 @click.pass_obj
 def create(
     invocation: Invocation,
     source: str,
-    destination: str,
+    media: tuple[str, ...],
     select: tuple[tuple[int, int], ...],
     compress: Literal["none", "zstd"],
     level: int,
-) -> None:
+    medium_size: int | None,
+    proceed: bool,
+) -> int:
     """Write a bundle of SOURCE: an image or device, or NAME@SNAPSHOT at its backup's daemon.
+
+    Each --to is one medium, and can be read without the others. When they are full the next one is
+    asked for on a terminal; elsewhere the exit code is 6, and --continue goes on with another.
 
     \b
     Example:
       dualrestore bundle create disk.img --to disk.drb --compress zstd
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
+      dualrestore bundle create disk.img --to /media/a/disk --to /media/b/disk
+      dualrestore bundle create disk.img --to /media/c/disk --continue
     """
-    from dualrestore.cli.daemon import daemon_of
-    from dualrestore.cli.printer import Printer, speed
-    from dualrestore.model import BundleReport, read
-    from dualrestore.sizes import format_size
+    from dualrestore.cli.making import Making, make
+    from dualrestore.jobs.bundle import BundleOptions
 
-    printer = Printer(as_json=invocation.as_json)
-    target = Path(destination).absolute()
-    selection = list(select) or None
-    with printer.progress("bundle") as progress:
-        if "@" in source and not Path(source).exists():
-            name, _, snapshot = source.partition("@")
-            body = {
-                "snapshot": snapshot,
-                "destination": str(target),
-                "selection": selection,
-                "compression": compress,
-                "level": level,
-            }
-            client = daemon_of(invocation)
-            report = read(BundleReport, client.job(f"/v1/volumes/{name}/bundle", body, progress))
-        else:
-            from dualrestore.jobs.bundle import BundleOptions, create_bundle
-
-            options = BundleOptions(selection, compress, level)
-            report = create_bundle(Path(source), target, options, progress)
-    printer.report(
-        {"path": str(target), **report.document()},
-        [
-            f"{target}: {speed(report.bytes_selected, report.seconds)}, "
-            f"{format_size(report.bytes_stored)} stored in {report.segments} segments, "
-            f"{format_size(report.bytes_zero)} zeros"
-        ],
+    options = BundleOptions(
+        list(select) or None, compress, level, medium_size=medium_size, proceed=proceed
     )
+    return make(invocation, Making(source, [Path(path).absolute() for path in media], options))
 
 
 @command.command("verify")

@@ -383,7 +383,7 @@ class Demo:
         with self._stage("snapshot"):
             cut = primary.client.call("POST", "/v1/volumes/demo/snapshot", {"label": "demo"})
         with self._stage("bundle"):
-            body = {"snapshot": cut["snapshot"], "destination": str(truck)}
+            body = {"snapshot": cut["snapshot"], "media": [str(truck)]}
             backup.client.job("/v1/volumes/demo/bundle", body, self._progress)
             backup.client.call("DELETE", f"/v1/volumes/demo/snapshots/{cut['snapshot']}")
         with self._stage("merge"):

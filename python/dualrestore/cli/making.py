@@ -1,0 +1,139 @@
+"""Makes a bundle for the command line, medium by medium, asking a person for the next one.
+
+Does not know: how a bundle is written.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+
+from dualrestore.cli.arguments import Invocation
+from dualrestore.cli.printer import Printer, speed
+from dualrestore.errors import DeviceError, ExitCode, UsageError
+from dualrestore.jobs.bundle import BundleOptions
+from dualrestore.model import BundleReport, read
+from dualrestore.sizes import format_size
+
+Progress = Callable[[dict[str, int]], None]
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is to be made, and the media at hand."""
+
+    source: str
+    media: list[Path]
+    options: BundleOptions
+
+
+def make(invocation: Invocation, making: Making) -> int:
+    """Writes the bundle, or as much of it as there are media for; returns the exit code."""
+    printer = Printer(as_json=invocation.as_json)
+    write = _writer_of(invocation, making, printer)
+    used = list(making.media)
+    report = write(making.media, making.options)
+    options = replace(making.options, proceed=True)
+    while not report.complete and (medium := _ask(report, invocation)) is not None:
+        try:
+            report = write([medium], options)
+            used.append(medium)
+        except (UsageError, DeviceError) as problem:
+            printer.note(f"medium {report.media + 1}: {problem}")
+    _print(printer, making, used, report)
+    return ExitCode.DONE if report.complete else ExitCode.NEXT_MEDIUM
+
+
+def _writer_of(
+    invocation: Invocation, making: Making, printer: Printer
+) -> Callable[[list[Path], BundleOptions], BundleReport]:
+    source = making.source
+    if "@" in source and not Path(source).exists():
+        from dualrestore.cli.daemon import daemon_of
+
+        name, _, snapshot = source.partition("@")
+        client = daemon_of(invocation)
+
+        def write_there(media: list[Path], options: BundleOptions) -> BundleReport:
+            body = asdict(options)
+            # A daemon keeps its records itself, and its snapshots have their block size.
+            del body["state"], body["block_size"]
+            body |= {"snapshot": snapshot, "media": [str(medium) for medium in media]}
+            with printer.progress("bundle") as progress:
+                told = client.job(f"/v1/volumes/{name}/bundle", body, progress)
+            return read(BundleReport, told)
+
+        return write_there
+
+    state = _state(printer, proceed=making.options.proceed)
+
+    def write_here(media: list[Path], options: BundleOptions) -> BundleReport:
+        from dualrestore.jobs.bundle import create_bundle
+
+        with printer.progress("bundle") as progress:
+            return create_bundle(Path(source), media, replace(options, state=state), progress)
+
+    return write_here
+
+
+def _state(printer: Printer, *, proceed: bool) -> Path | None:
+    """Where this user's records of unfinished bundles are."""
+    from dualrestore.config import state_home
+
+    place = state_home() / "bundles"
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        if proceed:
+            raise DeviceError(problem.errno or 5, f"{place}: {problem.strerror}") from problem
+        printer.note(
+            f"{place} cannot be made ({problem.strerror}): this bundle cannot be gone on with if "
+            "it is stopped; XDG_STATE_HOME names another place"
+        )
+        return None
+    return place
+
+
+def _ask(report: BundleReport, invocation: Invocation) -> Path | None:
+    """The next medium, if there is somebody to ask."""
+    if invocation.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    told = click.prompt(
+        f"Medium {report.media} is written and may be taken away. "
+        f"{format_size(report.bytes_left)} are left.\n"
+        f"Directory on medium {report.media + 1} (nothing: stop here)",
+        default="",
+        show_default=False,
+        err=True,
+    )
+    return Path(told).absolute() if told.strip() else None
+
+
+def _print(printer: Printer, making: Making, used: list[Path], report: BundleReport) -> None:
+    places = ", ".join(str(path) for path in used)
+    next_medium = None if report.complete else report.media + 1
+    lines = [
+        f"{places}: {speed(report.bytes_selected - report.bytes_left, report.seconds)}, "
+        f"{format_size(report.bytes_stored)} stored in {report.segments} segments, "
+        f"{format_size(report.bytes_zero)} zeros"
+    ]
+    if report.media > 1:
+        lines.append(f"{report.media} media")
+    document = {
+        "path": str(used[0]),
+        "paths": [str(path) for path in used],
+        **report.document(),
+        "complete": report.complete,
+        "next_medium": next_medium,
+    }
+    printer.report(document, lines)
+    if next_medium is not None:
+        printer.error(
+            "NextMediumError",
+            f"{making.source}: media 1 to {report.media} are written, "
+            f"{format_size(report.bytes_left)} are left for medium {next_medium}: go on with "
+            f"`dualrestore bundle create {making.source} --to DIR --continue`",
+            ExitCode.NEXT_MEDIUM,
+        )
