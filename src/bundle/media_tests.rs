@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 use super::*;
-use crate::device::{Folder, FolderFile, RamDevice, RamFolder};
+use crate::device::{CrashingFolder, Folder, FolderFile, Power, RamDevice, RamFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bundle::Done;
 use crate::units::BlockSize;
@@ -294,4 +294,97 @@ fn a_foreign_medium_is_refused_and_left_alone() {
     let refused = made(&mut Shelf::of([&folder as _], None)).expect_err("not empty");
     assert_eq!(refused.kind(), ErrorKind::Usage);
     assert_eq!(folder.names().expect("listed"), ["mine.txt"]);
+}
+
+/// A source that fits three segments of the smallest size.
+fn small() -> (Vec<u8>, ImageSource) {
+    let mut bytes = image();
+    bytes.truncate((2 << 20) + 512);
+    let device = Arc::new(RamDevice::from_bytes(bytes.clone()));
+    (bytes, ImageSource::new(device, BlockSize::DEFAULT).expect("sized"))
+}
+
+#[test]
+fn a_power_failure_at_any_event_costs_at_most_the_open_segment() {
+    let (bytes, source) = small();
+    let options = WriterOptions { segment_bytes_max: 2 << 20, ..options() };
+    let begun = Begun::new(&source, &options).expect("valid");
+    let begin = || (&begun, Done::default());
+    let go = &mut |_: &BundleProgress| go_on();
+    let mut events = 0;
+    for event in 0.. {
+        let power = Power::failing_at(event, event % 2 == 0);
+        let folder = CrashingFolder::new(Arc::clone(&power));
+        let mut shelf = Shelf::of([&folder as _], None);
+        if write_on(&source, &mut shelf, &options, begin(), &mut NoRecord, go).is_ok() {
+            break;
+        }
+        events += 1;
+        // As after kill -9, as after a power failure, and between.
+        for keeps in [usize::MAX, event as usize / 2 % 2] {
+            let after = folder.crash(&mut |most| keeps.min(most), &Power::steady());
+            let closed_before = closed(&folder, &begun);
+            if let Ok(found) = Bundle::open_in(after.shared()) {
+                let whole = found.verify(1, &mut |_| go_on()).expect("gone through").is_whole();
+                assert!(whole, "event {event}, {keeps}: a manifest on a medium that is not whole");
+            }
+            let mut shelf = Shelf::of([&after as _], None);
+            let mut told = Vec::new();
+            let mut first = |seen: &BundleProgress| {
+                told.push(seen.bytes_done);
+                go_on()
+            };
+            let end = write_on(&source, &mut shelf, &options, begin(), &mut NoRecord, &mut first);
+            assert_eq!(end.expect("gone on with").bytes_left, 0, "event {event}, {keeps}");
+            if keeps == usize::MAX {
+                // A segment of the smallest size holds one whole chunk.
+                let kept = (closed_before as u64) << 20;
+                assert!(
+                    told.first().is_none_or(|first| *first >= kept),
+                    "event {event}: {closed_before} were closed"
+                );
+            }
+            let mut ground = vec![0xee; bytes.len()];
+            lay(after.shared(), &mut ground);
+            assert!(ground == bytes, "event {event}, {keeps}");
+        }
+    }
+    assert!(events > 20, "{events} events");
+}
+
+/// How many segments have a trailer.
+fn closed(folder: &CrashingFolder, begun: &Begun) -> usize {
+    let copy = folder.crash(&mut |most| most, &Power::steady());
+    match super::resume::examine(&copy, begun, &Done::default()) {
+        Ok(super::resume::Found::Begun(held)) => held.len(),
+        _ => 0,
+    }
+}
+
+#[test]
+fn a_file_system_that_fills_up_at_any_step_never_leaves_a_medium_that_is_not_whole() {
+    let (bytes, source) = small();
+    let options = WriterOptions { segment_bytes_max: 2 << 20, ..options() };
+    let whole = {
+        let folder = RamFolder::new();
+        let mut shelf = Shelf::of([&folder as _], None);
+        write(&source, &mut shelf, &options, &mut NoRecord, &mut |_| go_on()).expect("made");
+        used(&folder)
+    };
+    let step = whole / 9;
+    for free in (1..11).map(|steps| steps * step).chain([whole - 1, whole - 700, whole - 5000]) {
+        let first = Limited::new(free, false);
+        let rest = RamFolder::new();
+        let mut shelf = Shelf::of([&first as _, &rest as _], None);
+        let made = write(&source, &mut shelf, &options, &mut NoRecord, &mut |_| go_on());
+        let Ok(report) = made else {
+            assert!(first.names().expect("listed").is_empty(), "{free} bytes: something is left");
+            continue;
+        };
+        assert_eq!((report.media, report.bytes_left), (2, 0), "{free} bytes");
+        let mut ground = vec![0xee; bytes.len()];
+        lay(first.shared(), &mut ground);
+        lay(rest.shared(), &mut ground);
+        assert!(ground == bytes, "{free} bytes");
+    }
 }

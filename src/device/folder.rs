@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `FileFolder` | a directory of any file system |
 //! | `RamFolder` | tests |
+//! | `CrashingFolder` (`crashing_folder.rs`) | tests: keeps only what was flushed, and a part of the rest |
 //!
 //! Guarantees: a name is one path component, so nothing outside the folder is ever touched; an
 //! existing file is never overwritten except by `rename`. A file's bytes are durable once its
@@ -53,7 +54,7 @@ pub trait Folder: Send + Sync + Debug {
     }
 }
 
-fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
+pub(super) fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
     let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
     if plain {
         Ok(name)

@@ -18,7 +18,7 @@ const EBUSY: i32 = 16;
 const EROFS: i32 = 30;
 
 /// A block device's major and minor number.
-type Number = (u32, u32);
+pub(super) type Number = (u32, u32);
 
 /// Refuses the block device `number` when it or a relative of it is mounted.
 pub(super) fn refuse_if_mounted(path: &Path, number: u64) -> Result<()> {
@@ -72,7 +72,7 @@ fn relatives(sysfs: &Path, number: Number) -> Vec<Number> {
     all
 }
 
-fn read_number(directory: &Path) -> Option<Number> {
+pub(super) fn read_number(directory: &Path) -> Option<Number> {
     parse_number(fs::read_to_string(directory.join("dev")).ok()?.trim())
 }
 
@@ -86,6 +86,16 @@ fn parse_number(text: &str) -> Option<Number> {
 fn source_number(source: &str) -> Option<Number> {
     let found = fs::metadata(source).ok().filter(|_| source.starts_with('/'))?;
     Some((major(found.rdev()), minor(found.rdev()))).filter(|number| *number != (0, 0))
+}
+
+/// The block device of a mounted file system that has a number of its own.
+pub(super) fn source_of(number: Number) -> Option<Number> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().find_map(|line| {
+        let (place, source) = line.split_once(" - ")?;
+        let own = parse_number(place.split(' ').nth(2)?)?;
+        (own == number).then(|| source_number(source.split(' ').nth(1)?)).flatten()
+    })
 }
 
 fn mounted_at(

@@ -132,7 +132,7 @@ def _print(printer: Printer, making: Making, used: list[Path], report: BundleRep
     if next_medium is not None:
         printer.error(
             "NextMediumError",
-            f"{making.source}: media 1 to {report.media} are written, "
+            f"{making.source}: medium {report.media} is written, "
             f"{format_size(report.bytes_left)} are left for medium {next_medium}: go on with "
             f"`dualrestore bundle create {making.source} --to DIR --continue`",
             ExitCode.NEXT_MEDIUM,
