@@ -8,8 +8,8 @@
 //! | a chunk of a bundle | all of it, or it could not be verified |
 //! | without bytes | a part without a read |
 //!
-//! Guarantees: reads of neighbouring bytes of one file are one read; pieces come in the order of the
-//! source; what a job needs of its slot is at most `SLOT_BYTES`.
+//! Guarantees: reads of neighbouring bytes of one file are one read; pieces come in the order of
+//! the source; what a job needs of its slot is at most `SLOT_BYTES`.
 //! Does not know: who reads, where bytes go.
 
 use std::ops::Range;

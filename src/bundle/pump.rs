@@ -10,9 +10,9 @@
 //!
 //! Several workers do this side by side, each with a queue of its own; the plan is shared.
 //!
-//! Guarantees: the consumer gets bytes only after they were verified (law 9); what it began it ends,
-//! however the pump ends; memory is bounded by `MEMORY_BYTES`, whatever the source; the caller's
-//! thread hears of every byte of the source once, and may end it all.
+//! Guarantees: the consumer gets bytes only after they were verified (law 9); what it began it
+//! ends, however the pump ends; memory is bounded by `MEMORY_BYTES`, whatever the source; the
+//! caller's thread hears of every byte of the source once, and may end it all.
 //! Does not know: what the bytes are for.
 
 use std::ops::ControlFlow;

@@ -92,7 +92,7 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         Self { shared, queue, opener, news, running, free: (0..slots).collect() }
     }
 
-    /// Until the plan ends, the pump is stopped, or something fails that no piece can be blamed for.
+    /// Until the plan ends, the pump is stopped, or something fails that is no piece's damage.
     pub(super) fn run(mut self) -> Result<()> {
         let mut failed = None;
         let mut done = Vec::new();

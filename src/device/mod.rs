@@ -79,8 +79,8 @@ pub trait Device: Send + Sync + Debug {
         Ok((rest > 0).then_some(ByteRange::new(offset, rest)))
     }
 
-    /// A descriptor on which the kernel may be given exactly this request beside us, if there is one:
-    /// open past the page cache, allowed, inside and aligned as it must be.
+    /// A descriptor on which the kernel may be given exactly this request beside us, if there is
+    /// one: open past the page cache, allowed, inside and aligned as it must be.
     fn direct(&self, access: Access, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {
         let (_by_nobody, _else, _here) = (access, offset, memory);
         None
