@@ -9,7 +9,8 @@
 //! | segment | a file of batches, at most 1 GiB, immutable once closed |
 //! | medium | a place for a part of a bundle; each can be read without the others |
 //! | piece | a chunk on its way out of a bundle or an image |
-//! | pump | read-ahead and verification of pieces, for merging and verifying alike |
+//! | pump | reading and verifying of pieces, for merging and verifying alike |
+//! | plan, job, slot | which pieces go through memory together, and the memory |
 
 mod assemble;
 mod encode;
@@ -18,6 +19,7 @@ mod keeping;
 mod media;
 mod members;
 mod pieces;
+mod plan;
 mod pump;
 mod reader;
 mod report;
@@ -27,6 +29,7 @@ mod selection;
 mod snapshot_source;
 mod source;
 mod verify;
+mod worker;
 mod writer;
 
 pub use encode::{Compression, is_zero};
@@ -34,8 +37,8 @@ pub use journey::Journey;
 pub use media::{Begun, Media, Medium, NoRecord, Record, write, write_on};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
-    Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
-    run, threads_default,
+    Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
+    threads_default,
 };
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
