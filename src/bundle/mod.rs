@@ -12,6 +12,7 @@
 
 mod assemble;
 mod encode;
+mod encryption;
 mod members;
 mod pieces;
 mod pump;
@@ -24,6 +25,7 @@ mod verify;
 mod writer;
 
 pub use encode::{Compression, is_zero};
+pub use encryption::{Encryption, generate_key, random_salt};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
@@ -38,5 +40,7 @@ pub use writer::{
     OnBundleProgress, WriterOptions,
 };
 
+#[cfg(test)]
+mod encrypted_tests;
 #[cfg(test)]
 mod tests;

@@ -195,7 +195,9 @@ fn open_all<'a, C: Consumer>(
     free: &Sender<&'a mut [u8]>,
 ) {
     for Job { piece, slot, failed } in jobs {
-        let event = open_one(consumer, &mut opener, plain, (&piece, slot.as_deref(), failed));
+        let mut slot = slot;
+        let stored = slot.as_deref_mut();
+        let event = open_one(consumer, &mut opener, plain, (&piece, stored, failed));
         if let Some(slot) = slot {
             // The reader may have ended meanwhile; then nobody needs the slot.
             let _unneeded = free.send(slot);
@@ -210,7 +212,7 @@ fn open_one<C: Consumer>(
     consumer: &C,
     opener: &mut Opener,
     plain: &mut [u8],
-    (piece, slot, failed): (&Piece, Option<&[u8]>, Option<Error>),
+    (piece, slot, failed): (&Piece, Option<&mut [u8]>, Option<Error>),
 ) -> Result<Event<C::Note>> {
     let range = piece.range;
     let length = piece.bytes_to_read();
@@ -219,7 +221,8 @@ fn open_one<C: Consumer>(
         (_, _, Some(error)) => Err(error),
         (Content::Zero, ..) => Ok(Opened::Zero),
         (_, slot, None) => {
-            let stored = &slot.expect("a piece with bytes was read into a slot")[..length];
+            let slot = slot.expect("a piece with bytes was read into a slot");
+            let stored = &mut slot[..length];
             piece.open(opener, stored, plain).map(Opened::Bytes)
         }
     };
