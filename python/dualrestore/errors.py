@@ -74,8 +74,8 @@ class IntegrityError(DualRestoreError):
 
 
 class LockedError(DualRestoreError):
-    """Encrypted, and no key was given or another one: a wrong passphrase or identity. Or the reverse:
-    a key was given and the bundle is not encrypted, so that it may have been exchanged.
+    """Encrypted, and no key was given or another one (a wrong passphrase or identity); or a key was
+    given and the bundle is not encrypted, so that it may have been exchanged.
     """
 
     exit_code = ExitCode.NOT_OURS
