@@ -7,7 +7,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::tests::{
-    SIZE, assert_nothing_wrong, go_on, image, options, restored, source_of, verified, with_changed,
+    CREW, SIZE, assert_nothing_wrong, go_on, image, options, restored, source_of, verified,
+    with_changed,
 };
 use super::*;
 use crate::device::{Folder, RamFolder};
@@ -265,6 +266,6 @@ fn a_bundle_that_is_only_looked_at_gives_no_chunks() {
     assert!(bundle.manifest().begin.is_encrypted());
     let first = bundle.pieces().next().expect("not the end");
     assert_eq!(first.expect_err("locked").kind(), ErrorKind::Locked);
-    let verified = bundle.verify(1, &mut |_| ControlFlow::Continue(()));
+    let verified = bundle.verify(CREW, &mut |_| ControlFlow::Continue(()));
     assert_eq!(verified.expect_err("locked").kind(), ErrorKind::Locked);
 }
