@@ -17,7 +17,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::keeping::KeptRecord;
-use super::media::{Begun, Media, Medium, NoRecord, write_on};
+use super::media::{BegunBundle, Media, Medium, NoRecord, write_on};
 use super::members::{BEGIN_NAME, MANIFEST_NAME};
 use super::reader::{read_manifest, read_member};
 use super::resume::{Found, examine};
@@ -60,9 +60,11 @@ impl Journey<'_> {
         let (begun, mut kept) = if self.proceed {
             let kept = self.find(&options)?;
             options.segment_bytes_max = kept.record().segment_bytes_max;
-            (Begun::from_bytes(kept.record().begin.clone().into_bytes())?, Some(kept))
+            options.encryption = kept.encryption()?;
+            let begin = kept.record().begin.clone().into_bytes();
+            (BegunBundle::from_bytes(begin, options.encryption.clone())?, Some(kept))
         } else {
-            let begun = Begun::new(self.source, &options)?;
+            let begun = BegunBundle::new(self.source, &options)?;
             let record =
                 ProgressRecord::new(self.name, self.mark, &begun.bytes, options.segment_bytes_max);
             let kept = self.state.map(|state| KeptRecord::begin(state, &begun, record));
@@ -146,7 +148,7 @@ impl Journey<'_> {
 /// The bundle that a directory holds a medium of, finished or not.
 fn bundle_on(path: &Path) -> Option<Uuid> {
     let folder = FileFolder::open(path).ok()?;
-    if let Ok(manifest) = read_manifest(&folder) {
+    if let Ok((manifest, _)) = read_manifest(&folder) {
         return Some(manifest.begin.bundle.0);
     }
     let begin = read_member(&folder, BEGIN_NAME).ok()?;
@@ -172,7 +174,7 @@ impl Directories {
     }
 
     /// After a failure: whether anything is worth going on with. What is not is removed.
-    fn keep_what_is_closed(&self, begun: &Begun, done: &Done) -> bool {
+    fn keep_what_is_closed(&self, begun: &BegunBundle, done: &Done) -> bool {
         let Some(folder) = &self.latest else { return done.media > 0 };
         let finished = folder.names().is_ok_and(|names| names.iter().any(|n| n == MANIFEST_NAME));
         let held = match examine(&**folder, begun, done) {

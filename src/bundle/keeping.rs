@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::media::{Begun, Record};
+use super::encryption::{Encryption, random_salt};
+use super::media::{BegunBundle, Record};
 use crate::device::{Directory, FileDirectory};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::bundle::{Done, ProgressRecord};
+use crate::format::bundle::{BeginManifest, BundleKey, Done, KeptKey, ProgressRecord};
 use crate::limits::{BUNDLE_MANIFEST_BYTES_MAX, BUNDLES_UNFINISHED_MAX};
 
 const RECORD_NAME: &str = "progress";
@@ -39,11 +40,15 @@ impl Record for KeptRecord {
 
 impl KeptRecord {
     /// Of a new bundle; durable when it returns.
-    pub fn begin(state: &Path, begun: &Begun, mut record: ProgressRecord) -> Result<Self> {
+    pub fn begin(state: &Path, begun: &BegunBundle, mut record: ProgressRecord) -> Result<Self> {
         forget_oldest(state)?;
         let bundle = begun.manifest.bundle.0;
         let home = FileDirectory::open(state.join(bundle.to_string()), true)?;
         record.done = Done::default();
+        record.sealed_with = begun.encryption.as_ref().map(|how| KeptKey {
+            key: how.key.text().as_str().into(),
+            wrapped: how.wrapped_key.clone(),
+        });
         home.replace(RECORD_NAME, &record.encode())?;
         Ok(Self { state: state.to_path_buf(), bundle, home, record })
     }
@@ -95,6 +100,17 @@ impl KeptRecord {
         format!("medium {}", self.record.done.media + 1)
     }
 
+    /// What the bundle is encrypted with: the same key on all media, a salt of its own for each
+    /// segment.
+    pub fn encryption(&self) -> Result<Option<Encryption>> {
+        let Some(kept) = &self.record.sealed_with else { return Ok(None) };
+        Ok(Some(Encryption {
+            key: BundleKey::parse(kept.key.as_bytes())?,
+            wrapped_key: kept.wrapped.clone(),
+            salts: random_salt,
+        }))
+    }
+
     #[must_use]
     pub fn record(&self) -> &ProgressRecord {
         &self.record
@@ -123,8 +139,8 @@ fn forget_oldest(state: &Path) -> Result<()> {
             Err(error) if error.kind() == ErrorKind::Busy => {}
             Err(_) | Ok(None) => known.push((0, bundle)),
             Ok(Some(held)) => {
-                let begun = Begun::from_bytes(held.record.begin.into_bytes())?;
-                known.push((begun.manifest.created_unix_s, bundle));
+                let begin = BeginManifest::parse(held.record.begin.as_bytes())?;
+                known.push((begin.created_unix_s, bundle));
             }
         }
     }

@@ -20,8 +20,9 @@
 use std::sync::Arc;
 
 use super::assemble::{ENTRY_ROOM_BYTES, RUN_ROOM_BYTES, room_of};
+use super::encryption::Encryption;
 use super::members::{
-    BEGIN_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME, REPORT_NAME,
+    BEGIN_NAME, KEY_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME, REPORT_NAME,
     UNFINISHED_NAME,
 };
 use super::report::report_of;
@@ -36,8 +37,8 @@ use crate::device::Folder;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    BeginManifest, Done, Hash, Manifest, MediumEntry, Run, SegmentEntry, SegmentHeader, padded,
-    segment_name,
+    BeginManifest, BundleKey, Done, Hash, Manifest, MediumEntry, Run, SegmentEntry, SegmentHeader,
+    padded, segment_name,
 };
 use crate::limits::{
     BUNDLE_MEDIA_MAX, MEDIUM_SLACK_BYTES_MAX, MEDIUM_SLACK_BYTES_MIN, MEDIUM_SLACK_PART,
@@ -82,15 +83,16 @@ impl Record for NoRecord {
 
 /// What is fixed when a bundle is begun: the same bytes on all of its media.
 #[derive(Clone, Debug)]
-pub struct Begun {
+pub struct BegunBundle {
     pub manifest: BeginManifest,
     pub bytes: Vec<u8>,
     pub hash: Hash,
     pub selection: Vec<ByteRange>,
+    pub encryption: Option<Encryption>,
     geometry: Geometry,
 }
 
-impl Begun {
+impl BegunBundle {
     /// A new bundle of a source.
     pub fn new(source: &dyn Source, options: &WriterOptions) -> Result<Self> {
         let identity = source.identity();
@@ -106,17 +108,20 @@ impl Begun {
         manifest.created_unix_s = options.created_unix_s;
         manifest.software.clone_from(&options.software);
         manifest.selection = selection.iter().map(|range| Run::from(*range)).collect();
-        let bytes = manifest.encode();
-        Self::from_bytes(bytes)
+        if let Some(Encryption { key, .. }) = &options.encryption {
+            manifest.encrypt(key);
+        }
+        Self::from_bytes(manifest.encode(), options.encryption.clone())
     }
 
     /// A bundle that was begun before.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+    pub fn from_bytes(bytes: Vec<u8>, encryption: Option<Encryption>) -> Result<Self> {
         let manifest = BeginManifest::parse(&bytes)?;
+        manifest.expect_key(encryption.as_ref().map(|how| &how.key))?;
         let geometry = manifest.geometry()?;
         let selection = manifest.selection.iter().map(|run| ByteRange::from(*run)).collect();
         let hash = *blake3::hash(&bytes).as_bytes();
-        Ok(Self { manifest, bytes, hash, selection, geometry })
+        Ok(Self { manifest, bytes, hash, selection, encryption, geometry })
     }
 
     #[must_use]
@@ -124,7 +129,20 @@ impl Begun {
         self.geometry
     }
 
-    /// The header of a segment.
+    /// The members that are on every medium alike.
+    pub(super) fn members(&self) -> Vec<(&'static str, &[u8])> {
+        let mut members =
+            vec![(README_NAME, README), (RECOVER_NAME, RECOVER), (BEGIN_NAME, &self.bytes[..])];
+        let wrapped = self.encryption.as_ref().map(|how| (KEY_NAME, &how.wrapped_key[..]));
+        members.extend(wrapped);
+        members
+    }
+
+    pub(super) fn key(&self) -> Option<&BundleKey> {
+        self.encryption.as_ref().map(|how| &how.key)
+    }
+
+    /// The header of a segment, its salt left out.
     #[must_use]
     pub fn header(&self, segment: u32) -> SegmentHeader {
         SegmentHeader {
@@ -135,6 +153,7 @@ impl Begun {
             cut: self.manifest.cut,
             segment,
             begin_hash: self.hash,
+            salt: None,
         }
     }
 
@@ -155,7 +174,7 @@ pub fn write(
     progress: OnBundleProgress<'_>,
 ) -> Result<BundleReport> {
     check(options)?;
-    let begun = Begun::new(source, options)?;
+    let begun = BegunBundle::new(source, options)?;
     write_on(source, media, options, (&begun, Done::default()), record, progress)
 }
 
@@ -164,7 +183,7 @@ pub fn write_on(
     source: &dyn Source,
     media: &mut dyn Media,
     options: &WriterOptions,
-    (begun, done): (&Begun, Done),
+    (begun, done): (&BegunBundle, Done),
     record: &mut dyn Record,
     progress: OnBundleProgress<'_>,
 ) -> Result<BundleReport> {
@@ -181,7 +200,7 @@ pub(super) fn write_in(
     progress: OnBundleProgress<'_>,
 ) -> Result<BundleReport> {
     check(options)?;
-    let begun = Begun::new(source, options)?;
+    let begun = BegunBundle::new(source, options)?;
     let mut writing = Writing::new(source, options, &begun, Done::default(), progress);
     writing.begin(folder)?;
     writing.fill(folder, None, false, Vec::new())?;
@@ -195,7 +214,7 @@ pub(super) fn write_in(
 struct Writing<'a> {
     source: &'a dyn Source,
     options: &'a WriterOptions,
-    begun: &'a Begun,
+    begun: &'a BegunBundle,
     making: Making<'a>,
     /// As of the last finished medium.
     done: Done,
@@ -207,7 +226,7 @@ impl<'a> Writing<'a> {
     fn new(
         source: &'a dyn Source,
         options: &'a WriterOptions,
-        begun: &'a Begun,
+        begun: &'a BegunBundle,
         done: Done,
         progress: OnBundleProgress<'a>,
     ) -> Self {
@@ -255,10 +274,8 @@ impl<'a> Writing<'a> {
 
     /// Writes what is on every medium alike, where it is not there yet.
     fn begin(&self, folder: &dyn Folder) -> Result<()> {
-        let members =
-            [(README_NAME, README), (RECOVER_NAME, RECOVER), (BEGIN_NAME, &self.begun.bytes[..])];
         let names = folder.names()?;
-        for (name, bytes) in members {
+        for (name, bytes) in self.begun.members() {
             if names.iter().any(|held| held == name) {
                 folder.remove(name)?;
             }
@@ -355,7 +372,8 @@ impl<'a> Writing<'a> {
         // The manifest repeats the begun one, indented.
         let manifest = 2 * begin + unreadable + MEMBERS_ROOM_BYTES;
         let by_size = bytes_max.map(|max| {
-            let common = begin + padded(README.len() as u64) + padded(RECOVER.len() as u64);
+            let members = self.begun.members();
+            let common: u64 = members.iter().map(|(_, bytes)| padded(bytes.len() as u64)).sum();
             let held: u64 = segments.iter().map(room_of).sum();
             max.saturating_sub(common + manifest + held)
         });
@@ -390,7 +408,7 @@ impl<'a> Writing<'a> {
         }
         folder.flush()?;
         write_member(folder, REPORT_NAME, &report_of(manifest))?;
-        write_member(folder, UNFINISHED_NAME, &manifest.encode())?;
+        write_member(folder, UNFINISHED_NAME, &manifest.encode(self.begun.key()))?;
         folder.rename(UNFINISHED_NAME, MANIFEST_NAME)?;
         folder.flush()
     }
@@ -405,7 +423,10 @@ impl<'a> Writing<'a> {
     /// Removes what was begun on a medium that turned out to be of no use; what cannot be removed
     /// stays.
     fn take_back(&self, folder: &dyn Folder) {
-        for name in [REPORT_NAME, UNFINISHED_NAME, BEGIN_NAME, RECOVER_NAME, README_NAME] {
+        for name in [REPORT_NAME, UNFINISHED_NAME] {
+            let _removed = folder.remove(name);
+        }
+        for (name, _) in self.begun.members() {
             let _removed = folder.remove(name);
         }
     }

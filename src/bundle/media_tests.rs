@@ -173,7 +173,7 @@ fn made(shelf: &mut Shelf) -> Result<BundleReport> {
 /// Lays what a medium gives over the ground; nothing of it may be damaged.
 fn lay(folder: Arc<dyn Folder>, ground: &mut [u8]) -> Bundle {
     let bundle = Bundle::open_in(folder).expect("whole");
-    assert!(bundle.verify(1, &mut |_| go_on()).expect("gone through").is_whole());
+    assert!(bundle.verify(super::tests::CREW, &mut |_| go_on()).expect("gone through").is_whole());
     let mut opener = Opener::new().expect("made");
     for piece in bundle.pieces() {
         let piece = piece.expect("there");
@@ -184,7 +184,7 @@ fn lay(folder: Arc<dyn Folder>, ground: &mut [u8]) -> Bundle {
             Content::Zero => ground[run].fill(0),
             _ => {
                 let mut plain = vec![0; run.len()];
-                let bytes = piece.open(&mut opener, &stored, &mut plain).expect("whole");
+                let bytes = piece.open(&mut opener, &mut stored, &mut plain).expect("whole");
                 ground[run].copy_from_slice(bytes);
             }
         }
@@ -259,7 +259,8 @@ fn what_has_no_medium_yet_is_gone_on_with_on_another() {
     let mut shelf = Shelf::of([&first as _], Some(12 << 20));
     let report = write(&source(), &mut shelf, &options(), &mut kept, go).expect("made");
     assert_eq!((report.media, report.bytes_left > 0), (1, true));
-    let begun = Begun::from_bytes(first.contents("manifest.begin.json").expect("there"));
+    let begun =
+        BegunBundle::from_bytes(first.contents("manifest.begin.json").expect("there"), None);
     let begun = begun.expect("whole");
     // The first one is passed over, wherever it is named.
     let mut shelf = Shelf::of([&first as _, &second as _], Some(12 << 20));
@@ -308,7 +309,7 @@ fn small() -> (Vec<u8>, ImageSource) {
 fn a_power_failure_at_any_event_costs_at_most_the_open_segment() {
     let (bytes, source) = small();
     let options = WriterOptions { segment_bytes_max: 2 << 20, ..options() };
-    let begun = Begun::new(&source, &options).expect("valid");
+    let begun = BegunBundle::new(&source, &options).expect("valid");
     let begin = || (&begun, Done::default());
     let go = &mut |_: &BundleProgress| go_on();
     let mut events = 0;
@@ -325,7 +326,10 @@ fn a_power_failure_at_any_event_costs_at_most_the_open_segment() {
             let after = folder.crash(&mut |most| keeps.min(most), &Power::steady());
             let closed_before = closed(&folder, &begun);
             if let Ok(found) = Bundle::open_in(after.shared()) {
-                let whole = found.verify(1, &mut |_| go_on()).expect("gone through").is_whole();
+                let whole = found
+                    .verify(super::tests::CREW, &mut |_| go_on())
+                    .expect("gone through")
+                    .is_whole();
                 assert!(whole, "event {event}, {keeps}: a manifest on a medium that is not whole");
             }
             let mut shelf = Shelf::of([&after as _], None);
@@ -353,7 +357,7 @@ fn a_power_failure_at_any_event_costs_at_most_the_open_segment() {
 }
 
 /// How many segments have a trailer.
-fn closed(folder: &CrashingFolder, begun: &Begun) -> usize {
+fn closed(folder: &CrashingFolder, begun: &BegunBundle) -> usize {
     let copy = folder.crash(&mut |most| most, &Power::steady());
     match super::resume::examine(&copy, begun, &Done::default()) {
         Ok(super::resume::Found::Begun(held)) => held.len(),

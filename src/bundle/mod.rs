@@ -14,6 +14,7 @@
 
 mod assemble;
 mod encode;
+mod encryption;
 mod journey;
 mod keeping;
 mod media;
@@ -33,8 +34,9 @@ mod worker;
 mod writer;
 
 pub use encode::{Compression, is_zero};
+pub use encryption::{Encryption, generate_key, random_salt};
 pub use journey::Journey;
-pub use media::{Begun, Media, Medium, NoRecord, Record, write, write_on};
+pub use media::{BegunBundle, Media, Medium, NoRecord, Record, write, write_on};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
@@ -49,6 +51,8 @@ pub use writer::{
     OnBundleProgress, WriterOptions,
 };
 
+#[cfg(test)]
+mod encrypted_tests;
 #[cfg(test)]
 mod media_tests;
 #[cfg(test)]

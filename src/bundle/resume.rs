@@ -16,18 +16,18 @@
 //! open and the manifest that was not renamed.
 //! Does not know: the source.
 
-use super::media::Begun;
-use super::members::{
-    BEGIN_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME, REPORT_NAME,
-    UNFINISHED_NAME,
-};
+use std::sync::Arc;
+
+use super::media::BegunBundle;
+use super::members::{BEGIN_NAME, MANIFEST_NAME, REPORT_NAME, UNFINISHED_NAME};
 use super::reader::{read_manifest, read_member};
 use super::segment_reader::{FoundBatch, SegmentReader, read_header};
 use crate::device::{AlignedBuffer, Folder, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    ChunkKind, Descriptor, Done, HexHash, Manifest, Run, SegmentEntry, padded, segment_name,
+    ChunkKind, Descriptor, Done, HexHash, Manifest, Run, SegmentEntry, SegmentHeader, padded,
+    segment_name,
 };
 use crate::limits::BUNDLE_CHUNK_BYTES_MAX;
 
@@ -41,13 +41,15 @@ pub enum Found {
 }
 
 /// Looks at a medium and removes what was not finished.
-pub fn examine(folder: &dyn Folder, begun: &Begun, done: &Done) -> Result<Found> {
+pub fn examine(folder: &dyn Folder, begun: &BegunBundle, done: &Done) -> Result<Found> {
     let names = folder.names()?;
     let has = |name: &str| names.iter().any(|held| held == name);
     if has(MANIFEST_NAME) {
-        return finished(read_manifest(folder)?, begun, done);
+        return finished(read_manifest(folder)?.0, begun, done);
     }
-    let ours = [README_NAME, RECOVER_NAME, BEGIN_NAME, REPORT_NAME, UNFINISHED_NAME];
+    let members = begun.members();
+    let ours = members.iter().map(|(name, _)| *name).chain([REPORT_NAME, UNFINISHED_NAME]);
+    let ours: Vec<&str> = ours.collect();
     let stranger = names.iter().any(|name| !ours.contains(&&**name) && !is_segment(name));
     if stranger || !members_are_ours(folder, begun, &names)? {
         return Err(not_empty());
@@ -83,9 +85,8 @@ fn number_of(name: &str) -> Option<u32> {
 }
 
 /// Whether each member that is there is the beginning of what we write.
-fn members_are_ours(folder: &dyn Folder, begun: &Begun, names: &[String]) -> Result<bool> {
-    let members = [(README_NAME, README), (RECOVER_NAME, RECOVER), (BEGIN_NAME, &begun.bytes[..])];
-    for (name, bytes) in members {
+fn members_are_ours(folder: &dyn Folder, begun: &BegunBundle, names: &[String]) -> Result<bool> {
+    for (name, bytes) in begun.members() {
         if names.iter().any(|held| held == name) && !bytes.starts_with(&read_member(folder, name)?)
         {
             return Ok(false);
@@ -94,7 +95,7 @@ fn members_are_ours(folder: &dyn Folder, begun: &Begun, names: &[String]) -> Res
     Ok(true)
 }
 
-fn finished(manifest: Manifest, begun: &Begun, done: &Done) -> Result<Found> {
+fn finished(manifest: Manifest, begun: &BegunBundle, done: &Done) -> Result<Found> {
     if manifest.begin_hash.0 != begun.hash {
         return Err(Error::usage(format!(
             "expected an empty medium, or one of bundle {}, found one of bundle {}: name another",
@@ -118,7 +119,7 @@ fn finished(manifest: Manifest, begun: &Begun, done: &Done) -> Result<Found> {
 }
 
 /// Whether the segments cover exactly the part of the selection that begins there.
-fn follows(segments: &[SegmentEntry], begun: &Begun, position: u64) -> bool {
+fn follows(segments: &[SegmentEntry], begun: &BegunBundle, position: u64) -> bool {
     let mut rest = begun.rest(position).into_iter().peekable();
     segments.iter().flat_map(|entry| &entry.coverage).all(|run| {
         let mut at = run.0;
@@ -140,7 +141,7 @@ fn follows(segments: &[SegmentEntry], begun: &Begun, position: u64) -> bool {
 
 fn closed_segments(
     folder: &dyn Folder,
-    begun: &Begun,
+    begun: &BegunBundle,
     done: &Done,
     names: &[String],
 ) -> Result<Vec<SegmentEntry>> {
@@ -179,20 +180,23 @@ fn closed_segments(
 
 fn open_closed(
     folder: &dyn Folder,
-    begun: &Begun,
+    begun: &BegunBundle,
     number: u32,
 ) -> Result<(SegmentReader, HexHash)> {
     let file = folder.open(&segment_name(number))?;
     let (header, hash) = read_header(file.as_ref())?;
-    if header != begun.header(number) {
+    let expected = begun.header(number);
+    let sealed = header.salt.is_some() == begun.encryption.is_some();
+    if (SegmentHeader { salt: None, ..header }) != expected || !sealed {
         return Err(Error::identity("the segment is of another bundle"));
     }
-    let reader = SegmentReader::open(file, number, begun.geometry(), hash)?;
+    let checks = Arc::new(header.checks(hash, begun.key())?);
+    let reader = SegmentReader::open(file, number, begun.geometry(), checks)?;
     Ok((reader, HexHash(hash)))
 }
 
 /// The entry of a segment that was closed, from the segment itself.
-fn closed_segment(folder: &dyn Folder, begun: &Begun, number: u32) -> Result<SegmentEntry> {
+fn closed_segment(folder: &dyn Folder, begun: &BegunBundle, number: u32) -> Result<SegmentEntry> {
     let (mut reader, header_hash) = open_closed(folder, begun, number)?;
     let not_closed = || Error::integrity("the segment was not closed");
     let trailer = *reader.trailer().ok_or_else(not_closed)?;
@@ -226,7 +230,7 @@ fn closed_segment(folder: &dyn Folder, begun: &Begun, number: u32) -> Result<Seg
 }
 
 /// Whether all that a segment stores is there, by the CRC32C of each chunk.
-fn stored_whole(folder: &dyn Folder, begun: &Begun, entry: &SegmentEntry) -> bool {
+fn stored_whole(folder: &dyn Folder, begun: &BegunBundle, entry: &SegmentEntry) -> bool {
     let Ok((mut reader, _)) = open_closed(folder, begun, entry.number) else { return false };
     let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNK_BYTES_MAX as usize);
     while let Some(FoundBatch { batch, payload_position }) = reader.next_batch() {
@@ -257,7 +261,7 @@ fn chunk_whole(
 /// The runs of a segment that its source could not read.
 pub fn unreadable_of(
     folder: &dyn Folder,
-    begun: &Begun,
+    begun: &BegunBundle,
     entry: &SegmentEntry,
 ) -> Result<Vec<ByteRange>> {
     let (mut reader, _) = open_closed(folder, begun, entry.number)?;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use crate::device::FolderFile;
 use crate::error::{Error, Result};
 use crate::format::bundle::{
-    Batch, Hash, IndexEntry, PAGE_BYTES, Page, SegmentHeader, Trailer, index_bytes, parse_batch,
-    parse_index, parse_page_head,
+    Batch, Checks, Hash, IndexEntry, PAGE_BYTES, Page, SegmentHeader, Trailer, index_bytes,
+    parse_batch, parse_index, parse_page_head,
 };
 use crate::units::Geometry;
 
@@ -26,7 +26,7 @@ pub struct SegmentReader {
     file: Arc<dyn FolderFile>,
     number: u32,
     geometry: Geometry,
-    header_hash: Hash,
+    checks: Arc<Checks>,
     length: u64,
     found_by: FoundBy,
     root: blake3::Hasher,
@@ -47,19 +47,19 @@ pub struct FoundBatch {
 }
 
 impl SegmentReader {
-    /// A segment whose header hash is known. Only a failing read is an error.
+    /// A segment whose header has been read. Only a failing read is an error.
     pub fn open(
         file: Arc<dyn FolderFile>,
         number: u32,
         geometry: Geometry,
-        header_hash: Hash,
+        checks: Arc<Checks>,
     ) -> Result<Self> {
         let length = file.length()? / PAGE * PAGE;
         let mut reader = Self {
             file,
             number,
             geometry,
-            header_hash,
+            checks,
             length,
             found_by: FoundBy::Scan(PAGE),
             root: blake3::Hasher::new(),
@@ -74,7 +74,7 @@ impl SegmentReader {
 
     fn read_index(&self) -> Result<(Trailer, Vec<IndexEntry>)> {
         let at = self.length.checked_sub(PAGE).ok_or_else(|| Error::format("an empty segment"))?;
-        let trailer = Trailer::parse(&self.page(at)?, &self.header_hash)?;
+        let trailer = Trailer::parse(&self.page(at)?, &self.checks)?;
         if trailer.file_bytes() != self.length || trailer.segment != self.number {
             return Err(Error::format("the trailer is of another segment"));
         }
@@ -89,6 +89,12 @@ impl SegmentReader {
     #[must_use]
     pub fn trailer(&self) -> Option<&Trailer> {
         self.trailer.as_ref()
+    }
+
+    /// What its chunks are checked with.
+    #[must_use]
+    pub fn checks(&self) -> &Arc<Checks> {
+        &self.checks
     }
 
     /// The file, to read payloads from.
@@ -135,14 +141,14 @@ impl SegmentReader {
 
     fn read_batch(&mut self, at: u64) -> Result<Batch> {
         let first = self.page(at)?;
-        let head = parse_page_head(&first, &self.header_hash)?;
+        let head = parse_page_head(&first, &self.checks)?;
         if head.page != 0 {
             return Err(Error::format("a batch begins with its first page"));
         }
         let mut pages = vec![0; usize::from(head.pages) * PAGE_BYTES];
         self.file.read_at(at, &mut pages)?;
         let mut root = self.root.clone();
-        let batch = parse_batch(&pages, self.number, self.geometry, &self.header_hash, &mut root)?;
+        let batch = parse_batch(&pages, self.number, self.geometry, &self.checks, &mut root)?;
         self.root = root;
         Ok(batch)
     }

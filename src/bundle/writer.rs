@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use super::assemble::{Assembler, Order, Outlet, STAGING_BYTES};
 use super::encode::{Compression, Encoder, Part};
+use super::encryption::Encryption;
 use super::media::write_in;
 use super::selection::{Stretches, normalised, zero_grain};
 use super::source::Source;
@@ -52,6 +53,8 @@ pub struct WriterOptions {
     /// Whole blocks of the volume; empty: all of it.
     pub selection: Vec<ByteRange>,
     pub compression: Compression,
+    /// Its key is of the bundle named here.
+    pub encryption: Option<Encryption>,
     pub bundle: Uuid,
     /// Seconds since 1970, 0 if unknown.
     pub created_unix_s: u64,
@@ -67,6 +70,7 @@ impl Default for WriterOptions {
         Self {
             selection: Vec::new(),
             compression: Compression::None,
+            encryption: None,
             bundle: Uuid::new_v4(),
             created_unix_s: 0,
             software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
@@ -151,6 +155,9 @@ pub(super) fn check(options: &WriterOptions) -> Result<()> {
     }
     if options.threads == 0 {
         return Err(Error::usage("expected at least one thread to make a bundle"));
+    }
+    if options.encryption.as_ref().is_some_and(|how| how.key.bundle() != options.bundle) {
+        return Err(Error::usage("expected a key made for this bundle, found another bundle's"));
     }
     Ok(())
 }
@@ -259,7 +266,9 @@ impl<'p> Making<'p> {
             let files =
                 spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
             let outlet = Outlet { orders, written };
-            let mut assembler = Assembler::new(outlet, header, options.segment_bytes_max, room)?;
+            let encryption = options.encryption.clone();
+            let limit = options.segment_bytes_max;
+            let mut assembler = Assembler::new(outlet, header, encryption, limit, room)?;
             let assembled = self.assemble(&mut assembler, &encoded, &free);
             drop((encoded, free));
             let mut closed = assembler.into_closed();

@@ -2,6 +2,8 @@
 //! Byte by byte in `docs/formats.md`. Bytes to values and back; no I/O.
 
 mod batch;
+mod checks;
+mod key;
 mod manifest;
 mod page;
 mod progress;
@@ -11,11 +13,13 @@ pub use batch::{
     Batch, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, PageHead, encode_batch, pages_for,
     parse_batch, parse_page_head,
 };
+pub use checks::{Checks, Place};
+pub use key::{BundleKey, KEY_BYTES, Salt, locked};
 pub use manifest::{
-    BeginManifest, HexHash, Manifest, MediumEntry, Run, SegmentEntry, segment_name,
+    BeginManifest, Encryption, HexHash, Manifest, MediumEntry, Run, SegmentEntry, segment_name,
 };
 pub use page::{PAGE_BYTES, Page, padded};
-pub use progress::{Done, ProgressRecord};
+pub use progress::{Done, KeptKey, ProgressRecord};
 pub use segment::{IndexEntry, SegmentHeader, Trailer, encode_index, index_bytes, parse_index};
 
 /// BLAKE3, 32 bytes.

@@ -4,6 +4,8 @@
 //! manifest that is none; it never panics.
 //! Does not know: where records are kept, media.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{BeginManifest, Manifest, Run, decode_checked, encode_checked};
@@ -64,7 +66,27 @@ pub struct ProgressRecord {
     /// The bytes of `manifest.begin.json`, the same on all media.
     pub begin: String,
     pub segment_bytes_max: u64,
+    /// Of an encrypted bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_with: Option<KeptKey>,
     pub done: Done,
+}
+
+/// The key of an encrypted bundle. Kept where the bytes lie in the clear anyway, since nobody else
+/// could seal the next medium with it: a recipient's own key is not here.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptKey {
+    /// Its line, as `key.age` wraps it.
+    pub key: String,
+    /// The bytes of `key.age`.
+    pub wrapped: Vec<u8>,
+}
+
+impl fmt::Debug for KeptKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptKey")
+    }
 }
 
 impl ProgressRecord {
@@ -78,6 +100,7 @@ impl ProgressRecord {
             mark: mark.into(),
             begin: String::from_utf8_lossy(begin).into_owned(),
             segment_bytes_max,
+            sealed_with: None,
             done: Done::default(),
         }
     }
