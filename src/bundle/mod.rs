@@ -15,6 +15,7 @@ mod encode;
 mod members;
 mod pieces;
 mod pump;
+mod random_reader;
 mod reader;
 mod segment_reader;
 mod selection;
@@ -29,6 +30,7 @@ pub use pump::{
     Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
     run, threads_default,
 };
+pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};
