@@ -163,7 +163,7 @@ impl RandomReader {
             let held = found.batch.descriptors.iter().find(|held| holds(held.range, at));
             let Some(descriptor) = held else { continue };
             let file = self.bundle.folder().open(&self.bundle.segments()[fence.segment].name)?;
-            let piece = piece_of(descriptor.clone(), &file, found.payload_position);
+            let piece = piece_of(*descriptor, &file, found.payload_position);
             return match piece.content {
                 Content::Zero => Ok(Found::Zeros(piece.range)),
                 Content::Missing(why) => Err(Error::integrity(why).at_offset(at)),
