@@ -76,7 +76,7 @@ fn attachment_dict<'py>(
     medium: &AttachmentStatus,
 ) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("path", &medium.path)?;
+    dict.set_item("path", medium.path.to_str())?;
     dict.set_item("state", medium.state)?;
     dict.set_item("error", medium.error.as_ref().map(ToString::to_string))?;
     dict.set_item("bundle", medium.bundle.to_string())?;

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::format::bundle::UuidText;
 use crate::limits::MEDIA_MAX;
 use crate::map::MapIdentity;
+use crate::volume::engine::spawn_apart;
 
 const RECORD: &str = "attached-media";
 const RECORD_BYTES_MAX: u64 = 1 << 20;
@@ -242,11 +243,7 @@ impl PrimaryVolume {
             state: State::Opening,
         }));
         let volume = Arc::downgrade(self);
-        std::thread::Builder::new()
-            .name("media-find".into())
-            .spawn(move || find_each(&volume, &record.media))
-            .map_err(|error| Error::device("start a thread", &error))?;
-        Ok(())
+        spawn_apart("media-find", move || find_each(&volume, &record.media))
     }
 
     fn find_again(&self, path: &Path, bundle: Uuid) {
@@ -282,9 +279,8 @@ fn find_each(volume: &Weak<PrimaryVolume>, media: &[RecordedMedium]) {
 
 fn read_record(directory: &dyn Directory) -> Result<Option<Record>> {
     let Some(bytes) = directory.read(RECORD, RECORD_BYTES_MAX)? else { return Ok(None) };
-    let record: Option<Record> = serde_json::from_slice(&bytes).ok();
-    let known =
-        record.filter(|record| (record.format.as_str(), record.version) == (FORMAT, VERSION));
+    let found: Option<Record> = serde_json::from_slice(&bytes).ok();
+    let known = found.filter(|found| (found.format.as_str(), found.version) == (FORMAT, VERSION));
     known.map(Some).ok_or_else(|| {
         Error::format(format!(
             "expected a {FORMAT:?} of version {VERSION} in {RECORD}, found another: use the \
@@ -302,7 +298,7 @@ fn check_identity(bundle: &Identity, volume: MapIdentity) -> Result<()> {
             "one that names no volume".to_owned()
         };
         return Err(Error::identity(format!(
-            "expected a bundle of volume {}, found {found}: attach one of a snapshot of this volume",
+            "expected a bundle of volume {}, found {found}: attach one of this volume",
             volume.volume
         )));
     }

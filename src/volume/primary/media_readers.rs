@@ -15,10 +15,11 @@ use super::event::Event;
 use super::media::{MediumId, Supply};
 use crate::bundle::RandomReader;
 use crate::device::{AlignedBuffer, Payload};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::ByteRange;
 use crate::limits::{MEDIUM_IN_FLIGHT_MAX, MEDIUM_THREADS};
 use crate::volume::content::Content;
+use crate::volume::engine::spawn_apart;
 
 type Job = (u64, ByteRange);
 
@@ -52,10 +53,7 @@ impl Driver {
         for _ in 0..MEDIUM_THREADS {
             let (driver, reader, jobs) =
                 (Arc::downgrade(&self.own()), Arc::clone(reader), jobs.clone());
-            std::thread::Builder::new()
-                .name("medium".into())
-                .spawn(move || serve(&driver, medium, &reader, &jobs))
-                .map_err(|error| Error::device("start a thread", &error))?;
+            spawn_apart("medium", move || serve(&driver, medium, &reader, &jobs))?;
         }
         state.media.jobs.insert(medium, sender);
         let mut actions = Vec::new();
