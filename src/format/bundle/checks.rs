@@ -4,8 +4,10 @@
 //! | | plain | encrypted |
 //! |---|---|---|
 //! | page | BLAKE3 of header hash, page | HMAC-SHA256 of the same |
-//! | stored bytes | as they are | AES-256-GCM, nonce from the chunk's place, descriptor and header authenticated |
-//! | descriptor's 32 bytes | BLAKE3 of the chunk | 16 bytes tag, 16 bytes keyed BLAKE3 of (BLAKE3 of the chunk, range) |
+//! | stored bytes | as they are | AES-256-GCM, nonce from the chunk's place |
+//! | descriptor's hash | BLAKE3 of the chunk | tag, keyed BLAKE3 of (that BLAKE3, range) |
+//!
+//! The tag covers descriptor and header as well.
 //!
 //! Guarantees: a chunk opens only in its place in its segment of its bundle; a nonce repeats only
 //! if a segment is sealed twice with one salt, which callers never do.

@@ -2,9 +2,9 @@
 //!
 //! | derived | by HKDF-SHA256 with salt | and words | is |
 //! |---|---|---|---|
-//! | key check | bundle UUID | `dualrestore 1 key check` | in the begin manifest: is this the key? |
+//! | key check | bundle UUID | `dualrestore 1 key check` | in the begin manifest |
 //! | manifest key | bundle UUID | `dualrestore 1 manifest` | of the HMAC-SHA256 in the manifest |
-//! | segment keys | salt of the segment | `dualrestore 1 segment`, bundle, number | see `checks` |
+//! | segment keys | salt of segment | `dualrestore 1 segment`, bundle, number | see `checks` |
 //!
 //! Guarantees: a key is wiped when it is dropped, and no `Debug` shows it.
 //! Does not know: age, files, where randomness comes from.

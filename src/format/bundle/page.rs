@@ -1,8 +1,8 @@
 //! Checked pages: 4096 bytes that carry a CRC32C and a hash of themselves.
 //!
 //! Guarantees: any change of a page is noticed; a page of another segment is noticed, because the
-//! hash is taken over the hash of the segment's header and the page; in an encrypted bundle it is an
-//! HMAC instead. The CRC32C is of the page alone: it is for readers that have neither.
+//! hash is taken over the hash of the segment's header and the page; in an encrypted bundle it is
+//! an HMAC instead. The CRC32C is of the page alone: it is for readers that have neither.
 
 use super::Hash;
 use super::checks::Checks;
