@@ -233,7 +233,7 @@ fn closed_segment(folder: &dyn Folder, begun: &BegunBundle, number: u32) -> Resu
 fn stored_whole(folder: &dyn Folder, begun: &BegunBundle, entry: &SegmentEntry) -> bool {
     let Ok((mut reader, _)) = open_closed(folder, begun, entry.number) else { return false };
     let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNK_BYTES_MAX as usize);
-    while let Some(FoundBatch { batch, payload_position }) = reader.next_batch() {
+    while let Some(FoundBatch { batch, payload_position, .. }) = reader.next_batch() {
         for descriptor in &batch.descriptors {
             if !chunk_whole(&**reader.file(), payload_position, descriptor, &mut memory) {
                 return false;
