@@ -422,7 +422,7 @@ mod tests {
         }
         let far = read(&whole_reader, 6 << 20, 4096).expect("another");
         assert!(far == image[6 << 20..][..4096]);
-        folder.remove(last);
+        folder.remove(last).expect("removed");
         let found = read(&whole_reader, 0, 4096).map(|_| ()).expect_err("gone");
         assert_eq!((found.kind(), found.errno()), (ErrorKind::Device, Some(2)));
     }
