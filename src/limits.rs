@@ -130,6 +130,9 @@ pub const BUNDLE_SEGMENT_BYTES_MAX: u64 = 1 << 30;
 pub const BUNDLE_SEGMENT_BYTES_MIN: u64 = 2 << 20;
 /// Segments of one bundle: 16 EiB of full ones.
 pub const BUNDLE_SEGMENTS_MAX: u32 = 1 << 24;
+/// Bytes of the entries of a partition table, and logical partitions of one disk.
+pub const PARTITION_ARRAY_BYTES_MAX: u64 = 1 << 20;
+pub const PARTITIONS_MAX: usize = 1024;
 /// Media of one bundle: more than anybody carries.
 pub const BUNDLE_MEDIA_MAX: u32 = 1 << 16;
 /// Left free at the end of a medium whose file system says how much it takes: a part of it, within

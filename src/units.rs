@@ -146,6 +146,35 @@ impl Geometry {
     }
 }
 
+/// An instant of a volume: after so many operations of a life of it. Later ones are greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cut {
+    pub generation: u64,
+    pub sequence: u64,
+}
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "generation {}, cut {}", self.generation, self.sequence)
+    }
+}
+
+/// Which cuts a replica holds: one that was filled from bundles. Its current blocks are as at the
+/// newest cut, and those that are missing did not change from the oldest to the newest: any cut
+/// between, these two included, supplies them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutSpan {
+    pub oldest: Cut,
+    pub newest: Cut,
+}
+
+impl CutSpan {
+    #[must_use]
+    pub fn contains(&self, cut: Cut) -> bool {
+        self.oldest <= cut && cut <= self.newest
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

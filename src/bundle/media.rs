@@ -96,7 +96,11 @@ impl BegunBundle {
     /// A new bundle of a source.
     pub fn new(source: &dyn Source, options: &WriterOptions) -> Result<Self> {
         let identity = source.identity();
-        let selection = normalised(&options.selection, identity.geometry)?;
+        let chosen = options.allocated_only || options.base.is_some();
+        let selection = match &options.selection[..] {
+            [] if chosen => Vec::new(),
+            ranges => normalised(ranges, identity.geometry)?,
+        };
         let mut manifest = BeginManifest::new(
             options.bundle,
             identity.volume,
@@ -108,6 +112,10 @@ impl BegunBundle {
         manifest.created_unix_s = options.created_unix_s;
         manifest.software.clone_from(&options.software);
         manifest.selection = selection.iter().map(|range| Run::from(*range)).collect();
+        manifest.allocated_only = options.allocated_only;
+        if let Some(base) = &options.base {
+            manifest.go_on_from(base.clone());
+        }
         if let Some(Encryption { key, .. }) = &options.encryption {
             manifest.encrypt(key);
         }
@@ -151,6 +159,7 @@ impl BegunBundle {
             geometry: self.geometry,
             generation: self.manifest.generation,
             cut: self.manifest.cut,
+            base_cut: self.manifest.base.as_ref().map(|base| base.cut),
             segment,
             begin_hash: self.hash,
             salt: None,

@@ -13,12 +13,14 @@
 //! | plan, job, slot | which pieces go through memory together, and the memory |
 
 mod assemble;
+mod choosing;
 mod encode;
 mod encryption;
 mod journey;
 mod keeping;
 mod media;
 mod members;
+mod partitions;
 mod pieces;
 mod plan;
 mod pump;
@@ -34,6 +36,7 @@ mod verify;
 mod worker;
 mod writer;
 
+pub use choosing::{Chosen, Wish, choose};
 pub use encode::{Compression, is_zero};
 pub use encryption::{Encryption, generate_key, random_salt};
 pub use journey::Journey;
@@ -46,7 +49,7 @@ pub use pump::{
 pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
-pub use source::{Identity, ImageSource, Source};
+pub use source::{Identity, ImageSource, Lineage, Source};
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::bundle::source::Identity;
+use crate::bundle::source::{Identity, Lineage};
 use crate::device::{Device, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -140,6 +140,10 @@ pub trait PieceSource: Sync + Debug {
     /// For messages.
     fn name(&self) -> String;
     fn identity(&self) -> Identity;
+    /// What it goes on from; `None`: it is no incremental bundle.
+    fn lineage(&self) -> Option<Lineage> {
+        None
+    }
     /// Bytes of the volume that it covers: the sum of all pieces.
     fn bytes_total(&self) -> u64;
     /// Whether reads of it usually return without waiting, as `Device::answers_at_once`.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::members::{BEGIN_NAME, MANIFEST_NAME};
 use super::pieces::{Content, Piece, PieceSource};
 use super::segment_reader::{SegmentReader, read_header};
-use super::source::Identity;
+use super::source::{Identity, Lineage};
 use crate::device::{FileFolder, Folder, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -22,7 +22,7 @@ use crate::format::bundle::{
     BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
 use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
-use crate::units::Geometry;
+use crate::units::{Cut, Geometry};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -119,6 +119,7 @@ impl Bundle {
             geometry: identity.geometry,
             generation: identity.generation,
             cut: identity.cut,
+            base_cut: self.manifest.begin.base.as_ref().map(|base| base.cut),
             segment: number,
             begin_hash: self.manifest.begin_hash.0,
             salt: None,
@@ -223,6 +224,17 @@ impl PieceSource for Bundle {
             generation: begin.generation,
             cut: begin.cut,
         }
+    }
+
+    fn lineage(&self) -> Option<Lineage> {
+        let base = self.manifest.begin.base.as_ref()?;
+        let scope = base.scope.as_ref();
+        Some(Lineage {
+            cut: self.identity().instant(),
+            base: Cut { generation: base.generation, sequence: base.cut },
+            selection: self.selection(),
+            scope: scope.map(|runs| runs.iter().map(|run| ByteRange::from(*run)).collect()),
+        })
     }
 
     fn bytes_total(&self) -> u64 {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::units::{BlockSize, Geometry};
+use crate::units::{BlockSize, Cut, Geometry};
 
 /// Whose bytes they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,28 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The cut that it is of.
+    #[must_use]
+    pub fn instant(&self) -> Cut {
+        Cut { generation: self.generation, sequence: self.cut }
+    }
+
     /// Whether it names a volume.
     #[must_use]
     pub fn is_bound(&self) -> bool {
         !self.volume.is_nil()
     }
+}
+
+/// What an incremental source says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    pub cut: Cut,
+    pub base: Cut,
+    /// What changed from base to cut, of the scope; on all media of the bundle together.
+    pub selection: Vec<ByteRange>,
+    /// Where changes were looked for; `None`: everywhere.
+    pub scope: Option<Vec<ByteRange>>,
 }
 
 /// Bytes that do not move while a bundle is made of them.

@@ -33,7 +33,7 @@ use crate::clock::{Instant, MonotonicClock};
 use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::{ChunkKind, SegmentEntry, SegmentHeader};
+use crate::format::bundle::{BaseCut, ChunkKind, SegmentEntry, SegmentHeader};
 use crate::limits::{
     BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_SEGMENT_BYTES_MAX,
     BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
@@ -50,8 +50,13 @@ pub const MEMORY_BYTES: usize = BUNDLE_CHUNKS_AHEAD * SLOT_BYTES + STAGINGS * ST
 /// How a bundle is made.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
-    /// Whole blocks of the volume; empty: all of it.
+    /// Whole blocks of the volume; empty: all of it, or nothing if that is what was left of a
+    /// choice (`allocated_only`, `base`).
     pub selection: Vec<ByteRange>,
+    /// The selection leaves holes of the source out.
+    pub allocated_only: bool,
+    /// The selection is what changed since then.
+    pub base: Option<BaseCut>,
     pub compression: Compression,
     /// Its key is of the bundle named here.
     pub encryption: Option<Encryption>,
@@ -69,6 +74,8 @@ impl Default for WriterOptions {
     fn default() -> Self {
         Self {
             selection: Vec::new(),
+            allocated_only: false,
+            base: None,
             compression: Compression::None,
             encryption: None,
             bundle: Uuid::new_v4(),

@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bitmap::PAGE_WORDS;
 use crate::error::{Error, Result};
-use crate::units::{BlockSize, Geometry};
+use crate::units::{BlockSize, Cut, CutSpan, Geometry};
 
 /// Bytes of a header slot, a page slot and an intent slot: the unit that is written at once.
 pub const SLOT_BYTES: usize = 4096;
@@ -29,6 +29,8 @@ const HEADER_MAGIC: [u8; 8] = *b"\x89DRM\r\n\x1a\n";
 const INTENT_MAGIC: [u8; 8] = *b"\x89DRI\r\n\x1a\n";
 const PAGE_MAGIC: [u8; 4] = *b"DRMP";
 const VERSION: u16 = 1;
+/// Feature bit: the map says which cuts a replica holds.
+const REPLICA: u32 = 1;
 
 /// What a map file records; a file of one role never opens as another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct MapHeader {
     pub void_through: u64,
     /// Value of each plane's bits where no valid page says otherwise.
     pub base: [bool; PLANES_MAX],
+    /// Of a replica.
+    pub span: Option<CutSpan>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -92,7 +96,9 @@ struct RawHeader {
     sequence: U64,
     void_through: U64,
     base: [u8; PLANES_MAX],
-    reserved: [u8; SLOT_BYTES - 84],
+    /// Oldest and newest cut, generation and sequence of each.
+    span: [U64; 4],
+    reserved: [u8; SLOT_BYTES - 116],
     crc: U32,
 }
 
@@ -159,10 +165,14 @@ fn are_zero(reserved: &[u8]) -> bool {
     reserved.iter().all(|byte| *byte == 0)
 }
 
-fn check_version(what: &str, version: U16, features: U32, reserved: &[&[u8]]) -> Result<()> {
-    if version.get() != VERSION || features.get() != 0 {
+fn check_version(
+    what: &str,
+    (version, features, known): (U16, U32, u32),
+    reserved: &[&[u8]],
+) -> Result<()> {
+    if version.get() != VERSION || features.get() & !known != 0 {
         return Err(Error::format(format!(
-            "expected {what} of version {VERSION} with no feature bits, found version {version} \
+            "expected {what} of version {VERSION} with known feature bits, found version {version} \
              with feature bits {features:#x}: use the program that wrote it, or a newer one"
         )));
     }
@@ -187,7 +197,7 @@ impl MapHeader {
             magic: HEADER_MAGIC,
             version: VERSION.into(),
             role: (self.role as u16).into(),
-            features: 0.into(),
+            features: self.span.map_or(0, |_| REPLICA).into(),
             volume: *self.identity.volume.as_bytes(),
             size: geometry.size().into(),
             block_size: geometry.block_size().bytes_u32().into(),
@@ -196,7 +206,14 @@ impl MapHeader {
             sequence: self.sequence.into(),
             void_through: self.void_through.into(),
             base,
-            reserved: [0; SLOT_BYTES - 84],
+            span: self
+                .span
+                .map_or([0; 4], |span| {
+                    let CutSpan { oldest, newest } = span;
+                    [oldest.generation, oldest.sequence, newest.generation, newest.sequence]
+                })
+                .map(U64::new),
+            reserved: [0; SLOT_BYTES - 116],
             crc: 0.into(),
         };
         raw.crc = crc32c::crc32c(&raw.as_bytes()[..SLOT_BYTES - 4]).into();
@@ -228,7 +245,7 @@ impl MapHeader {
     }
 
     fn understand(raw: &RawHeader) -> Result<Self> {
-        check_version("a map", raw.version, raw.features, &[&raw.reserved])?;
+        check_version("a map", (raw.version, raw.features, REPLICA), &[&raw.reserved])?;
         let role = MapRole::ALL.into_iter().find(|role| *role as u16 == raw.role.get());
         let role = role.ok_or_else(|| {
             Error::format(format!("expected a map role from 1 to 3, found {}", raw.role))
@@ -255,6 +272,7 @@ impl MapHeader {
                 raw.base
             )));
         }
+        let span = understand_span(raw)?;
         Ok(Self {
             identity: MapIdentity {
                 volume: Uuid::from_bytes(raw.volume),
@@ -265,7 +283,25 @@ impl MapHeader {
             sequence: raw.sequence.get(),
             void_through: raw.void_through.get(),
             base: raw.base.map(|value| value == 1),
+            span,
         })
+    }
+}
+
+fn understand_span(raw: &RawHeader) -> Result<Option<CutSpan>> {
+    let [oldest, oldest_sequence, newest, newest_sequence] = raw.span.map(U64::get);
+    let span = CutSpan {
+        oldest: Cut { generation: oldest, sequence: oldest_sequence },
+        newest: Cut { generation: newest, sequence: newest_sequence },
+    };
+    let is_replica = raw.features.get() & REPLICA != 0;
+    let overwrite = raw.role.get() == MapRole::Overwrite as u16;
+    match is_replica {
+        true if overwrite && span.oldest <= span.newest => Ok(Some(span)),
+        false if raw.span == [U64::new(0); 4] => Ok(None),
+        _ => Err(Error::format(format!(
+            "expected the cuts of a replica in an overwrite map only, the oldest first, found {span:?}"
+        ))),
     }
 }
 
@@ -400,7 +436,7 @@ impl IntentRecord {
         let entries = &raw.entries[..count.min(INTENT_ENTRIES_MAX)];
         let rest = raw.entries[entries.len()..].as_bytes();
         let reserved = [raw.reserved.as_bytes(), rest, &raw.reserved_tail];
-        check_version("an intent log", raw.version, raw.features, &reserved)?;
+        check_version("an intent log", (raw.version, raw.features, 0), &reserved)?;
         let extents: Vec<u32> = entries.iter().map(|entry| entry.get()).collect();
         if count > INTENT_ENTRIES_MAX || !extents.is_sorted_by(|a, b| a < b) {
             return Err(Error::format(format!(
@@ -432,6 +468,7 @@ mod tests {
             sequence: 9,
             void_through: 4,
             base: [true, false, false, false, false, false, false, false],
+            span: None,
         }
     }
 

@@ -17,8 +17,6 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use uuid::Uuid;
-
 use super::header::{HEADER_BYTES, Headers};
 use crate::bitmap::Bitmap;
 use crate::device::{AlignedBuffer, Device};
@@ -32,25 +30,25 @@ use crate::units::Geometry;
 pub struct MapFile {
     device: Arc<dyn Device>,
     role: MapRole,
-    planes: Vec<Arc<Bitmap>>,
-    waiting: Mutex<Waiting>,
-    durable: Mutex<Durable>,
+    pub(super) planes: Vec<Arc<Bitmap>>,
+    pub(super) waiting: Mutex<Waiting>,
+    pub(super) durable: Mutex<Durable>,
     poisoned: AtomicBool,
 }
 
 /// Pages that changed since they were captured, per plane.
 #[derive(Debug)]
-struct Waiting {
-    pages: Vec<BTreeSet<usize>>,
+pub(super) struct Waiting {
+    pub pages: Vec<BTreeSet<usize>>,
 }
 
 #[derive(Debug)]
-struct Durable {
-    headers: Headers,
+pub(super) struct Durable {
+    pub headers: Headers,
     /// Sequence of the latest commit.
-    sequence: u64,
+    pub sequence: u64,
     /// Per plane and page: the slot that is valid, if any.
-    slots: Vec<Vec<Option<u8>>>,
+    pub slots: Vec<Vec<Option<u8>>>,
 }
 
 /// Copies of pages, taken at one moment.
@@ -88,7 +86,7 @@ pub struct Damage {
     pub lost: Vec<(usize, BlockRange)>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -127,6 +125,7 @@ impl MapFile {
             sequence: 1,
             void_through: 0,
             base: std::array::from_fn(|plane| base.get(plane).copied().unwrap_or(false)),
+            span: None,
         };
         let headers = Headers::create(&*device, header)?;
         Ok(Self::assemble(device, headers))
@@ -389,43 +388,7 @@ impl MapFile {
         Ok(())
     }
 
-    /// Gives the map another identity and every bit of plane `p` the value `base[p]`, in one
-    /// durable step that costs the same for any size. Nothing may change bits meanwhile.
-    pub fn reset(&self, volume: Uuid, generation: u64, base: &[bool]) -> Result<()> {
-        assert_eq!(base.len(), self.planes.len());
-        let mut durable = lock(&self.durable);
-        self.check_poisoned()?;
-        let mut header = durable.headers.newest;
-        header.identity.volume = volume;
-        header.identity.generation = generation;
-        // One above, since a failed commit may have left pages with the next sequence.
-        header.void_through = durable.sequence + 1;
-        for (to, from) in header.base.iter_mut().zip(base) {
-            *to = *from;
-        }
-        self.write_header(&mut durable, header)?;
-        durable.sequence = header.void_through;
-        // The next commit of a page is its first: what its slots hold does not count.
-        durable.slots.iter_mut().for_each(|pages| pages.fill(None));
-        let mut waiting = lock(&self.waiting);
-        for (plane, value) in base.iter().enumerate() {
-            let bits = &self.planes[plane];
-            bits.fill(BlockRange::new(0, bits.len()), *value);
-            waiting.pages[plane].clear();
-        }
-        Ok(())
-    }
-
-    /// Gives the map another generation and keeps its bits. Durable when it returns.
-    pub fn set_generation(&self, generation: u64) -> Result<()> {
-        let mut durable = lock(&self.durable);
-        self.check_poisoned()?;
-        let mut header = durable.headers.newest;
-        header.identity.generation = generation;
-        self.write_header(&mut durable, header)
-    }
-
-    fn write_header(&self, durable: &mut Durable, mut header: MapHeader) -> Result<()> {
+    pub(super) fn write_header(&self, durable: &mut Durable, mut header: MapHeader) -> Result<()> {
         header.sequence += 1;
         let written = durable.headers.write(&*self.device, header);
         if written.is_err() {
@@ -434,7 +397,7 @@ impl MapFile {
         written
     }
 
-    fn check_poisoned(&self) -> Result<()> {
+    pub(super) fn check_poisoned(&self) -> Result<()> {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(Error::new(
                 ErrorKind::Poisoned,
@@ -457,6 +420,8 @@ fn other_slot(slot: Option<u8>) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::device::RamDevice;
     use crate::units::BlockSize;

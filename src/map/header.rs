@@ -106,6 +106,7 @@ mod tests {
             sequence,
             void_through: 0,
             base: [false; 8],
+            span: None,
         }
     }
 

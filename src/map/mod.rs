@@ -5,6 +5,7 @@ mod header;
 mod intent;
 mod offline;
 mod overwrite;
+mod renewing;
 
 pub use crate::format::map::{MapIdentity, MapRole};
 pub use file::{Capture, MapFile};

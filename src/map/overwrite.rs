@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::format::map::{MapIdentity, MapRole};
 use crate::limits::HOT_EXTENT_BYTES;
-use crate::units::Geometry;
+use crate::units::{Cut, CutSpan, Geometry};
 
 /// Planes of the map file.
 pub const CURRENT: usize = 0;
@@ -280,9 +280,9 @@ impl OverwriteMap {
         self.file.commit_all()
     }
 
-    /// A map that is bound to no volume takes this identity. Refused once a block is current: what
-    /// its pages vouch for may be of any volume. Nothing may change bits meanwhile.
-    pub fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
+    /// A map that is bound to no volume becomes that of a replica of this cut. Refused once a block
+    /// is current: what its pages vouch for may be of any volume. Nothing may change bits meanwhile.
+    pub fn bind(&self, volume: Uuid, cut: Cut) -> Result<()> {
         let held = self.identity().volume;
         if !held.is_nil() {
             return Err(Error::identity(format!(
@@ -294,10 +294,13 @@ impl OverwriteMap {
             return Err(Error::identity(format!(
                 "the map is bound to no volume and {current} bytes are current in it already, \
                  perhaps of another volume than {volume}: make it with `map create --volume \
-                 {volume} --generation {generation}`, mark what is current there, and merge again"
+                 {volume} --generation {}`, mark what is current there, and merge again",
+                cut.generation
             )));
         }
-        self.file.reset(volume, generation, &[false; 3])
+        // First, so that after a crash in between the map is still bound to none.
+        self.file.set_span(CutSpan { oldest: cut, newest: cut })?;
+        self.file.reset(volume, cut.generation, &[false; 3])
     }
 }
 
@@ -447,12 +450,14 @@ mod tests {
         let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
         let volume = Uuid::from_u128(8);
         map.mark_current(BlockRange::one(3));
-        let refused = map.bind(volume, 5).expect_err("a block is current");
+        let cut = Cut { generation: 5, sequence: 7 };
+        let refused = map.bind(volume, cut).expect_err("a block is current");
         assert_eq!(refused.kind(), crate::error::ErrorKind::Identity);
         assert!(refused.to_string().contains(&volume.to_string()), "{refused}");
         let map = OverwriteMap::create(Arc::clone(&device) as _, identity).expect("created");
-        map.bind(volume, 5).expect("bound");
-        assert!(map.bind(Uuid::from_u128(9), 5).is_err(), "once");
+        map.bind(volume, cut).expect("bound");
+        assert_eq!(map.file().span(), Some(CutSpan { oldest: cut, newest: cut }));
+        assert!(map.bind(Uuid::from_u128(9), cut).is_err(), "once");
         let (map, _) = OverwriteMap::open(device, None).expect("opens");
         assert_eq!(map.identity(), MapIdentity { volume, generation: 5, ..identity });
     }

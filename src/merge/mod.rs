@@ -1,6 +1,7 @@
 //! A bundle or an image laid under what is current: filter, pipeline, targets.
 
 mod image;
+mod lineage;
 mod pipeline;
 mod seams;
 mod target;

@@ -16,6 +16,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::lineage::{check_span, widened};
 use super::seams::{Seams, cut};
 use super::target::{Claim, MergeTarget, TargetIdentity};
 use crate::bundle::{
@@ -26,7 +27,7 @@ use crate::device::Engine;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::limits::{MERGE_COMMIT_BYTES, MERGE_COMMIT_MS, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX};
-use crate::units::Geometry;
+use crate::units::{CutSpan, Geometry};
 
 /// How a merge is done.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +113,9 @@ pub fn run(
     let committed = target.commit();
     done?;
     committed?;
+    if let Some(lineage) = source.lineage() {
+        target.descend(&lineage)?;
+    }
     // All is done: a wish to stop comes too late.
     let _too_late = merge.tell();
     let mut report = merge.report;
@@ -126,7 +130,7 @@ fn settle_identity(name: &str, source: &Identity, target: &dyn MergeTarget) -> R
     let held = target.identity();
     check_identity(name, source, held, target.geometry())?;
     if source.is_bound() && held.volume.is_nil() {
-        return target.bind(source.volume, source.generation);
+        return target.bind(source.volume, source.instant());
     }
     Ok(())
 }
@@ -140,7 +144,14 @@ pub fn check_all(sources: &[&dyn PieceSource], target: &dyn MergeTarget) -> Resu
         if identity.is_bound() && held.volume.is_nil() {
             // As `bind` will have it.
             (held.volume, held.generation) = (identity.volume, identity.generation);
+            let cut = identity.instant();
+            held.span = held.takes_unbound.then_some(CutSpan { oldest: cut, newest: cut });
         }
+        // As it will be if nothing turns out to be damaged or to lie on a medium that is not here.
+        held.span = match (held.span, source.lineage()) {
+            (Some(span), Some(lineage)) => Some(widened(span, &lineage)),
+            (span, _) => span,
+        };
     }
     Ok(())
 }
@@ -151,7 +162,7 @@ fn check_identity(
     target: TargetIdentity,
     geometry: Geometry,
 ) -> Result<()> {
-    let TargetIdentity { volume, generation, takes_unbound } = target;
+    let TargetIdentity { volume, generation, span, takes_unbound } = target;
     let (size, expected) = (source.geometry.size(), geometry.size());
     if size != expected {
         return Err(Error::identity(format!(
@@ -164,6 +175,16 @@ fn check_identity(
             "expected a bundle of volume {volume}, found the {name}, which names none: make one of \
              a snapshot, or stop the daemon and merge into the device with its map"
         )));
+    }
+    if let (false, Some(span)) = (source.is_bound(), span) {
+        return Err(Error::identity(format!(
+            "expected a bundle of volume {volume}, since the target was filled from one of {}, \
+             found the {name}, of which nobody knows the cut: blocks of two cuts could be mixed",
+            span.newest
+        )));
+    }
+    if let (true, Some(span)) = (source.volume == volume, span) {
+        return check_span(name, source.instant(), span);
     }
     if source.is_bound()
         && !volume.is_nil()

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::lineage::descend;
+use crate::bundle::Lineage;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange, ExtentMap, subtract};
 use crate::limits::COMMIT_PAGES_MAX;
-use crate::map::OverwriteMap;
-use crate::units::Geometry;
+use crate::map::{MapIdentity, OverwriteMap};
+use crate::units::{Cut, CutSpan, Geometry};
 
 /// Whose bytes a target takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct TargetIdentity {
     /// Nil: a map that is bound to no volume.
     pub volume: Uuid,
     pub generation: u64,
+    /// Of a replica: the cuts that may supply what it lacks.
+    pub span: Option<CutSpan>,
     /// Whether it takes what is bound to no volume (plain images): never while it is served.
     pub takes_unbound: bool,
 }
@@ -47,8 +51,15 @@ pub trait MergeTarget: Sync {
 
     fn identity(&self) -> TargetIdentity;
 
-    /// Takes the identity of the first source that has one; asked only while its own is nil.
-    fn bind(&self, volume: Uuid, generation: u64) -> Result<()>;
+    /// Becomes a replica of the first source that has an identity; asked only while its own is nil.
+    fn bind(&self, volume: Uuid, cut: Cut) -> Result<()>;
+
+    /// Told when an incremental source was gone through: a replica in which nothing of it is
+    /// missing takes earlier cuts from now on.
+    fn descend(&self, lineage: &Lineage) -> Result<()> {
+        let _any_cut_of_the_generation_is_taken = lineage;
+        Ok(())
+    }
 
     /// The runs inside `blocks` that a bundle may still supply: missing and not link-only.
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange>;
@@ -153,11 +164,17 @@ impl MergeTarget for OfflineTarget {
 
     fn identity(&self) -> TargetIdentity {
         let held = self.map.identity();
-        TargetIdentity { volume: held.volume, generation: held.generation, takes_unbound: true }
+        let MapIdentity { volume, generation, .. } = held;
+        let span = self.map.file().span().filter(|_| !volume.is_nil());
+        TargetIdentity { volume, generation, span, takes_unbound: true }
     }
 
-    fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
-        self.map.bind(volume, generation)
+    fn bind(&self, volume: Uuid, cut: Cut) -> Result<()> {
+        self.map.bind(volume, cut)
+    }
+
+    fn descend(&self, lineage: &Lineage) -> Result<()> {
+        descend(&self.map, lineage)
     }
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {

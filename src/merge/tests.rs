@@ -14,7 +14,7 @@ use crate::device::{Device, RamDevice, RamFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::map::{MapIdentity, OverwriteMap};
-use crate::units::{BlockSize, Geometry};
+use crate::units::{BlockSize, Cut, Geometry};
 
 const SIZE: usize = (5 << 20) + 512;
 const GROUND: u8 = 0xee;
@@ -281,8 +281,8 @@ impl MergeTarget for Shared {
         TargetIdentity { takes_unbound: self.takes_unbound, ..self.inner.identity() }
     }
 
-    fn bind(&self, volume: Uuid, generation: u64) -> Result<()> {
-        self.inner.bind(volume, generation)
+    fn bind(&self, volume: Uuid, cut: Cut) -> Result<()> {
+        self.inner.bind(volume, cut)
     }
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {

@@ -8,6 +8,7 @@
 //! | all snapshots of a volume, oldest to newest, and the backup map | `chain.rs` |
 //! | old bytes kept before they are overwritten | `preserving.rs` |
 //! | snapshots removed, in any order; preserved ranges given back | `removing.rs` |
+//! | what changed between two cuts | `since.rs` |
 //! | a cut as it was, read while writes go on | `view.rs` |
 
 mod catalogue;
@@ -16,6 +17,7 @@ mod member;
 mod preserving;
 mod removing;
 mod selection;
+mod since;
 mod view;
 
 pub use catalogue::{Catalogue, CutRecord};

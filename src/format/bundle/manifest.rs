@@ -22,9 +22,10 @@ const BEGIN_FORMAT: &str = "dualrestore bundle, begun";
 const FORMAT: &str = "dualrestore bundle";
 const VERSION: u32 = 1;
 const ENCRYPTED: &str = "encrypted";
+const INCREMENTAL: &str = "incremental";
 const CIPHER: &str = "AES-256-GCM";
 /// The features that this version knows.
-const FEATURES: [&str; 1] = [ENCRYPTED];
+const FEATURES: [&str; 2] = [ENCRYPTED, INCREMENTAL];
 
 /// A run of bytes: first, and first after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,9 +65,26 @@ pub struct BeginManifest {
     pub software: String,
     /// What was to be included, whole blocks.
     pub selection: Vec<Run>,
+    /// Whether holes of the source were left out of the selection.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allocated_only: bool,
+    /// With the feature "incremental".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseCut>,
     /// With the feature "encrypted".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
+}
+
+/// What an incremental bundle goes on from: it holds what changed since then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseCut {
+    pub generation: u64,
+    pub cut: u64,
+    /// Where changes were looked for, whole blocks; absent: everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Vec<Run>>,
 }
 
 /// How the chunks are encrypted.
@@ -197,6 +215,8 @@ impl BeginManifest {
             created_unix_s: 0,
             software: String::new(),
             selection: Vec::new(),
+            allocated_only: false,
+            base: None,
             encryption: None,
         }
     }
@@ -206,6 +226,12 @@ impl BeginManifest {
         self.features.push(ENCRYPTED.into());
         let key_check = HexHash(key.check());
         self.encryption = Some(Encryption { cipher: CIPHER.into(), key_check });
+    }
+
+    /// Says that it holds only what changed since a cut.
+    pub fn go_on_from(&mut self, base: BaseCut) {
+        self.features.push(INCREMENTAL.into());
+        self.base = Some(base);
     }
 
     /// Whether its chunks are encrypted.
@@ -262,7 +288,8 @@ impl BeginManifest {
                 unknown.join(", ")
             )));
         }
-        let named = self.features.iter().filter(|feature| *feature == ENCRYPTED).count();
+        let count = |name: &str| self.features.iter().filter(|feature| *feature == name).count();
+        let named = count(ENCRYPTED);
         let cipher = self.encryption.as_ref().map(|encryption| encryption.cipher.as_str());
         if !matches!((named, cipher), (0, None) | (1, Some(CIPHER))) {
             return Err(Error::format(format!(
@@ -273,10 +300,26 @@ impl BeginManifest {
         if self.volume == Some(UuidText(Uuid::nil())) {
             return Err(Error::format("the volume of the bundle is the nil UUID"));
         }
-        if self.selection.is_empty() {
+        if self.selection.is_empty() && self.base.is_none() && !self.allocated_only {
             return Err(Error::format("the bundle selects nothing"));
         }
+        self.check_base(count(INCREMENTAL), geometry)?;
         expect_runs(&self.selection, geometry, "selection")
+    }
+
+    fn check_base(&self, named: usize, geometry: Geometry) -> Result<()> {
+        if named != usize::from(self.base.is_some()) {
+            return Err(Error::format(
+                "expected a base cut in an incremental bundle, and only there",
+            ));
+        }
+        let Some(base) = &self.base else { return Ok(()) };
+        if (base.generation, base.cut) > (self.generation, self.cut) || self.volume.is_none() {
+            return Err(Error::format(
+                "expected an incremental bundle to name its volume and an earlier base cut",
+            ));
+        }
+        expect_runs(base.scope.as_deref().unwrap_or_default(), geometry, "scope")
     }
 
     pub fn geometry(&self) -> Result<Geometry> {

@@ -16,8 +16,8 @@ pub use batch::{
 pub use checks::{Checks, Place};
 pub use key::{BundleKey, KEY_BYTES, Salt, locked};
 pub use manifest::{
-    BeginManifest, Encryption, HexHash, Manifest, MediumEntry, Run, SegmentEntry, UuidText,
-    segment_name,
+    BaseCut, BeginManifest, Encryption, HexHash, Manifest, MediumEntry, Run, SegmentEntry,
+    UuidText, segment_name,
 };
 pub use page::{PAGE_BYTES, Page, padded};
 pub use progress::{Done, KeptKey, ProgressRecord};

@@ -25,7 +25,8 @@ const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
 /// Features that a reader must know, as bits of the header.
 const ENCRYPTED: u64 = 1;
-const FEATURES: u64 = ENCRYPTED;
+const INCREMENTAL: u64 = 2;
+const FEATURES: u64 = ENCRYPTED | INCREMENTAL;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -57,6 +58,8 @@ pub struct SegmentHeader {
     pub generation: u64,
     /// Sequence number of the cut within its generation.
     pub cut: u64,
+    /// Of an incremental bundle: sequence number of the cut that it goes on from.
+    pub base_cut: Option<u64>,
     pub segment: u32,
     /// BLAKE3 of `manifest.begin.json`.
     pub begin_hash: Hash,
@@ -77,11 +80,11 @@ impl SegmentHeader {
             volume: *self.volume.as_bytes(),
             generation: self.generation.into(),
             cut: self.cut.into(),
-            base_cut: 0.into(),
+            base_cut: self.base_cut.unwrap_or(0).into(),
             size: self.geometry.size().into(),
             block_size: self.geometry.block_size().bytes_u32().into(),
             segment: self.segment.into(),
-            features: self.salt.map_or(0, |_| ENCRYPTED).into(),
+            features: self.features().into(),
             begin_hash: self.begin_hash,
             salt: self.salt.unwrap_or_default(),
         };
@@ -89,6 +92,10 @@ impl SegmentHeader {
         page[..size_of::<HeaderFields>()].copy_from_slice(fields.as_bytes());
         let hash = seal(&mut page, CHECK_AT_END, &Checks::OF_HEADER);
         (page, hash)
+    }
+
+    fn features(&self) -> u64 {
+        self.salt.map_or(0, |_| ENCRYPTED) | self.base_cut.map_or(0, |_| INCREMENTAL)
     }
 
     pub fn parse(page: &Page) -> Result<(Self, Hash)> {
@@ -121,8 +128,13 @@ impl SegmentHeader {
         if salt.is_none() {
             expect_zero(&fields.salt, "segment header")?;
         }
-        if fields.header_bytes.get() as usize != PAGE_BYTES || fields.base_cut != 0 {
-            return Err(Error::format("expected a header of 4096 bytes and no base cut"));
+        let base_cut = (features & INCREMENTAL != 0).then_some(fields.base_cut.get());
+        if fields.header_bytes.get() as usize != PAGE_BYTES
+            || (base_cut.is_none() && fields.base_cut != 0)
+        {
+            return Err(Error::format(
+                "expected a header of 4096 bytes, and a base cut only in an incremental bundle",
+            ));
         }
         let geometry = BlockSize::new(fields.block_size.get())
             .and_then(|block_size| Geometry::new(fields.size.get(), block_size))
@@ -141,6 +153,7 @@ impl SegmentHeader {
             geometry,
             generation: fields.generation.get(),
             cut: fields.cut.get(),
+            base_cut,
             segment: fields.segment.get(),
             begin_hash: fields.begin_hash,
             salt,
@@ -370,6 +383,7 @@ mod tests {
             geometry: Geometry::new(12_800, BlockSize::DEFAULT).expect("valid"),
             generation: 3,
             cut: 4,
+            base_cut: None,
             segment: 5,
             begin_hash: [6; 32],
             salt: None,
@@ -378,6 +392,9 @@ mod tests {
 
     #[test]
     fn header_index_and_trailer_read_back() {
+        let incremental = SegmentHeader { base_cut: Some(0), ..header() };
+        let (page, hash) = incremental.encode();
+        assert_eq!(SegmentHeader::parse(&page).expect("whole"), (incremental, hash));
         let encrypted = SegmentHeader { salt: Some([7; 32]), ..header() };
         let (page, hash) = encrypted.encode();
         assert_eq!(SegmentHeader::parse(&page).expect("whole"), (encrypted, hash));

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::extent::BlockRange;
 use crate::map::MapIdentity;
 use crate::merge::{Claim, MergeTarget, TargetIdentity};
-use crate::units::Geometry;
+use crate::units::{Cut, Geometry};
 use crate::volume::primary::Caller;
 use crate::volume::service::Command;
 
@@ -61,10 +61,10 @@ impl MergeTarget for LiveTarget {
 
     fn identity(&self) -> TargetIdentity {
         let MapIdentity { volume, generation, .. } = self.identity;
-        TargetIdentity { volume, generation, takes_unbound: false }
+        TargetIdentity { volume, generation, span: None, takes_unbound: false }
     }
 
-    fn bind(&self, _: Uuid, _: u64) -> Result<()> {
+    fn bind(&self, _: Uuid, _: Cut) -> Result<()> {
         unreachable!("a live volume has an identity")
     }
 
