@@ -1,4 +1,5 @@
-//! The host's records of bundles that are not complete: on their way over several media, or stopped.
+//! The host's records of bundles that are not complete: on their way over several media, or
+//! stopped.
 //!
 //! One directory a bundle, named by its UUID, with one record in it; locked while the bundle is
 //! being written. It is made before the first medium is touched, replaced when a medium is

@@ -4,7 +4,7 @@
 //! | step on a medium | a crash after it leaves |
 //! |---|---|
 //! | README, recover.py, `manifest.begin.json` | a medium to go on with, nothing stored |
-//! | segments, each durable before the next is begun | the closed ones; at most the open one is lost |
+//! | segments, each durable before the next is begun | the closed ones: the open one is lost |
 //! | `report.json` | the same |
 //! | `manifest.json`, renamed when durable | a finished medium |
 //! | the host's record | the same: an examination finds out (`resume.rs`) |

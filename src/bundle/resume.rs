@@ -3,8 +3,8 @@
 //! | found | it is |
 //! |---|---|
 //! | nothing, or the first members, perhaps torn | to be begun |
-//! | the bundle's begin manifest and segments, no manifest | to be gone on with after the closed ones |
-//! | its manifest, of the medium that comes next | finished; only the host's record did not say so |
+//! | the bundle's begin manifest and segments, no manifest | to be gone on with |
+//! | its manifest, of the medium that comes next | finished; the host's record did not say so |
 //! | its manifest, of an earlier medium | passed over |
 //! | anything else | refused, and left alone |
 //!

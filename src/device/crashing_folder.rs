@@ -2,8 +2,8 @@
 //!
 //! | what | survives |
 //! |---|---|
-//! | a name: made, renamed or removed | since the folder's last flush: the first `n` of such changes |
-//! | a write | since the file's last flush: not at all, its first half, or whole, each on its own |
+//! | a name: made, renamed, removed | since the folder's last flush: the first `n` changes |
+//! | a write | since the file's last flush: not at all, half or whole, each on its own |
 //!
 //! as the chooser says, who is asked once for the names (0 to their number) and once for each write
 //! (0, 1 or 2). Reads see the last write. Does not know: chance.

@@ -5,9 +5,9 @@
 //! | a block device | itself, or the disk that it is a partition of |
 //! | a file or directory, or a new one in a directory that exists | that of its file system |
 //!
-//! A mapped device (LUKS, LVM, RAID) stands for the disks beneath it; it is removable if one of them
-//! is. A disk is removable if the kernel says that its medium is, or if it hangs on USB or MMC. Loop
-//! devices, network file systems and memory are not removable.
+//! A mapped device (LUKS, LVM, RAID) stands for the disks beneath it; it is removable if one of
+//! them is. A disk is removable if the kernel says that its medium is, or if it hangs on USB or
+//! MMC. Loop devices, network file systems and memory are not removable.
 //!
 //! Guarantees: nothing is opened or changed.
 //! Does not know: who asks.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `FileFolder` | a directory of any file system |
 //! | `RamFolder` | tests |
-//! | `CrashingFolder` (`crashing_folder.rs`) | tests: keeps only what was flushed, and a part of the rest |
+//! | `CrashingFolder` (`crashing_folder.rs`) | tests: keeps what was flushed, part of the rest |
 //!
 //! Guarantees: a name is one path component, so nothing outside the folder is ever touched; an
 //! existing file is never overwritten except by `rename`. A file's bytes are durable once its
