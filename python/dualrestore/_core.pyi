@@ -118,6 +118,9 @@ def bundle_create(
     media: Sequence[str],
     *,
     selection: Sequence[_Range] | None = None,
+    partitions: Sequence[int] = (),
+    allocated: bool = False,
+    since: str | None = None,
     compression: Literal["none", "zstd"] = "none",
     level: int = 1,
     block_size: int = 4096,
@@ -133,11 +136,12 @@ def bundle_create(
     `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
     segments, media, bytes_left, seconds}`. A directory must not exist or be empty. `bytes_left`: of
     the selection, waiting for a further medium. `state`: a directory for the record with which a
-    later call may `proceed`, if the source's `name` and `mark` are the same."""
+    later call may `proceed`, if the source's `name` and `mark` are the same. `since`: the snapshot
+    of a cut, to hold only what changed from there; `allocated`: leaves holes out."""
 
 def bundle_show(path: str) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
-    complete, medium, last, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
+    complete, allocated_only, base, medium, last, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
     bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
 
 def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:

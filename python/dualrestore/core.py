@@ -214,6 +214,9 @@ class Bundle:
         *,
         media: Sequence[Path] = (),
         medium_size: int | None = None,
+        partitions: Sequence[int] = (),
+        allocated: bool = False,
+        since: str | None = None,
         compression: Literal["none", "zstd"] = "none",
         level: int = 1,
         block_size: int = 4096,
@@ -227,12 +230,19 @@ class Bundle:
         `medium_size` bounds the bytes on each. Raises `NextMediumError` when they are full before
         the bundle is complete. With `state`, a directory of this host, a later call may `proceed`
         with it, or after a crash, on the same medium or others, from the same unchanged source.
+
+        `partitions` (by number) are selected too; `allocated` leaves out holes of the source;
+        `since` names the snapshot of a cut that the backup remembers: only what changed from there
+        to this snapshot is in the bundle, which is then merged before what it goes on from.
         """
         report = write_bundle(
             source,
             [destination, *media],
             selection,
             medium_size=medium_size,
+            partitions=partitions,
+            allocated=allocated,
+            since=since,
             compression=compression,
             level=level,
             block_size=block_size,
@@ -270,6 +280,9 @@ def write_bundle(
     selection: Sequence[tuple[int, int]] | None = None,
     *,
     medium_size: int | None = None,
+    partitions: Sequence[int] = (),
+    allocated: bool = False,
+    since: str | None = None,
     compression: Literal["none", "zstd"] = "none",
     level: int = 1,
     block_size: int = 4096,
@@ -283,6 +296,9 @@ def write_bundle(
         source if isinstance(source, SnapshotSource) else fspath(source),
         [fspath(medium) for medium in media],
         selection=selection,
+        partitions=list(partitions),
+        allocated=allocated,
+        since=since,
         compression=compression,
         level=level,
         block_size=block_size,

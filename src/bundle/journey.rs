@@ -53,7 +53,9 @@ impl Journey<'_> {
         progress: OnBundleProgress<'_>,
     ) -> Result<BundleReport> {
         check(options)?;
-        normalised(&options.selection, self.source.identity().geometry)?;
+        if !options.selection.is_empty() {
+            normalised(&options.selection, self.source.identity().geometry)?;
+        }
         self.check_paths()?;
         let mut media = Directories::new(self);
         let mut options = options.clone();

@@ -27,6 +27,9 @@ pub type Partition = (u32, ByteRange);
 
 /// The byte ranges of those partitions, in whole blocks: every block that they touch.
 pub fn select_partitions(source: &dyn Source, numbers: &[u32]) -> Result<Vec<ByteRange>> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
     let geometry = source.identity().geometry;
     let known = partitions(source)?;
     let select = |number: &u32| {

@@ -245,7 +245,9 @@ impl MapHeader {
     }
 
     fn understand(raw: &RawHeader) -> Result<Self> {
-        check_version("a map", (raw.version, raw.features, REPLICA), &[&raw.reserved])?;
+        let is_replica = raw.features.get() & REPLICA != 0;
+        let span = if is_replica { &[][..] } else { raw.span.as_bytes() };
+        check_version("a map", (raw.version, raw.features, REPLICA), &[span, &raw.reserved])?;
         let role = MapRole::ALL.into_iter().find(|role| *role as u16 == raw.role.get());
         let role = role.ok_or_else(|| {
             Error::format(format!("expected a map role from 1 to 3, found {}", raw.role))
@@ -294,12 +296,11 @@ fn understand_span(raw: &RawHeader) -> Result<Option<CutSpan>> {
         oldest: Cut { generation: oldest, sequence: oldest_sequence },
         newest: Cut { generation: newest, sequence: newest_sequence },
     };
-    let is_replica = raw.features.get() & REPLICA != 0;
     let overwrite = raw.role.get() == MapRole::Overwrite as u16;
-    match is_replica {
+    match raw.features.get() & REPLICA != 0 {
+        false => Ok(None),
         true if overwrite && span.oldest <= span.newest => Ok(Some(span)),
-        false if raw.span == [U64::new(0); 4] => Ok(None),
-        _ => Err(Error::format(format!(
+        true => Err(Error::format(format!(
             "expected the cuts of a replica in an overwrite map only, the oldest first, found {span:?}"
         ))),
     }
@@ -470,6 +471,19 @@ mod tests {
             base: [true, false, false, false, false, false, false, false],
             span: None,
         }
+    }
+
+    #[test]
+    fn the_cuts_of_a_replica_read_back_and_are_refused_in_a_wrong_order() {
+        let cut = |sequence| Cut { generation: 3, sequence };
+        let span = Some(CutSpan { oldest: cut(4), newest: cut(9) });
+        let replica = MapHeader { span, ..header() };
+        assert!(
+            matches!(MapHeader::decode(slot(&replica.encode())), Slot::Valid(read) if read == replica)
+        );
+        let span = Some(CutSpan { oldest: cut(9), newest: cut(4) });
+        let wrong = MapHeader { span, ..header() };
+        assert!(matches!(MapHeader::decode(slot(&wrong.encode())), Slot::Unknown(_)));
     }
 
     fn slot(bytes: &[u8]) -> &[u8; SLOT_BYTES] {

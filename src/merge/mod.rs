@@ -12,4 +12,6 @@ pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, ch
 pub use target::{Claim, MergeTarget, OfflineTarget, TargetIdentity};
 
 #[cfg(test)]
+mod replica_tests;
+#[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::backups::SnapshotSource;
 use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detached, extents};
 use super::maps::OverwriteMap;
+use super::selecting::Words;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
     Bundle, Compression, Crew, ImageSource, Journey, PieceSource, Source, WriterOptions,
@@ -35,8 +36,8 @@ pub enum BundleInput {
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, media, *, selection=None, compression="none", level=1,
-                    block_size=4096, medium_size=None, proceed=false, name="", mark="",
+#[pyo3(signature = (source, media, *, selection=None, partitions=Vec::new(), allocated=false,
+                    since=None, compression="none", level=1, block_size=4096, medium_size=None, proceed=false, name="", mark="",
                     state=None, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn bundle_create<'py>(
@@ -44,6 +45,9 @@ pub fn bundle_create<'py>(
     source: BundleInput,
     media: Vec<PathBuf>,
     selection: Option<Vec<(u64, u64)>>,
+    partitions: Vec<u32>,
+    allocated: bool,
+    since: Option<String>,
     compression: &str,
     level: i32,
     block_size: u64,
@@ -54,7 +58,8 @@ pub fn bundle_create<'py>(
     state: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let mut selection = byte_ranges(selection)?;
+    let words = Words { ranges: byte_ranges(selection)?, partitions, allocated, since };
+    let mut snapshot_view = None;
     let source: Arc<dyn Source> = match source {
         BundleInput::Path(path) => {
             let block_size = block_size_of(block_size)?;
@@ -64,11 +69,7 @@ pub fn bundle_create<'py>(
         }
         BundleInput::Snapshot(snapshot) => {
             let view = snapshot.get().view();
-            if selection.is_empty() && !proceed {
-                let geometry = view.geometry();
-                let runs = view.selection().runs();
-                selection = runs.iter().map(|run| geometry.bytes_of(*run)).collect();
-            }
+            snapshot_view = Some(Arc::clone(&view));
             view
         }
     };
@@ -76,8 +77,7 @@ pub fn bundle_create<'py>(
         "zstd" => Compression::parse(&format!("zstd:{level}"))?,
         other => Compression::parse(other)?,
     };
-    let options = WriterOptions {
-        selection,
+    let mut options = WriterOptions {
         compression,
         created_unix_s: wall_clock_ms() / 1000,
         ..WriterOptions::default()
@@ -93,6 +93,7 @@ pub fn bundle_create<'py>(
     };
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
+        words.apply(&*source, snapshot_view.as_ref(), proceed, &mut options)?;
         journey.make(&options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
@@ -144,6 +145,9 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
     dict.set_item("complete", true)?;
+    dict.set_item("allocated_only", begin.allocated_only)?;
+    let base = begin.base.as_ref().map(|base| (base.generation, base.cut));
+    dict.set_item("base", base)?;
     dict.set_item("medium", manifest.medium.map_or(1, |medium| medium.number))?;
     dict.set_item("last", manifest.medium.is_none_or(|medium| medium.last))?;
     dict.set_item("extents", extents(py, bundle.selection())?)?;

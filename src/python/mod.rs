@@ -14,6 +14,7 @@ mod bundles;
 mod exports;
 mod links;
 mod maps;
+mod selecting;
 mod volumes;
 
 use pyo3::prelude::*;

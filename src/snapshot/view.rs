@@ -99,6 +99,11 @@ impl SnapshotView {
         self.chain.changed_before(self.snapshot.id())
     }
 
+    /// The cut `base`, and the blocks that changed since then.
+    pub fn changed_since(&self, base: Uuid) -> Result<(CutRecord, Bitmap)> {
+        self.chain.changed_between(base, self.snapshot.id())
+    }
+
     /// An error if the snapshot was broken or deleted meanwhile.
     pub fn check(&self) -> Result<()> {
         self.snapshot.check_intact()?;

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class BundleOptions:
     """`selection`: (offset, length); None selects what the source selects, else everything.
 
-    `state`: where the record is kept with which a later call may `proceed`; None: nowhere.
+    `partitions`: numbers; `allocated`: holes of the source are left out; `since`: the snapshot of
+    a cut, for what changed from there. `state`: where the record is kept with which a later call may `proceed`; None: nowhere.
     """
 
     selection: Sequence[tuple[int, int]] | None = None
@@ -25,6 +26,9 @@ class BundleOptions:
     level: int = 1
     block_size: int = 4096
     medium_size: int | None = None
+    partitions: Sequence[int] = ()
+    allocated: bool = False
+    since: str | None = None
     proceed: bool = False
     state: Path | None = None
 
@@ -48,6 +52,9 @@ def create_bundle(
         media,
         options.selection,
         medium_size=options.medium_size,
+        partitions=options.partitions,
+        allocated=options.allocated,
+        since=options.since,
         compression=options.compression,
         level=options.level,
         block_size=options.block_size,

@@ -138,6 +138,9 @@ class MakeBundle(_Body):
     compression: Literal["none", "zstd"] = "none"
     level: int = 1
     medium_size: int | None = None
+    partitions: list[int] = []
+    allocated: bool = False
+    since: str | None = None
     proceed: bool = False
 
 
@@ -294,6 +297,9 @@ class Control:
             body.compression,
             body.level,
             medium_size=body.medium_size,
+            partitions=body.partitions,
+            allocated=body.allocated,
+            since=body.since,
             proceed=body.proceed,
             state=self._node.configuration.node.state / name / "bundles",
         )

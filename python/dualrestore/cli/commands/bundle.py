@@ -29,6 +29,20 @@ def command() -> None:
     help="A new directory; repeat it for several media, filled in this order.",
 )
 @click.option("--select", "select", multiple=True, type=RANGE, metavar="RANGE")
+@click.option(
+    "--partition",
+    "partitions",
+    multiple=True,
+    type=click.IntRange(1, 1023),
+    metavar="N",
+    help="A partition by its number (MBR or GPT).",
+)
+@click.option("--allocated", is_flag=True, help="Leave out holes of the source.")
+@click.option(
+    "--since",
+    metavar="CUT",
+    help="Only what changed since the cut of this snapshot, which may be deleted.",
+)
 @click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", show_default=True)
 @click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True)
 @click.option(
@@ -51,6 +65,9 @@ def create(
     source: str,
     media: tuple[str, ...],
     select: tuple[tuple[int, int], ...],
+    partitions: tuple[int, ...],
+    allocated: bool,
+    since: str | None,
     compress: Literal["none", "zstd"],
     level: int,
     medium_size: int | None,
@@ -67,12 +84,21 @@ def create(
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
       dualrestore bundle create disk.img --to /media/a/disk --to /media/b/disk
       dualrestore bundle create disk.img --to /media/c/disk --continue
+      dualrestore bundle create disk.img --to disk.drb --partition 2 --allocated
+      dualrestore -c backup.toml bundle create db@7f3a --to db2.drb --since 19c2
     """
     from dualrestore.cli.making import Making, make
     from dualrestore.jobs.bundle import BundleOptions
 
     options = BundleOptions(
-        list(select) or None, compress, level, medium_size=medium_size, proceed=proceed
+        list(select) or None,
+        compress,
+        level,
+        medium_size=medium_size,
+        partitions=partitions,
+        allocated=allocated,
+        since=since,
+        proceed=proceed,
     )
     return make(invocation, Making(source, [Path(path).absolute() for path in media], options))
 
