@@ -169,6 +169,21 @@ pub struct CutSpan {
 }
 
 impl CutSpan {
+    /// Generation and sequence of the oldest, then of the newest.
+    #[must_use]
+    pub fn numbers(self) -> [u64; 4] {
+        let Self { oldest, newest } = self;
+        [oldest.generation, oldest.sequence, newest.generation, newest.sequence]
+    }
+
+    #[must_use]
+    pub fn of_numbers([from, first, to, last]: [u64; 4]) -> Self {
+        Self {
+            oldest: Cut { generation: from, sequence: first },
+            newest: Cut { generation: to, sequence: last },
+        }
+    }
+
     #[must_use]
     pub fn contains(&self, cut: Cut) -> bool {
         self.oldest <= cut && cut <= self.newest

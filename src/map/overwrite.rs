@@ -280,8 +280,9 @@ impl OverwriteMap {
         self.file.commit_all()
     }
 
-    /// A map that is bound to no volume becomes that of a replica of this cut. Refused once a block
-    /// is current: what its pages vouch for may be of any volume. Nothing may change bits meanwhile.
+    /// A map that is bound to no volume becomes that of a replica of this cut. Refused once a
+    /// block is current: what its pages vouch for may be of any volume. Nothing may change bits
+    /// meanwhile.
     pub fn bind(&self, volume: Uuid, cut: Cut) -> Result<()> {
         let held = self.identity().volume;
         if !held.is_nil() {

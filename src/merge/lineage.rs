@@ -1,4 +1,4 @@
-//! Which cuts may fill a replica: a device that nobody serves and that was bound by its first bundle.
+//! Which cuts may fill a replica: a device that nobody serves, bound by its first bundle.
 //!
 //! A replica is to be the volume as at one cut, the newest that it holds. A block that it lacks may
 //! come from any cut since which the block did not change up to the newest. So it keeps a span of
@@ -7,12 +7,13 @@
 //! | merged | the span | next may be |
 //! |---|---|---|
 //! | any bundle of cut `c`, as the first | `c` to `c` | bundles of cut `c`: its other media |
-//! | an incremental one of cut in the span, base `b`; nothing of it is missing any more | from `b` | also those of cuts from `b` on |
-//! | the same, something of it is still missing | unchanged | the same bundle again |
-//! | a full one | unchanged | |
+//! | an incremental one of the span, base `b`, whole | from `b` | also those of cuts from `b` on |
+//! | the same, of which something is still missing | as it was | the same bundle again |
+//! | a full one | as it was | |
 //!
 //! So a full bundle and incremental ones are merged newest first. The other way round the blocks of
-//! the full bundle would be current already when the newer ones come: that is refused (exit code 5).
+//! the full bundle would be current already when the newer ones come: that is refused (exit
+//! code 5).
 //! A primary, live or not, takes any cut of its generation: what it lacks was not written since the
 //! loss, so all cuts hold the same.
 //!

@@ -13,8 +13,8 @@ use super::maps::OverwriteMap;
 use super::selecting::Words;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    Bundle, Compression, Crew, ImageSource, Journey, PieceSource, Source, WriterOptions,
-    threads_default,
+    Bundle, BundleReport, Compression, Crew, Identity, ImageSource, Journey, PieceSource, Source,
+    WriterOptions, threads_default,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
@@ -37,8 +37,9 @@ pub enum BundleInput {
 
 #[pyfunction]
 #[pyo3(signature = (source, media, *, selection=None, partitions=Vec::new(), allocated=false,
-                    since=None, compression="none", level=1, block_size=4096, medium_size=None, proceed=false, name="", mark="",
-                    state=None, progress=None))]
+                    since=None, compression="none", level=1, block_size=4096,
+                    medium_size=None, proceed=false, name="", mark="", state=None,
+                    progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn bundle_create<'py>(
     py: Python<'py>,
@@ -103,7 +104,14 @@ pub fn bundle_create<'py>(
         })
     });
     let report = callback.result(result)?;
-    let identity = source.identity();
+    report_dict(py, report, source.identity())
+}
+
+fn report_dict<'py>(
+    py: Python<'py>,
+    report: BundleReport,
+    identity: Identity,
+) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("bundle", report.bundle.to_string())?;
     dict.set_item("volume", volume_text(identity.volume))?;

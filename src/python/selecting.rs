@@ -50,8 +50,8 @@ impl Words {
             (Some(cut), Some(view)) => Some(view.changed_since(uuid(cut)?)?),
             (Some(_), None) => {
                 return Err(Error::usage(
-                    "expected a snapshot (NAME@SNAPSHOT) to make an incremental bundle of, found an \
-                     image: nothing remembers what changed in it",
+                    "expected a snapshot (NAME@SNAPSHOT) to make an incremental bundle of, found \
+                     an image: nothing remembers what changed in it",
                 ));
             }
         };

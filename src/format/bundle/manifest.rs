@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Hash;
+use super::base::{BaseCut, check_base};
 use super::key::{BundleKey, locked};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -74,17 +75,6 @@ pub struct BeginManifest {
     /// With the feature "encrypted".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
-}
-
-/// What an incremental bundle goes on from: it holds what changed since then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BaseCut {
-    pub generation: u64,
-    pub cut: u64,
-    /// Where changes were looked for, whole blocks; absent: everywhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scope: Option<Vec<Run>>,
 }
 
 /// How the chunks are encrypted.
@@ -303,23 +293,8 @@ impl BeginManifest {
         if self.selection.is_empty() && self.base.is_none() && !self.allocated_only {
             return Err(Error::format("the bundle selects nothing"));
         }
-        self.check_base(count(INCREMENTAL), geometry)?;
+        check_base(self, count(INCREMENTAL), geometry)?;
         expect_runs(&self.selection, geometry, "selection")
-    }
-
-    fn check_base(&self, named: usize, geometry: Geometry) -> Result<()> {
-        if named != usize::from(self.base.is_some()) {
-            return Err(Error::format(
-                "expected a base cut in an incremental bundle, and only there",
-            ));
-        }
-        let Some(base) = &self.base else { return Ok(()) };
-        if (base.generation, base.cut) > (self.generation, self.cut) || self.volume.is_none() {
-            return Err(Error::format(
-                "expected an incremental bundle to name its volume and an earlier base cut",
-            ));
-        }
-        expect_runs(base.scope.as_deref().unwrap_or_default(), geometry, "scope")
     }
 
     pub fn geometry(&self) -> Result<Geometry> {
@@ -447,7 +422,7 @@ fn expect_format(format: &str, version: u32, expected: &str) -> Result<()> {
     )))
 }
 
-fn expect_runs(runs: &[Run], geometry: Geometry, what: &str) -> Result<()> {
+pub(super) fn expect_runs(runs: &[Run], geometry: Geometry, what: &str) -> Result<()> {
     let block = geometry.block_size().bytes();
     let mut at = 0;
     for &Run(start, end) in runs {

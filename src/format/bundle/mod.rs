@@ -1,6 +1,7 @@
 //! The bundle's formats: segment files of checked pages and payloads, and two JSON manifests.
 //! Byte by byte in `docs/formats.md`. Bytes to values and back; no I/O.
 
+mod base;
 mod batch;
 mod checks;
 mod key;
@@ -9,6 +10,7 @@ mod page;
 mod progress;
 mod segment;
 
+pub use base::BaseCut;
 pub use batch::{
     Batch, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, PageHead, encode_batch, pages_for,
     parse_batch, parse_page_head,
@@ -16,8 +18,8 @@ pub use batch::{
 pub use checks::{Checks, Place};
 pub use key::{BundleKey, KEY_BYTES, Salt, locked};
 pub use manifest::{
-    BaseCut, BeginManifest, Encryption, HexHash, Manifest, MediumEntry, Run, SegmentEntry,
-    UuidText, segment_name,
+    BeginManifest, Encryption, HexHash, Manifest, MediumEntry, Run, SegmentEntry, UuidText,
+    segment_name,
 };
 pub use page::{PAGE_BYTES, Page, padded};
 pub use progress::{Done, KeptKey, ProgressRecord};
