@@ -141,8 +141,8 @@ def bundle_create(
 
 def bundle_show(path: str) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
-    complete, allocated_only, base, medium, last, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
-    bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
+    complete, allocated_only, base, medium, last, extents: [[offset, length], ..], bytes_selected,
+    bytes_data, bytes_zero, bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
 
 def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
     """Reads every chunk. Damage is reported, not raised.

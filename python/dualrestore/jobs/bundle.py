@@ -18,7 +18,8 @@ class BundleOptions:
     """`selection`: (offset, length); None selects what the source selects, else everything.
 
     `partitions`: numbers; `allocated`: holes of the source are left out; `since`: the snapshot of
-    a cut, for what changed from there. `state`: where the record is kept with which a later call may `proceed`; None: nowhere.
+    a cut, for what changed from there. `state`: where the record is kept with which a later call
+    may `proceed`; None: nowhere.
     """
 
     selection: Sequence[tuple[int, int]] | None = None

@@ -64,6 +64,7 @@ def create(
     invocation: Invocation,
     source: str,
     media: tuple[str, ...],
+    *,
     select: tuple[tuple[int, int], ...],
     partitions: tuple[int, ...],
     allocated: bool,
