@@ -35,10 +35,12 @@ __all__ = [
     "bundle_create",
     "bundle_show",
     "bundle_verify",
+    "disk_behind",
     "merge",
     "merge_check",
     "merge_check_volume",
     "merge_into_volume",
+    "raw_sink_check",
 ]
 
 _Range: TypeAlias = tuple[int, int]
@@ -149,6 +151,14 @@ def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, 
 
     `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
     ..] (at most 1000), problems: [text, ..] (at most 100), seconds}`"""
+
+def disk_behind(path: str) -> dict[str, Any] | None:
+    """`{device, model, serial, size, removable}` of the disk that holds a path, or will; None: it
+    is none, or the kernel does not say."""
+
+def raw_sink_check(path: str, *, force: bool = False) -> dict[str, Any]:
+    """The same of a block device that is to be written over; raises `UsageError` if it is none, or
+    if its disk is not removable and that was not `force`d."""
 
 def merge(
     source: str,

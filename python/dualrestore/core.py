@@ -23,7 +23,14 @@ from dualrestore._core import (
     SnapshotSource,
 )
 from dualrestore.errors import NextMediumError, UsageError
-from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport, read
+from dualrestore.model import (
+    BundleReport,
+    BundleVerification,
+    Disk,
+    Extent,
+    MergeReport,
+    read,
+)
 
 if TYPE_CHECKING:
     import numpy
@@ -41,8 +48,10 @@ __all__ = [
     "SnapshotSource",
     "check_merge",
     "check_merge_into_volume",
+    "disk_behind",
     "merge",
     "merge_into_volume",
+    "sink_is_removable",
     "write_bundle",
 ]
 
@@ -326,6 +335,18 @@ def _known_as(source: Path | SnapshotSource) -> tuple[str, str]:
     if S_ISBLK(found.st_mode):
         return str(place), f"device {major(found.st_rdev)}:{minor(found.st_rdev)}"
     return str(place), f"{found.st_size} bytes, written {found.st_mtime_ns} ns after 1970"
+
+
+def disk_behind(path: Path) -> Disk | None:
+    """The disk that holds a path, or will if it is made; None if the kernel knows of none."""
+    found = _core.disk_behind(fspath(path))
+    return None if found is None else read(Disk, found)
+
+
+def sink_is_removable(path: Path) -> bool:
+    """Whether what is written there goes to a disk that can be carried away."""
+    disk = disk_behind(path)
+    return disk is not None and disk.removable
 
 
 def merge(

@@ -82,6 +82,16 @@ class BundleReport(Record, frozen=True, kw_only=True):
         return not self.bytes_left
 
 
+class Disk(Record, frozen=True, kw_only=True):
+    """The disk behind a path, as the kernel describes it. `size` is in bytes."""
+
+    device: str
+    model: str | None
+    serial: str | None
+    size: int
+    removable: bool
+
+
 class BundleVerification(Record, frozen=True, kw_only=True):
     """What reading every chunk of a bundle found."""
 

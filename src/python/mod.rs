@@ -4,13 +4,15 @@
 //! |---|---|
 //! | `boundary.rs` | the one way in: detach, map errors, poll signals |
 //! | `buffers.rs` | bytes across the boundary |
-//! | `maps.rs`, `bundles.rs` | files |
+//! | `maps.rs`, `bundles.rs`, `selecting.rs` | files |
+//! | `disks.rs` | what lies behind a path |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
 mod backups;
 mod boundary;
 mod buffers;
 mod bundles;
+mod disks;
 mod exports;
 mod links;
 mod maps;
@@ -30,6 +32,8 @@ mod _core {
         bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
         merge_into_volume,
     };
+    #[pymodule_export]
+    use crate::python::disks::{disk_behind, raw_sink_check};
     #[pymodule_export]
     use crate::python::exports::NbdServer;
     #[pymodule_export]

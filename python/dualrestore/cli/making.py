@@ -34,9 +34,12 @@ def make(invocation: Invocation, making: Making) -> int:
     printer = Printer(as_json=invocation.as_json)
     write = _writer_of(invocation, making, printer)
     used = list(making.media)
+    for number, medium in enumerate(used, 1):
+        _show_disk(printer, f"medium {number}" if len(used) > 1 else "to", medium)
     report = write(making.media, making.options)
     options = replace(making.options, proceed=True)
     while not report.complete and (medium := _ask(report, invocation)) is not None:
+        _show_disk(printer, f"medium {report.media + 1}", medium)
         try:
             report = write([medium], options)
             used.append(medium)
@@ -44,6 +47,23 @@ def make(invocation: Invocation, making: Making) -> int:
             printer.note(f"medium {report.media + 1}: {problem}")
     _print(printer, making, used, report)
     return ExitCode.DONE if report.complete else ExitCode.NEXT_MEDIUM
+
+
+def _show_disk(printer: Printer, name: str, place: Path) -> None:
+    """Says which disk is written on, if the kernel knows it by name."""
+    from dualrestore.core import disk_behind
+
+    try:
+        disk = disk_behind(place)
+    except DeviceError:
+        return  # The write says it better.
+    if disk is None or not (disk.model or disk.serial):
+        return
+    kind = "removable" if disk.removable else "built in"
+    printer.note(
+        f"{name}: {place} on {disk.device} ({disk.model or 'unknown model'}, serial "
+        f"{disk.serial or 'unknown'}, {format_size(disk.size)}, {kind})"
+    )
 
 
 def _writer_of(
