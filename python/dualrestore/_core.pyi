@@ -120,7 +120,7 @@ def bundle_create(
     media: Sequence[str],
     *,
     selection: Sequence[_Range] | None = None,
-    partitions: Sequence[int] = (),
+    partitions: Sequence[int] | None = None,
     allocated: bool = False,
     since: str | None = None,
     compression: Literal["none", "zstd"] = "none",

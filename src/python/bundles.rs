@@ -36,7 +36,7 @@ pub enum BundleInput {
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, media, *, selection=None, partitions=Vec::new(), allocated=false,
+#[pyo3(signature = (source, media, *, selection=None, partitions=None, allocated=false,
                     since=None, compression="none", level=1, block_size=4096,
                     medium_size=None, proceed=false, name="", mark="", state=None,
                     progress=None))]
@@ -46,7 +46,7 @@ pub fn bundle_create<'py>(
     source: BundleInput,
     media: Vec<PathBuf>,
     selection: Option<Vec<(u64, u64)>>,
-    partitions: Vec<u32>,
+    partitions: Option<Vec<u32>>,
     allocated: bool,
     since: Option<String>,
     compression: &str,
@@ -59,6 +59,7 @@ pub fn bundle_create<'py>(
     state: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let partitions = partitions.unwrap_or_default();
     let words = Words { ranges: byte_ranges(selection)?, partitions, allocated, since };
     let mut snapshot_view = None;
     let source: Arc<dyn Source> = match source {

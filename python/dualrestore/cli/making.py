@@ -34,8 +34,8 @@ def make(invocation: Invocation, making: Making) -> int:
     printer = Printer(as_json=invocation.as_json)
     write = _writer_of(invocation, making, printer)
     used = list(making.media)
-    for number, medium in enumerate(used, 1):
-        _show_disk(printer, f"medium {number}" if len(used) > 1 else "to", medium)
+    for number, place in enumerate(used, 1):
+        _show_disk(printer, f"medium {number}" if len(used) > 1 else "to", place)
     report = write(making.media, making.options)
     options = replace(making.options, proceed=True)
     while not report.complete and (medium := _ask(report, invocation)) is not None:
