@@ -388,7 +388,12 @@ def main(arguments):
         manifest, damaged = recover(arguments[0], None)
     for start, end, why in damaged:
         complain(f"damaged: bytes {start} to {end}: {why}")
-    selected = sum(end - start for start, end in manifest["begin"]["selection"])
+    runs = manifest["begin"]["selection"]
+    if "medium" in manifest:
+        # One of several media: the others hold the rest of the selection.
+        complain(f"medium {manifest['medium']['number']} of several: it holds a part of the bundle")
+        runs = [run for entry in manifest["segments"] for run in entry["coverage"]]
+    selected = sum(end - start for start, end in runs)
     whole = selected - sum(end - start for start, end, _ in damaged)
     checks = "CRC32C (install blake3 for its hashes)" if blake3 is None else "CRC32C and BLAKE3"
     size = manifest["begin"]["size"]
