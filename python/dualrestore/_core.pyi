@@ -144,12 +144,13 @@ def merge(
     target: str,
     map: OverwriteMap,
     *,
+    engine: Literal["auto", "io_uring", "threads"] = "auto",
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, seconds}`. `bytes_skipped`: of the selection, because
+    chunks_damaged, bytes_total, bytes_read, seconds, engine}`. `bytes_skipped`: of the selection, because
     they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
     after a crash only the link may supply them."""
 
@@ -163,6 +164,7 @@ def merge_into_volume(
     source: str,
     volume: PrimaryVolume,
     *,
+    engine: Literal["auto", "io_uring", "threads"] = "auto",
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """The same into a live volume, under its claims. Damaged chunks are fetched over the link when

@@ -44,6 +44,7 @@ __all__ = [
 
 Path = str | PathLike[str]
 Progress = Callable[[dict[str, int]], None]
+Engine = Literal["auto", "io_uring", "threads"]
 
 
 class OverwriteMap:
@@ -248,14 +249,18 @@ def merge(
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
+    *,
+    engine: Engine = "auto",
 ) -> MergeReport:
     """Writes what is missing in a file or device, and only that, from a bundle or raw image.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
-    chunk is verified before its blocks are written. May be interrupted and repeated.
+    chunk is verified before its blocks are written. May be interrupted and repeated. `engine`
+    `auto` takes io_uring where the kernel allows it and the files lie on disks.
     """
     path = source.path if isinstance(source, Bundle) else fspath(source)
-    return read(MergeReport, _core.merge(path, fspath(target), map.inner, progress=progress))
+    made = _core.merge(path, fspath(target), map.inner, engine=engine, progress=progress)
+    return read(MergeReport, made)
 
 
 def check_merge(sources: Sequence[Path], target: Path, overwrite_map: OverwriteMap) -> None:
@@ -269,8 +274,13 @@ def check_merge_into_volume(sources: Sequence[Path], volume: PrimaryVolume) -> N
 
 
 def merge_into_volume(
-    source: Path | Bundle, volume: PrimaryVolume, progress: Progress | None = None
+    source: Path | Bundle,
+    volume: PrimaryVolume,
+    progress: Progress | None = None,
+    *,
+    engine: Engine = "auto",
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
     path = source.path if isinstance(source, Bundle) else fspath(source)
-    return read(MergeReport, _core.merge_into_volume(path, volume, progress=progress))
+    made = _core.merge_into_volume(path, volume, engine=engine, progress=progress)
+    return read(MergeReport, made)

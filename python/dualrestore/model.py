@@ -51,10 +51,13 @@ class MergeReport(Record, frozen=True, kw_only=True):
     bytes_read: int = 0
     bytes_fetched: int = 0
     bytes_in_doubt: int = 0
+    engine: str = ""
+    """What carried out the reads and writes: `io_uring` or `threads`."""
 
     def __add__(self, other: "MergeReport") -> "MergeReport":
-        names = self.__struct_fields__
-        return MergeReport(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = [name for name in self.__struct_fields__ if name != "engine"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return MergeReport(**sums, engine=other.engine)
 
 
 class BundleReport(Record, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ use crate::bundle::{
     threads_default,
 };
 use crate::clock::wall_clock_ms;
-use crate::device::{FileDevice, OpenOptions};
+use crate::device::{Engine, FileDevice, OpenOptions};
 use crate::error::Result;
 use crate::extent::ByteRange;
 use crate::map::OverwriteMap as Map;
@@ -212,13 +212,15 @@ fn run<'py>(
     py: Python<'py>,
     source: &str,
     target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    engine: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let options = MergeOptions { engine: Engine::parse(engine)?, ..MergeOptions::default() };
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
         let source = merge_source(Path::new(source))?;
         let target = target()?;
-        run_merge(&*source, &*target, &MergeOptions::default(), &mut |state| {
+        run_merge(&*source, &*target, &options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
@@ -265,28 +267,30 @@ pub fn merge_check_volume(
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, target, map, *, progress=None))]
+#[pyo3(signature = (source, target, map, *, engine="auto", progress=None))]
 pub fn merge<'py>(
     py: Python<'py>,
     source: &str,
     target: &str,
     map: &OverwriteMap,
+    engine: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
     let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, source, make, progress)
+    run(py, source, make, engine, progress)
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, volume, *, progress=None))]
+#[pyo3(signature = (source, volume, *, engine="auto", progress=None))]
 pub fn merge_into_volume<'py>(
     py: Python<'py>,
     source: &str,
     volume: &PrimaryVolume,
+    engine: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
     let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, source, make, progress)
+    run(py, source, make, engine, progress)
 }
