@@ -148,6 +148,9 @@ pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 pub const JOBS_UNDER_WAY: usize = 16;
 pub const JOB_THREADS: usize = 8;
 pub const JOB_PARTS_MAX: usize = 128;
+/// Bytes of an image in a job that only copies from memory to memory: they fit the cache of one
+/// processor.
+pub const JOB_CACHED_BYTES: usize = 256 << 10;
 /// Jobs that have ended and whose news waits for the caller, who may be waiting for a flush.
 pub const JOB_NEWS_MAX: usize = 1024;
 /// Threads that encode or verify chunks, however many processors there are: eight of them hash

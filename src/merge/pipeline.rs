@@ -105,9 +105,9 @@ pub fn run(
         report: MergeReport::default(),
     };
     let at_once = source.answers_at_once() || target.device().answers_at_once();
-    let engine = options.engine.unwrap_or_else(|| Engine::suited_to(at_once));
-    merge.report.engine = engine.name();
-    let done = merge.passes(source, Crew { engine, threads: options.threads });
+    let crew = Crew::suited(options.engine, options.threads, at_once);
+    merge.report.engine = crew.engine.name();
+    let done = merge.passes(source, crew);
     // What was filled is kept, however it ended.
     let committed = target.commit();
     done?;

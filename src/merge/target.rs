@@ -141,6 +141,11 @@ impl OfflineTarget {
         &self.map
     }
 
+    #[must_use]
+    pub fn shared_map(&self) -> &Arc<OverwriteMap> {
+        &self.map
+    }
+
     fn claims(&self) -> MutexGuard<'_, ExtentMap<()>> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -157,8 +157,7 @@ pub fn bundle_verify<'py>(
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
         let bundle = Bundle::open(Path::new(path))?;
-        let crew = Crew::of(None, threads_default(), &bundle);
-        bundle.verify(crew, &mut |state| {
+        bundle.verify(Crew::of(&bundle), &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
