@@ -13,7 +13,6 @@ use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
     Bundle, BundleWriter, Compression, Crew, ImageSource, PieceSource, Source, WriterOptions,
-    threads_default,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{Engine, FileDevice, OpenOptions};
