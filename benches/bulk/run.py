@@ -60,13 +60,13 @@ class Place(NamedTuple):
 
 def scattered(size: int, current: float) -> Extents:
     """Each 64 KiB is current with this probability."""
-    chance = random.Random(1)  # noqa: S311 - a pattern, not a secret
+    chance = random.Random(1)
     return joined(at for at in range(0, size, GRAIN) if chance.random() >= current)
 
 
 def clustered(size: int, current: float) -> Extents:
     """The same in stretches of 16 MiB."""
-    chance = random.Random(2)  # noqa: S311 - as above
+    chance = random.Random(2)
     starts = [at for at in range(0, size, 16 * MIB) if chance.random() >= current]
     return joined(at + step for at in starts for step in range(0, 16 * MIB, GRAIN))
 
@@ -154,24 +154,61 @@ def ddrescue(place: Place) -> tuple[float, float]:
     domain.write_text("\n".join(lines) + "\n")
     log.unlink(missing_ok=True)
     return command(
-        ["ddrescue", "-q", "-f", "-d", "-D", "-b", "4096", "-c", "512", "-m", domain]
-        + [place.source, place.target, log]
+        [
+            "ddrescue",
+            "-q",
+            "-f",
+            "-d",
+            "-D",
+            "-b",
+            "4096",
+            "-c",
+            "512",
+            "-m",
+            domain,
+            place.source,
+            place.target,
+            log,
+        ]
     )
 
 
 def dd(place: Place) -> tuple[float, float]:
     """A plain copy."""
     return command(
-        ["dd", f"if={place.source}", f"of={place.target}", "bs=4M", "iflag=direct"]
-        + ["oflag=direct", "conv=notrunc,fdatasync"]
+        [
+            "dd",
+            f"if={place.source}",
+            f"of={place.target}",
+            "bs=4M",
+            "iflag=direct",
+            "oflag=direct",
+            "conv=notrunc,fdatasync",
+        ]
     )
 
 
 def qemu_img(place: Place) -> tuple[float, float]:
     """A plain copy, eight requests at a time."""
     return command(
-        ["qemu-img", "convert", "-n", "-W", "-m", "8", "-T", "none", "-t", "none", "-f", "raw"]
-        + ["-O", "raw", place.source, place.target]
+        [
+            "qemu-img",
+            "convert",
+            "-n",
+            "-W",
+            "-m",
+            "8",
+            "-T",
+            "none",
+            "-t",
+            "none",
+            "-f",
+            "raw",
+            "-O",
+            "raw",
+            place.source,
+            place.target,
+        ]
     )
 
 
@@ -303,8 +340,15 @@ def compare_bundle(place: Place, bundle: Path, times: int) -> dict[str, Figure]:
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir()
         return command(
-            ["dd", f"if={place.source}", f"of={bundle / 'copy'}", "bs=4M", "iflag=direct"]
-            + ["oflag=direct", "conv=fdatasync"]
+            [
+                "dd",
+                f"if={place.source}",
+                f"of={bundle / 'copy'}",
+                "bs=4M",
+                "iflag=direct",
+                "oflag=direct",
+                "conv=fdatasync",
+            ]
         )
 
     figures = compare("bundle written", place, {"merge": written, "dd": copied}, times)
@@ -315,7 +359,7 @@ def compare_bundle(place: Place, bundle: Path, times: int) -> dict[str, Figure]:
 def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
     """Rows whose files lie in memory."""
     found = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:  # noqa: S108 - it is what is asked
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
         top = Path(scratch)
         source, target = top / "source.raw", top / "target.raw"
         noise(source, size)
@@ -328,12 +372,35 @@ def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
             contenders = {
                 "merge": lambda place=place: ours(place, source),
                 "ddrescue": lambda place=place: command(
-                    ["ddrescue", "-q", "-f", "-b", "4096", "-c", "512", "-m", top / "domain"]
-                    + [source, target]
+                    [
+                        "ddrescue",
+                        "-q",
+                        "-f",
+                        "-b",
+                        "4096",
+                        "-c",
+                        "512",
+                        "-m",
+                        top / "domain",
+                        source,
+                        target,
+                    ]
                 ),
                 "qemu-img": lambda place=place: command(
-                    ["qemu-img", "convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw"]
-                    + [source, target]
+                    [
+                        "qemu-img",
+                        "convert",
+                        "-n",
+                        "-W",
+                        "-m",
+                        "8",
+                        "-f",
+                        "raw",
+                        "-O",
+                        "raw",
+                        source,
+                        target,
+                    ]
                 ),
             }
             lines, at = ["0x0 + 1"], 0
@@ -357,7 +424,7 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="small files, once: that it runs")
     parser.add_argument("--size", type=int, default=8 << 30, help="bytes of the image")
     parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--directory", default="/var/tmp")  # noqa: S108 - where disks are
+    parser.add_argument("--directory", default="/var/tmp")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     size, times = (128 * MIB, 1) if arguments.brief else (arguments.size, arguments.times)

@@ -150,9 +150,9 @@ def merge(
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, seconds, engine}`. `bytes_skipped`: of the selection, because
-    they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
-    after a crash only the link may supply them."""
+    chunks_damaged, bytes_total, bytes_read, seconds, engine}`. `bytes_skipped`: of the selection,
+    because they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`:
+    missing, and after a crash only the link may supply them."""
 
 def merge_check(sources: Sequence[str], target: str, map: OverwriteMap) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
