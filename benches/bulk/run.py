@@ -371,7 +371,7 @@ def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
             place = Place(top, size, source, target, extents)
             contenders = {
                 "merge": lambda place=place: ours(place, source),
-                "ddrescue": lambda place=place: command(
+                "ddrescue": lambda: command(
                     [
                         "ddrescue",
                         "-q",
@@ -386,7 +386,7 @@ def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
                         target,
                     ]
                 ),
-                "qemu-img": lambda place=place: command(
+                "qemu-img": lambda: command(
                     [
                         "qemu-img",
                         "convert",
