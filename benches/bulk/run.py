@@ -140,9 +140,9 @@ def bound(place: Place, slot: int, slots: int) -> tuple[float, float]:
     return float(seconds), float(processor)
 
 
-def ddrescue(place: Place) -> tuple[float, float]:
-    """GNU ddrescue with a domain map of what is missing."""
-    domain, log = place.top / "domain", place.top / "rescue.log"
+def domain_map(place: Place) -> Path:
+    """What is missing, as ddrescue reads it."""
+    path = place.top / "domain"
     lines, at = ["0x0 + 1"], 0
     for offset, length in place.extents:
         if offset > at:
@@ -151,7 +151,13 @@ def ddrescue(place: Place) -> tuple[float, float]:
         at = offset + length
     if at < place.size:
         lines.append(f"{at:#x} {place.size - at:#x} ?")
-    domain.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def ddrescue(place: Place) -> tuple[float, float]:
+    """GNU ddrescue with a domain map of what is missing."""
+    domain, log = domain_map(place), place.top / "rescue.log"
     log.unlink(missing_ok=True)
     return command(
         [
@@ -298,9 +304,14 @@ def on_disk(top: Path, size: int, times: int) -> dict[str, dict[str, Figure]]:
         )
     shutil.rmtree(bundle)
     found["bundle"] = compare_bundle(whole, bundle, times)
+    found["half holes"] = with_holes(whole, times)
+    return found
+
+
+def with_holes(sparse: Place, times: int) -> dict[str, Figure]:
+    """A source of which half is holes, onto a new file."""
+    _, size, source, target, _ = sparse
     half_holes(source, size)
-    holes = [(at, MIB) for at in range(0, size, 2 * MIB)]
-    sparse = Place(top, size, source, target, [(0, size)])
 
     def fresh(work: Callable[[], tuple[float, float]]) -> Callable[[], tuple[float, float]]:
         def of_a_new_target() -> tuple[float, float]:
@@ -311,8 +322,8 @@ def on_disk(top: Path, size: int, times: int) -> dict[str, dict[str, Figure]]:
 
         return of_a_new_target
 
-    found["half holes"] = compare(
-        f"half holes ({len(holes)} MiB of data)",
+    return compare(
+        "half holes",
         sparse,
         {
             "merge": fresh(lambda: ours(sparse, source)),
@@ -321,7 +332,6 @@ def on_disk(top: Path, size: int, times: int) -> dict[str, dict[str, Figure]]:
         },
         times,
     )
-    return found
 
 
 def compare_bundle(place: Place, bundle: Path, times: int) -> dict[str, Figure]:
@@ -403,15 +413,7 @@ def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
                     ]
                 ),
             }
-            lines, at = ["0x0 + 1"], 0
-            for offset, length in extents:
-                if offset > at:
-                    lines.append(f"{at:#x} {offset - at:#x} ?")
-                lines.append(f"{offset:#x} {length:#x} +")
-                at = offset + length
-            if at < size:
-                lines.append(f"{at:#x} {size - at:#x} ?")
-            (top / "domain").write_text("\n".join(lines) + "\n")
+            domain_map(place)
             if len(extents) > 1:
                 del contenders["qemu-img"]
             found[name] = compare(name, place, contenders, times)
