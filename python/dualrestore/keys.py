@@ -18,12 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dualrestore.errors import FormatError, LockedError, UsageError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 SECRET_BYTES_MAX = 64 * 1024
 """Longer files are no identities and hold no passphrase."""
@@ -38,7 +35,7 @@ _PLUGIN_WORDS = (
 )
 
 
-def _pyrage() -> "ModuleType":
+def _pyrage() -> Any:
     import pyrage
 
     return pyrage

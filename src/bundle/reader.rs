@@ -13,15 +13,14 @@ use uuid::Uuid;
 
 use super::members::{BEGIN_NAME, MANIFEST_NAME};
 use super::pieces::{Content, Piece, PieceSource};
-use super::segment_reader::{FoundBatch, SegmentReader, read_header};
+use super::segment_reader::{SegmentReader, read_header};
 use super::source::Identity;
 use super::trust::Trust;
 use crate::device::{FileFolder, Folder, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    BeginManifest, BundleKey, Checks, ChunkKind, Manifest, Place, SegmentEntry, SegmentHeader,
-    locked,
+    BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
 use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
 use crate::units::Geometry;
@@ -81,6 +80,11 @@ impl Bundle {
             bundle.check_segment(segment)?;
         }
         Ok(bundle)
+    }
+
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     #[must_use]
@@ -190,7 +194,7 @@ impl Bundle {
         Ok(if self.trust.is_signed() { reader.held_to(entry.root.0) } else { reader })
     }
 
-    fn checks_of(&self, entry: &SegmentEntry) -> Result<Checks> {
+    pub(super) fn checks_of(&self, entry: &SegmentEntry) -> Result<Checks> {
         let hash = entry.header_hash.0;
         match (&entry.salt, &self.trust.key) {
             (None, _) => Ok(Checks::plain(hash)),
@@ -301,7 +305,7 @@ impl Pieces<'_> {
             return Ok(true);
         };
         if let Some(found) = reader.next_batch() {
-            for piece in pieces_of(&found, reader) {
+            for piece in found.pieces(reader.file()) {
                 match self.found.last_mut() {
                     Some(last) if last.end() == piece.range.offset => {
                         last.length += piece.range.length;
@@ -322,25 +326,6 @@ impl Pieces<'_> {
         }
         Ok(true)
     }
-}
-
-/// The chunks of a batch as pieces.
-pub(crate) fn pieces_of(found: &FoundBatch, reader: &SegmentReader) -> impl Iterator<Item = Piece> {
-    let batch = found.batch.batch;
-    (0..).zip(&found.batch.descriptors).map(move |(number, descriptor)| {
-        let content = match descriptor.kind {
-            ChunkKind::Zero => Content::Zero,
-            ChunkKind::Unreadable => Content::Missing("its source could not be read"),
-            ChunkKind::Data | ChunkKind::Zstd => Content::Stored {
-                file: Arc::clone(reader.file()),
-                position: found.payload_position + u64::from(descriptor.payload_offset),
-                descriptor: *descriptor,
-                checks: Arc::clone(reader.checks()),
-                place: Place { batch, descriptor: number },
-            },
-        };
-        Piece { range: descriptor.range, content }
-    })
 }
 
 /// The parts of `coverage` that lie in none of `found`; both ascend.

@@ -11,12 +11,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::pieces::{Content, Piece};
 use crate::device::FolderFile;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    Batch, Checks, Hash, IndexEntry, PAGE_BYTES, Page, SegmentHeader, Trailer, index_bytes,
-    parse_batch, parse_index, parse_page_head,
+    Batch, Checks, ChunkKind, Hash, IndexEntry, PAGE_BYTES, Page, Place, SegmentHeader, Trailer,
+    index_bytes, parse_batch, parse_index, parse_page_head,
 };
 use crate::units::Geometry;
 
@@ -48,13 +49,43 @@ enum FoundBy {
 pub struct FoundBatch {
     pub batch: Batch,
     pub payload_position: u64,
+    /// What its chunks are checked with.
+    pub checks: Arc<Checks>,
+}
+
+impl FoundBatch {
+    /// The chunk of one of its descriptors as a piece of that file.
+    #[must_use]
+    pub fn piece(&self, number: usize, file: &Arc<dyn FolderFile>) -> Piece {
+        let descriptor = self.batch.descriptors[number];
+        let content = match descriptor.kind {
+            ChunkKind::Zero => Content::Zero,
+            ChunkKind::Unreadable => Content::Missing("its source could not be read"),
+            ChunkKind::Data | ChunkKind::Zstd => Content::Stored {
+                file: Arc::clone(file),
+                position: self.payload_position + u64::from(descriptor.payload_offset),
+                descriptor,
+                checks: Arc::clone(&self.checks),
+                place: Place {
+                    batch: self.batch.batch,
+                    descriptor: u32::try_from(number).expect("a batch has few"),
+                },
+            },
+        };
+        Piece { range: descriptor.range, content }
+    }
+
+    /// All of them.
+    pub fn pieces(&self, file: &Arc<dyn FolderFile>) -> impl Iterator<Item = Piece> {
+        (0..self.batch.descriptors.len()).map(|number| self.piece(number, file))
+    }
 }
 
 impl FoundBatch {
     /// As the index should have it, and where the batch ends.
     #[must_use]
     pub fn as_indexed(&self) -> (IndexEntry, u64) {
-        let Self { batch, payload_position } = self;
+        let Self { batch, payload_position, .. } = self;
         let start = batch.descriptors.first().map_or(0, |first| first.range.offset);
         let end = batch.descriptors.last().map_or(start, |last| last.range.end());
         let entry = IndexEntry {
@@ -113,10 +144,20 @@ impl SegmentReader {
         self.trailer.as_ref()
     }
 
-    /// What its chunks are checked with.
+    /// Where its batches lie, if the index is whole; before the first `next_batch`.
     #[must_use]
-    pub fn checks(&self) -> &Arc<Checks> {
-        &self.checks
+    pub fn entries(&self) -> Option<&[IndexEntry]> {
+        match &self.found_by {
+            FoundBy::Index(entries) => Some(entries.as_slice()),
+            FoundBy::Scan(_) => None,
+        }
+    }
+
+    /// The batch that begins at this position.
+    pub fn batch_at(&mut self, at: u64) -> Result<FoundBatch> {
+        let batch = self.read_batch(at)?;
+        let payload_position = at + u64::from(batch.pages) * PAGE;
+        Ok(FoundBatch { batch, payload_position, checks: Arc::clone(&self.checks) })
     }
 
     /// The file, to read payloads from.
@@ -169,7 +210,8 @@ impl SegmentReader {
             if let FoundBy::Scan(next) = &mut self.found_by {
                 *next = end;
             }
-            return Some(FoundBatch { batch, payload_position });
+            let checks = Arc::clone(&self.checks);
+            return Some(FoundBatch { batch, payload_position, checks });
         }
     }
 

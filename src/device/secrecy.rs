@@ -1,6 +1,8 @@
 //! Keeps what this process holds out of core dumps, and other processes of its user out of it.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 
 use crate::error::{Error, Result};
 
@@ -10,7 +12,8 @@ pub fn hide_memory() -> Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|errno| Error::device("forbid core dumps", &errno.into()))?;
     let limit = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
-    setrlimit(Resource::Core, limit).map_err(|errno| Error::device("forbid core dumps", &errno.into()))
+    setrlimit(Resource::Core, limit)
+        .map_err(|errno| Error::device("forbid core dumps", &errno.into()))
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ pub use batch::{
 };
 pub use checks::{Checks, Place};
 pub use key::{BundleKey, KEY_BYTES, Salt, locked};
-pub use manifest::{BeginManifest, Encryption, HexHash, Manifest, Run, SegmentEntry, segment_name};
+pub use manifest::{
+    BeginManifest, Encryption, HexHash, Manifest, Run, SegmentEntry, UuidText, segment_name,
+};
 pub use page::{PAGE_BYTES, Page, padded};
 pub use segment::{IndexEntry, SegmentHeader, Trailer, encode_index, index_bytes, parse_index};
 
