@@ -13,8 +13,8 @@ use super::keys::{BundleKey, Trust};
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    self, Bundle, BundleWriter, Compression, Crew, Encryption, ImageSource, PieceSource, Source,
-    WriterOptions, random_salt, threads_default,
+    self, Bundle, BundleReport, BundleWriter, Compression, Crew, Encryption, Identity, ImageSource,
+    PieceSource, Source, WriterOptions, random_salt, threads_default,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
@@ -93,7 +93,16 @@ pub fn bundle_create<'py>(
         })
     });
     let report = callback.result(result)?;
-    let identity = source.identity();
+    let dict = bundle_report(py, &report, source.identity())?;
+    dict.set_item("encrypted", options.encryption.is_some())?;
+    Ok(dict)
+}
+
+fn bundle_report<'py>(
+    py: Python<'py>,
+    report: &BundleReport,
+    identity: Identity,
+) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("bundle", report.bundle.to_string())?;
     dict.set_item("volume", volume_text(identity.volume))?;
@@ -108,9 +117,8 @@ pub fn bundle_create<'py>(
     dict.set_item("chunks", report.chunks)?;
     dict.set_item("chunks_compressed", report.chunks_compressed)?;
     dict.set_item("chunks_untried", report.chunks_untried)?;
-    dict.set_item("encrypted", options.encryption.is_some())?;
     dict.set_item("segments", report.segments)?;
-    dict.set_item("unreadable", extents(py, report.unreadable)?)?;
+    dict.set_item("unreadable", extents(py, report.unreadable.iter().copied())?)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
 }
