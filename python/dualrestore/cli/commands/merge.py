@@ -1,12 +1,15 @@
 """`dualrestore merge`: bundles into a live volume, or offline into a file with a map."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dualrestore.cli.arguments import Invocation, config_option, json_option
 from dualrestore.cli.secrets import opening_options
+
+if TYPE_CHECKING:
+    from dualrestore.model import MergeReport
 
 
 @click.command("merge")
@@ -35,13 +38,12 @@ def command(
       dualrestore merge out.drb primary.img --map over.map --identity key.txt
       dualrestore -c primary.toml merge /media/truck/db.drb db
     """
-    from dualrestore.cli.printer import Printer, speed
+    from dualrestore.cli.printer import Printer
     from dualrestore.cli.secrets import opener_of, trust_documents
     from dualrestore.core import trusts_of
     from dualrestore.errors import ExitCode, UsageError
     from dualrestore.jobs.merge import check_sources
     from dualrestore.model import MergeReport, read
-    from dualrestore.sizes import format_size
 
     if len(words) == 1:
         raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
@@ -71,6 +73,16 @@ def command(
                 body["trusts"] = trust_documents(trusts)
             client = daemon_of(invocation)
             report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
+    printer.report(report.document(), _lines(target, report))
+    incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
+    return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE
+
+
+def _lines(target: str, report: "MergeReport") -> list[str]:
+    """The report for people."""
+    from dualrestore.cli.printer import speed
+    from dualrestore.sizes import format_size
+
     lines = [
         f"{target}: wrote {speed(report.bytes_written, report.seconds)}, "
         f"{format_size(report.bytes_zeroed)} of it zeros; "
@@ -91,6 +103,4 @@ def command(
             f"left {format_size(report.bytes_in_doubt)} missing, which after a crash only the "
             "link may bring, and it is down; repeat the merge when it is up"
         )
-    printer.report(report.document(), lines)
-    incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
-    return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE
+    return lines
