@@ -51,4 +51,6 @@ pub use writer::{
 #[cfg(test)]
 mod encrypted_tests;
 #[cfg(test)]
+mod signed_tests;
+#[cfg(test)]
 mod tests;
