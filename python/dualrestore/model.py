@@ -73,6 +73,12 @@ class BundleReport(Record, frozen=True, kw_only=True):
     chunks: int
     segments: int
     seconds: float
+    bytes_saved: int = 0
+    """By compression, of what the data would take."""
+    chunks_compressed: int = 0
+    chunks_untried: int = 0
+    """Stored as they were because compressing would have held the sink up (`auto`)."""
+    encrypted: bool = False
 
 
 class BundleVerification(Record, frozen=True, kw_only=True):

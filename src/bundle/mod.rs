@@ -15,6 +15,7 @@ mod assemble;
 mod encode;
 mod encryption;
 mod members;
+mod pace;
 mod pieces;
 mod plan;
 mod pump;
@@ -24,6 +25,7 @@ mod segment_reader;
 mod selection;
 mod snapshot_source;
 mod source;
+mod trust;
 mod verify;
 mod worker;
 mod writer;
@@ -39,6 +41,7 @@ pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};
+pub use trust::Trust;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,
@@ -47,5 +50,7 @@ pub use writer::{
 
 #[cfg(test)]
 mod encrypted_tests;
+#[cfg(test)]
+mod signed_tests;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ use super::members::{BEGIN_NAME, MANIFEST_NAME};
 use super::pieces::{Content, Piece, PieceSource};
 use super::segment_reader::{SegmentReader, read_header};
 use super::source::Identity;
+use super::trust::Trust;
 use crate::device::{FileFolder, Folder, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -30,7 +31,7 @@ pub struct Bundle {
     folder: Arc<dyn Folder>,
     manifest: Manifest,
     geometry: Geometry,
-    key: Option<BundleKey>,
+    trust: Trust,
 }
 
 impl Bundle {
@@ -49,13 +50,19 @@ impl Bundle {
     }
 
     pub fn open_in_with(folder: Arc<dyn Folder>, key: Option<&BundleKey>) -> Result<Self> {
+        Self::open_in_trusting(folder, Trust::of_key(key))
+    }
+
+    /// Opens the bundle in a directory, and holds it to what is known of it.
+    pub fn open_trusting(directory: &Path, trust: Trust) -> Result<Self> {
+        Self::open_in_trusting(Arc::new(FileFolder::open(directory)?), trust)
+    }
+
+    pub fn open_in_trusting(folder: Arc<dyn Folder>, trust: Trust) -> Result<Self> {
         let (manifest, bytes) = read_manifest(folder.as_ref())?;
         let within = |error: Error| error.within(&folder.path().join(MANIFEST_NAME));
-        manifest.begin.expect_key(key).map_err(|error| error.within(folder.path()))?;
-        if let Some(key) = key {
-            manifest.check_mac(&bytes, key).map_err(within)?;
-        }
-        Self::checked(folder, manifest, key.cloned())
+        trust.check(&manifest, &bytes).map_err(within)?;
+        Self::checked(folder, manifest, trust)
     }
 
     /// To look at what its manifest says: the chunks of an encrypted one cannot be had, and nothing
@@ -63,16 +70,12 @@ impl Bundle {
     pub fn look(directory: &Path) -> Result<Self> {
         let folder = Arc::new(FileFolder::open(directory)?);
         let (manifest, _) = read_manifest(folder.as_ref())?;
-        Self::checked(folder, manifest, None)
+        Self::checked(folder, manifest, Trust::default())
     }
 
-    fn checked(
-        folder: Arc<dyn Folder>,
-        manifest: Manifest,
-        key: Option<BundleKey>,
-    ) -> Result<Self> {
+    fn checked(folder: Arc<dyn Folder>, manifest: Manifest, trust: Trust) -> Result<Self> {
         let geometry = manifest.begin.geometry()?;
-        let bundle = Self { folder, manifest, geometry, key };
+        let bundle = Self { folder, manifest, geometry, trust };
         for segment in &bundle.manifest.segments {
             bundle.check_segment(segment)?;
         }
@@ -186,18 +189,18 @@ impl Bundle {
     /// Goes through the batches of one segment.
     pub fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader> {
         let file = self.open_segment(entry)?;
-        let checks = self.checks_of(entry, file.as_ref())?;
-        SegmentReader::open(file, entry.number, self.geometry, Arc::new(checks))
+        let checks = Arc::new(self.checks_of(entry)?);
+        let reader = SegmentReader::open(file, entry.number, self.geometry, checks)?;
+        Ok(if self.trust.is_signed() { reader.held_to(entry.root.0) } else { reader })
     }
 
-    pub(super) fn checks_of(&self, entry: &SegmentEntry, file: &dyn FolderFile) -> Result<Checks> {
-        if !self.manifest.begin.is_encrypted() {
-            return Ok(Checks::plain(entry.header_hash.0));
+    pub(super) fn checks_of(&self, entry: &SegmentEntry) -> Result<Checks> {
+        let hash = entry.header_hash.0;
+        match (&entry.salt, &self.trust.key) {
+            (None, _) => Ok(Checks::plain(hash)),
+            (Some(salt), Some(key)) => Ok(Checks::encrypted(hash, key, &salt.0, entry.number)),
+            (Some(_), None) => Err(locked("the bundle was opened without its key")),
         }
-        let (header, hash) = read_header(file)?;
-        let key =
-            self.key.as_ref().ok_or_else(|| locked("the bundle was opened without its key"))?;
-        header.checks(hash, Some(key))
     }
 
     /// Whether `manifest.begin.json` is the one that the bundle was begun with.

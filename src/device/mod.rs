@@ -26,6 +26,7 @@ mod opening;
 mod pool;
 mod queue;
 mod ram;
+mod secrecy;
 mod uring;
 
 use std::fmt::Debug;
@@ -42,6 +43,7 @@ pub use opening::OpenOptions;
 pub use pool::WorkerPool;
 pub use queue::{Access, BlockingQueue, Done, Engine, Place, Queue, Request};
 pub use ram::RamDevice;
+pub use secrecy::hide_memory;
 pub use uring::RingQueue;
 
 use crate::error::Result;

@@ -12,6 +12,7 @@ mod boundary;
 mod buffers;
 mod bundles;
 mod exports;
+mod keys;
 mod links;
 mod maps;
 mod volumes;
@@ -31,6 +32,8 @@ mod _core {
     };
     #[pymodule_export]
     use crate::python::exports::NbdServer;
+    #[pymodule_export]
+    use crate::python::keys::{BundleKey, Trust, guard_secrets};
     #[pymodule_export]
     use crate::python::links::{LinkConnection, LinkHub};
     #[pymodule_export]

@@ -92,6 +92,9 @@ pub struct SegmentEntry {
     pub stored_bytes: u64,
     /// The part of the selection that it speaks of.
     pub coverage: Vec<Run>,
+    /// Of an encrypted segment; also in its header, which may be damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<HexHash>,
 }
 
 /// `manifest.json`: written last; without it a bundle is unfinished.
@@ -335,6 +338,7 @@ impl Manifest {
         for (number, segment) in (0u32..).zip(&manifest.segments) {
             let sane = segment.number == number
                 && segment.name == segment_name(number)
+                && segment.salt.is_some() == manifest.begin.is_encrypted()
                 && segment.bytes <= BUNDLE_SEGMENT_BYTES_MAX;
             if !sane {
                 return Err(Error::format(format!(
@@ -467,6 +471,7 @@ mod tests {
             unreadable_bytes: 0,
             stored_bytes: 4096,
             coverage: begin.selection.clone(),
+            salt: None,
         };
         Manifest::new(begin, [7; 32], vec![segment])
     }
