@@ -23,7 +23,7 @@ mod source;
 mod verify;
 mod writer;
 
-pub use encode::{Compression, is_zero};
+pub use encode::Compression;
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,

@@ -8,7 +8,7 @@
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
 //! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
-//! `WorkerPool`, the threads that do device operations.
+//! `WorkerPool`, the threads that do device operations, which `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -24,10 +24,11 @@ mod mounted;
 mod opening;
 mod pool;
 mod ram;
+mod sharing;
 
 use std::fmt::Debug;
 
-pub use buffer::{AlignedBuffer, Payload};
+pub use buffer::{AlignedBuffer, Payload, is_zero};
 pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
 pub use crashing_directory::{CrashingDirectory, Wrapper};
 pub use directory::{Directory, FileDirectory, Space};
@@ -37,6 +38,7 @@ pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
 pub use opening::OpenOptions;
 pub use pool::WorkerPool;
 pub use ram::RamDevice;
+pub use sharing::share;
 
 use crate::error::Result;
 use crate::extent::ByteRange;

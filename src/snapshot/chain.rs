@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use uuid::Uuid;
 
 use super::catalogue::{Catalogue, CutRecord};
+use super::copying::Copier;
 use super::member::{Condition, Snapshot};
 use super::selection::Selection;
 use super::view::SnapshotView;
 use crate::bitmap::Bitmap;
-use crate::device::{Device, Directory, Space};
+use crate::device::{Device, Directory, Space, WorkerPool};
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::limits::{CATALOGUE_BYTES_MAX, LABEL_BYTES_MAX, SNAPSHOTS_MAX, STORE_LOW_PERCENT};
@@ -62,6 +63,7 @@ pub struct SnapshotChain {
     /// Held by whoever changes the chain; `preserve` and `mark_changed` are changes too.
     pub(super) changing: Mutex<Changing>,
     members: RwLock<Arc<Vec<Arc<Snapshot>>>>,
+    copier: Copier,
 }
 
 #[derive(Debug)]
@@ -175,7 +177,26 @@ impl SnapshotChain {
             geometry: changing.catalogue.geometry,
             changing: Mutex::new(changing),
             members: RwLock::new(Arc::new(members)),
+            copier: Copier::default(),
         }
+    }
+
+    /// From now on threads of the pool help to keep old bytes.
+    pub fn set_pool(&self, pool: &Arc<WorkerPool>) {
+        self.copier.set_pool(pool);
+    }
+
+    pub(super) fn copier(&self) -> &Copier {
+        &self.copier
+    }
+
+    /// Does two things side by side where a thread is free, else one after the other.
+    pub fn both(
+        &self,
+        first: impl FnOnce() -> Result<()> + Send + 'static,
+        second: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> (Result<()>, Result<()>) {
+        self.copier.both(first, second)
     }
 
     /// A snapshot whose files are gone may have held what an older one needs.

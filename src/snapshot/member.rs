@@ -1,7 +1,8 @@
 //! One snapshot: a preservation store with the volume's own offsets, and the map of what is in it.
 //!
-//! In its directory: `store`, `preserved.map` (plane 0 preserved, plane 1 released) and `intact`,
-//! a record that is removed to break the snapshot, because removing needs no free space.
+//! In its directory: `store`, `preserved.map` (plane 0 preserved, plane 1 released), `intact`, a
+//! record that is removed to break the snapshot, because removing needs no free space, and from the
+//! moment that its deletion begins `leaving`.
 //!
 //! | plane 0 | plane 1 | the block's bytes at the cut are |
 //! |---|---|---|
@@ -19,11 +20,12 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::catalogue::CutRecord;
+use super::copying::{Copier, Room};
 use crate::bitmap::Bitmap;
-use crate::device::{AlignedBuffer, Device, Directory};
+use crate::device::{Device, Directory};
 use crate::error::{Error, Result};
-use crate::extent::{BlockRange, ByteRange};
-use crate::limits::{COPY_BYTES, STORE_RESERVE_BYTES};
+use crate::extent::BlockRange;
+use crate::limits::STORE_RESERVE_BYTES;
 use crate::map::{MapFile, MapIdentity, MapRole};
 use crate::units::Geometry;
 
@@ -33,6 +35,7 @@ pub(super) const RELEASED: usize = 1;
 const STORE: &str = "store";
 const MAP: &str = "preserved.map";
 const INTACT: &str = "intact";
+const LEAVING: &str = "leaving";
 
 /// Whether a snapshot can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,15 +93,18 @@ impl Snapshot {
     ) -> Result<Self> {
         let geometry = identity.geometry;
         let intact = directory.read(INTACT, 0)?.is_some();
+        let leaving = directory.read(LEAVING, 0)?.is_some();
         let (storage, failure) = match open_storage(&*directory, identity) {
             Ok(storage) => (Some(storage), None),
             Err(error) => (None, Some(error)),
         };
         let snapshot = Self::assemble(record, geometry, directory, storage);
-        if let Some(error) = failure {
+        if leaving {
+            snapshot.leave_as(IS_LEAVING)?;
+        } else if let Some(error) = failure {
             snapshot.break_off(&format!("its files cannot be read: {error}"))?;
         } else if !intact {
-            snapshot.break_off("it was broken, or its deletion begun, before the last start")?;
+            snapshot.break_off("it was broken before the last start")?;
         }
         Ok(snapshot)
     }
@@ -169,8 +175,10 @@ impl Snapshot {
         self.leave_as(IS_BROKEN)
     }
 
-    /// Begins the deletion: as breaking, in other words.
+    /// Begins the deletion: as breaking, in other words. The next start goes on with it, unless
+    /// there was no room to say so: then it finds a broken snapshot.
     pub fn leave(&self) -> Result<()> {
+        let _said = self.directory.replace(LEAVING, b"");
         self.leave_as(IS_LEAVING)
     }
 
@@ -181,51 +189,32 @@ impl Snapshot {
     }
 
     /// Keeps the runs' bytes as `source` holds them: durable in the store, then in the map.
-    pub fn preserve(&self, source: &dyn Device, runs: &[BlockRange]) -> Result<()> {
+    ///
+    /// A place of the store that nothing was written to reads as zeros; one that was written and
+    /// not committed before a crash holds these very bytes.
+    pub fn preserve(
+        &self,
+        copier: &Copier,
+        source: &Arc<dyn Device>,
+        runs: &[BlockRange],
+    ) -> Result<()> {
         let storage = self.storage.as_ref().expect("an intact snapshot has its files");
-        for run in runs {
-            self.copy(source, &*storage.store, self.geometry.bytes_of(*run))?;
-        }
+        let ranges = || runs.iter().map(|run| self.geometry.bytes_of(*run));
+        // One look at the free space serves the whole group, unless it is nearly used up: then a
+        // group that is mostly zeros may still fit.
+        let room: Arc<Room> = match check_room(&*self.directory, ranges().map(|r| r.length).sum()) {
+            Ok(()) => Arc::new(|_| Ok(())),
+            Err(_) => {
+                let directory = Arc::clone(&self.directory);
+                Arc::new(move |bytes| check_room(&*directory, bytes))
+            }
+        };
+        copier.copy(source, &storage.store, ranges(), room)?;
         storage.store.flush()?;
         for run in runs {
             storage.map.fill(PRESERVED, *run, true);
         }
         storage.map.commit_all()
-    }
-
-    fn copy(&self, source: &dyn Device, store: &dyn Device, range: ByteRange) -> Result<()> {
-        let mut buffer = AlignedBuffer::zeroed(range.length.min(COPY_BYTES) as usize);
-        let mut at = range.offset;
-        while at < range.end() {
-            let count = (range.end() - at).min(COPY_BYTES);
-            let bytes = &mut buffer[..count as usize];
-            source.read_at(at, bytes)?;
-            // A place of the store that nothing was written to reads as zeros; one that was written
-            // and not committed before a crash holds these very bytes.
-            if bytes.iter().any(|byte| *byte != 0) {
-                self.check_room(count)?;
-                store.write_at(at, bytes)?;
-            }
-            at += count;
-        }
-        Ok(())
-    }
-
-    fn check_room(&self, bytes: u64) -> Result<()> {
-        let Some(space) = self.directory.space()? else { return Ok(()) };
-        let reserve = STORE_RESERVE_BYTES.min(space.total / 16);
-        if space.free >= bytes.saturating_add(reserve) {
-            return Ok(());
-        }
-        Err(Error::new(
-            crate::error::ErrorKind::Device,
-            format!(
-                "the preservation store is full: {} bytes are free on its file system, of which \
-                 {reserve} are kept for maps",
-                space.free
-            ),
-        )
-        .with_errno(28))
     }
 
     /// Records that the blocks' bytes are needed no more, then gives their space back.
@@ -244,6 +233,23 @@ impl Snapshot {
         let bytes = self.geometry.bytes_of(blocks);
         storage.store.zero_at(bytes.offset, bytes.length)
     }
+}
+
+fn check_room(directory: &dyn Directory, bytes: u64) -> Result<()> {
+    let Some(space) = directory.space()? else { return Ok(()) };
+    let reserve = STORE_RESERVE_BYTES.min(space.total / 16);
+    if space.free >= bytes.saturating_add(reserve) {
+        return Ok(());
+    }
+    Err(Error::new(
+        crate::error::ErrorKind::Device,
+        format!(
+            "the preservation store is full: {} bytes are free on its file system, of which \
+             {reserve} are kept for maps",
+            space.free
+        ),
+    )
+    .with_errno(28))
 }
 
 fn open_storage(directory: &dyn Directory, identity: MapIdentity) -> Result<Storage> {

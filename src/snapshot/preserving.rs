@@ -22,6 +22,12 @@ use crate::error::Result;
 use crate::extent::{BlockRange, subtract};
 
 impl SnapshotChain {
+    /// Both that come before the blocks of `touched` are overwritten.
+    pub fn prepare(&self, touched: &[BlockRange]) -> Result<()> {
+        self.preserve(touched)?;
+        self.mark_changed(touched)
+    }
+
     /// To be called before the blocks of `touched` are overwritten. Fails only if a snapshot that
     /// lost its bytes cannot be marked so: then nothing may be overwritten.
     pub fn preserve(&self, touched: &[BlockRange]) -> Result<()> {
@@ -33,7 +39,8 @@ impl SnapshotChain {
             if needed.is_empty() {
                 return Ok(());
             }
-            let Err(error) = members[target].preserve(&**self.device(), &needed) else {
+            let kept = members[target].preserve(self.copier(), self.device(), &needed);
+            let Err(error) = kept else {
                 return Ok(());
             };
             members[target].break_off(&error.to_string())?;
