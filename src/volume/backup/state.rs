@@ -8,7 +8,7 @@
 //! | resting | batch of the session | next step |
 //! | resting | batch of an older session | refused (R11) |
 //! | next step | writes and zeros lead, not prepared | `Prepare` their stretch, preparing |
-//! | next step | writes and zeros lead, prepared | `Apply` them, the next stretch beside, applying |
+//! | next step | writes and zeros lead, prepared | `Apply` them, the next stretch too, applying |
 //! | next step | flush leads | `FlushDevice`, flushing |
 //! | next step | cut leads | `FlushDevice`, settling: a cut survives with all before it |
 //! | next step | nothing left | `Rest`, resting |
