@@ -35,6 +35,8 @@ pub struct MapFile {
     planes: Vec<Arc<Bitmap>>,
     waiting: Mutex<Waiting>,
     durable: Mutex<Durable>,
+    /// Held from capture to commit by `commit_all`, so that no older copy follows a newer one.
+    committing: Mutex<()>,
     poisoned: AtomicBool,
 }
 
@@ -143,6 +145,7 @@ impl MapFile {
                 slots: vec![vec![None; pages]; count],
             }),
             planes,
+            committing: Mutex::default(),
             poisoned: AtomicBool::new(false),
         }
     }
@@ -374,8 +377,9 @@ impl MapFile {
     }
 
     /// Captures and commits everything that waits. For callers that have no device to flush in
-    /// between, or have just flushed it with no change since.
+    /// between, or have just flushed it with no change since. Several may do so at a time.
     pub fn commit_all(&self) -> Result<()> {
+        let _one_at_a_time = lock(&self.committing);
         while self.has_uncommitted() {
             let capture = self.capture(crate::limits::COMMIT_PAGES_MAX);
             self.commit(&capture)?;

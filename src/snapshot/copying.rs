@@ -17,6 +17,7 @@ use crate::limits::{COPY_BYTES, PRESERVING_THREADS};
 
 /// One huge page.
 const BUFFER_BYTES: usize = 2 << 20;
+const ZERO_GRAIN_BYTES: usize = 4096;
 
 /// Threads and buffers for copying, kept from one copy to the next.
 #[derive(Debug, Default)]
@@ -28,26 +29,44 @@ pub(super) struct Copier {
 /// Asked before bytes are written, with their number.
 pub(super) type Room = dyn Fn(u64) -> Result<()> + Send + Sync;
 
+/// Where copied bytes go as well, and from which place on.
+pub(super) type Memory = (Arc<Mutex<AlignedBuffer>>, usize);
+
 impl Copier {
     /// From now on threads of the pool help. Only the first pool counts.
     pub fn set_pool(&self, pool: &Arc<WorkerPool>) {
         self.pool.get_or_init(|| Arc::clone(pool));
     }
 
-    /// Copies the ranges; zeros are not written, since `target` reads as zeros where nothing was.
+    pub fn pool(&self) -> Option<&Arc<WorkerPool>> {
+        self.pool.get()
+    }
+
+    /// Copies the ranges, and if `memory` is given also one after the other into it, from the
+    /// stated place on; zeros are not written, since `target` reads as zeros where nothing was.
     pub fn copy(
         &self,
         source: &Arc<dyn Device>,
         target: &Arc<dyn Device>,
         ranges: impl Iterator<Item = ByteRange>,
+        memory: Option<Memory>,
         room: Arc<Room>,
     ) -> Result<()> {
-        let pieces: VecDeque<ByteRange> = ranges.flat_map(pieces).collect();
+        let mut place = memory.as_ref().map_or(0, |(_, from)| *from);
+        let placed = |piece: ByteRange| {
+            place += piece.length as usize;
+            (piece, place - piece.length as usize)
+        };
+        let pieces: VecDeque<_> = ranges.flat_map(pieces).map(placed).collect();
         let (source, target) = (Arc::clone(source), Arc::clone(target));
         let buffers = Arc::clone(&self.buffers);
-        let work = move |piece: ByteRange| {
+        let work = move |(piece, place): (ByteRange, usize)| {
             let mut buffer = taken(&buffers);
             let copied = copy_piece(&*source, &*target, piece, &mut buffer, &*room);
+            if let Some((memory, _)) = &memory {
+                let bytes = &buffer[..piece.length as usize];
+                lock(memory)[place..][..bytes.len()].copy_from_slice(bytes);
+            }
             lock(&buffers).push(buffer);
             copied
         };
@@ -104,11 +123,14 @@ fn copy_piece(
 ) -> Result<()> {
     let bytes = &mut buffer[..piece.length as usize];
     source.read_at(piece.offset, bytes)?;
-    if is_zero(bytes) {
-        return Ok(());
-    }
-    room(piece.length)?;
-    target.write_at(piece.offset, bytes)
+    // Whole grains of zeros at either end stay holes.
+    let holds = |grain: &[u8]| !is_zero(grain);
+    let Some(first) = bytes.chunks(ZERO_GRAIN_BYTES).position(holds) else { return Ok(()) };
+    let last = bytes.chunks(ZERO_GRAIN_BYTES).rposition(holds).expect("there is a first");
+    let from = first * ZERO_GRAIN_BYTES;
+    let to = ((last + 1) * ZERO_GRAIN_BYTES).min(bytes.len());
+    room((to - from) as u64)?;
+    target.write_at(piece.offset + from as u64, &bytes[from..to])
 }
 
 #[cfg(test)]
@@ -142,15 +164,19 @@ mod tests {
             if threads > 0 {
                 copier.set_pool(&Arc::new(WorkerPool::new("test", threads).expect("threads")));
             }
+            let memory = Some((Arc::new(Mutex::new(AlignedBuffer::zeroed(4 << 20))), 4096));
             let ranges = [ByteRange::new(512, 3 << 20), ByteRange::new((3 << 20) + 4096, 8192)];
             copier
-                .copy(&source, &target, ranges.into_iter(), Arc::new(|_| Ok(())))
+                .copy(&source, &target, ranges.into_iter(), memory.clone(), Arc::new(|_| Ok(())))
                 .expect("copied");
             let found = ram.contents();
             for range in ranges {
                 let part = range.offset as usize..range.end() as usize;
                 assert!(found[part.clone()] == bytes[part]);
             }
+            let (memory, _) = memory.expect("given");
+            let expected = [&bytes[512..][..3 << 20], &bytes[(3 << 20) + 4096..][..8192]].concat();
+            assert!(lock(&memory)[4096..][..expected.len()] == expected);
             assert!(is_zero(&found[..512]) && is_zero(&found[(3 << 20) + 12288..]));
         }
     }

@@ -20,9 +20,9 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::catalogue::CutRecord;
-use super::copying::{Copier, Room};
+use super::copying::{Copier, Memory, Room};
 use crate::bitmap::Bitmap;
-use crate::device::{Device, Directory};
+use crate::device::{Device, Directory, is_zero};
 use crate::error::{Error, Result};
 use crate::extent::BlockRange;
 use crate::limits::STORE_RESERVE_BYTES;
@@ -189,16 +189,29 @@ impl Snapshot {
     }
 
     /// Keeps the runs' bytes as `source` holds them: durable in the store, then in the map.
-    ///
-    /// A place of the store that nothing was written to reads as zeros; one that was written and
-    /// not committed before a crash holds these very bytes.
     pub fn preserve(
         &self,
         copier: &Copier,
         source: &Arc<dyn Device>,
         runs: &[BlockRange],
     ) -> Result<()> {
-        let storage = self.storage.as_ref().expect("an intact snapshot has its files");
+        self.store(copier, source, runs, None)?;
+        self.mark(runs);
+        self.settle()
+    }
+
+    /// Writes the runs' bytes to the store: into `memory` as well, or else durably.
+    ///
+    /// A place of the store that nothing was written to reads as zeros; one that was written and
+    /// not marked before a crash holds these very bytes.
+    pub fn store(
+        &self,
+        copier: &Copier,
+        source: &Arc<dyn Device>,
+        runs: &[BlockRange],
+        memory: Option<Memory>,
+    ) -> Result<()> {
+        let store = &self.expect_storage().store;
         let ranges = || runs.iter().map(|run| self.geometry.bytes_of(*run));
         // One look at the free space serves the whole group, unless it is nearly used up: then a
         // group that is mostly zeros may still fit.
@@ -209,12 +222,45 @@ impl Snapshot {
                 Arc::new(move |bytes| check_room(&*directory, bytes))
             }
         };
-        copier.copy(source, &storage.store, ranges(), room)?;
-        storage.store.flush()?;
+        let durable = memory.is_none();
+        copier.copy(source, store, ranges(), memory, room)?;
+        if durable { store.flush() } else { Ok(()) }
+    }
+
+    /// Tells readers that the runs' bytes are in the store.
+    pub fn mark(&self, runs: &[BlockRange]) {
         for run in runs {
-            storage.map.fill(PRESERVED, *run, true);
+            self.expect_storage().map.fill(PRESERVED, *run, true);
         }
+    }
+
+    /// Makes durable what is in the store, then what the map says of it.
+    pub fn settle(&self) -> Result<()> {
+        let Some(storage) = &self.storage else { return Ok(()) };
+        storage.store.flush()?;
         storage.map.commit_all()
+    }
+
+    /// Puts back what the journal held for the blocks: what a crash may have taken from the store,
+    /// and the map. Blocks that were given back stay so.
+    pub fn restore(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<()> {
+        let Some(storage) = &self.storage else { return Ok(()) };
+        let whole = self.geometry.bytes_of(blocks);
+        for run in storage.map.plane(RELEASED).runs(blocks, false) {
+            let range = self.geometry.bytes_of(run);
+            let bytes = bytes.map(|bytes| {
+                &bytes[(range.offset - whole.offset) as usize..][..range.length as usize]
+            });
+            if let Some(bytes) = bytes.filter(|bytes| !is_zero(bytes)) {
+                storage.store.write_at(range.offset, bytes)?;
+            }
+        }
+        storage.map.fill(PRESERVED, blocks, true);
+        Ok(())
+    }
+
+    fn expect_storage(&self) -> &Storage {
+        self.storage.as_ref().expect("an intact snapshot has its files")
     }
 
     /// Records that the blocks' bytes are needed no more, then gives their space back.

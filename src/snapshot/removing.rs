@@ -28,7 +28,8 @@ impl SnapshotChain {
     /// Deletes a snapshot; durable when it returns.
     pub fn delete(&self, snapshot: Uuid) -> Result<()> {
         {
-            let _held = self.lock();
+            let mut held = self.lock();
+            self.settle_all(&mut held)?;
             let members = self.members();
             let leaving = members.iter().find(|member| member.id() == snapshot);
             leaving.ok_or_else(|| unknown(snapshot))?.leave()?;
@@ -117,7 +118,8 @@ impl SnapshotChain {
     /// Gives back the preserved blocks that lie whole in `range`: they were written to a bundle and
     /// must not be read from this snapshot again. Only where no older snapshot needs them.
     pub fn release(&self, snapshot: Uuid, range: ByteRange) -> Result<()> {
-        let _held = self.lock();
+        let mut held = self.lock();
+        self.settle_all(&mut held)?;
         let members = self.members();
         let index = members.iter().position(|member| member.id() == snapshot);
         let index = index.ok_or_else(|| unknown(snapshot))?;

@@ -285,9 +285,11 @@ impl BackupVolume {
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// Makes everything that was applied durable.
+    /// Makes everything that was applied durable, and leaves nothing to be replayed.
     pub fn flush(&self) -> Result<()> {
-        self.flush_device(&mut lock(&self.applying))
+        let mut state = lock(&self.applying);
+        self.flush_device(&mut state)?;
+        self.chain.settle()
     }
 
     fn flush_device(&self, state: &mut BackupState) -> Result<()> {
