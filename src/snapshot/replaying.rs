@@ -162,4 +162,71 @@ mod tests {
         let chain = rig.crash();
         assert!(rig.is_whole(&chain).expect("intact"));
     }
+
+    /// The journal with bytes overwritten, as rot would.
+    fn rot(rig: &Rig, at: u64) {
+        let file = rig.home.open("journal").expect("there");
+        file.write_at(at, &[0xa5; 512]).expect("written");
+        file.flush().expect("flushed");
+    }
+
+    #[test]
+    fn a_torn_last_record_changes_nothing_and_a_lost_earlier_one_breaks_the_snapshots() {
+        for (lost, whole) in [(1, true), (0, false)] {
+            let (mut rig, chain) = Rig::new();
+            rig.write(&chain, 5, 1);
+            let image = rig.disk.contents();
+            chain.prepare(&[BlockRange::new(9, 10)]).expect("prepared");
+            drop(chain);
+            assert_eq!(rig.disk.contents(), image, "the second was not overwritten yet");
+            // A page of header and one of payload each.
+            rot(&rig, lost * 8192 + 4096);
+            let chain = rig.crash();
+            match whole {
+                true => assert!(rig.is_whole(&chain).expect("intact")),
+                false => {
+                    let error = rig.is_whole(&chain).expect_err("broken");
+                    assert!(error.to_string().contains("journal"), "{error}");
+                    assert_eq!(chain.changed().count_all(), BLOCKS, "all may have changed");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_that_is_missing_breaks_the_snapshots_and_the_next_cut_has_a_new_one() {
+        let (mut rig, chain) = Rig::new();
+        rig.write(&chain, 5, 1);
+        drop(chain);
+        rig.home.remove("journal").expect("removed");
+        let chain = rig.crash();
+        assert!(rig.is_whole(&chain).is_err(), "broken");
+        let order = CutOrder {
+            snapshot: Uuid::from_u128(8),
+            label: String::new(),
+            created_ms: 0,
+            selection: Vec::new(),
+        };
+        chain.cut(&order, 2).expect("cut");
+        rig.write(&chain, 6, 1);
+        let chain = rig.crash();
+        let mut bytes = vec![0; BLOCK as usize];
+        chain.view(Uuid::from_u128(8)).expect("kept").read_at(6 * BLOCK, &mut bytes).expect("read");
+        assert!(bytes.iter().all(|byte| *byte == 1));
+    }
+
+    #[test]
+    fn what_was_settled_needs_no_journal() {
+        let (mut rig, chain) = Rig::new();
+        for first in 0..20 {
+            rig.write(&chain, first, 2);
+        }
+        chain.settle().expect("settled");
+        drop(chain);
+        let file = rig.home.open("journal").expect("there");
+        file.zero_at(0, file.size()).expect("zeroed");
+        file.flush().expect("flushed");
+        let chain = rig.crash();
+        assert!(rig.is_whole(&chain).expect("intact"));
+    }
 }
