@@ -54,6 +54,8 @@ const IS_LEAVING: u8 = 2;
 #[derive(Debug)]
 pub(super) struct Storage {
     pub store: Arc<dyn Device>,
+    /// The same past the page cache.
+    direct: Arc<dyn Device>,
     pub map: MapFile,
 }
 
@@ -81,7 +83,8 @@ impl Snapshot {
         let map = directory.create(MAP, MapFile::bytes_needed(geometry, MapRole::Preserved))?;
         let map = MapFile::create(map, identity, MapRole::Preserved)?;
         directory.replace(INTACT, b"")?;
-        let storage = Some(Storage { store, map });
+        let direct = directory.open_direct(STORE)?;
+        let storage = Some(Storage { store, direct, map });
         Ok(Self::assemble(record, geometry, directory, storage))
     }
 
@@ -211,7 +214,8 @@ impl Snapshot {
         runs: &[BlockRange],
         memory: Option<Memory>,
     ) -> Result<()> {
-        let store = &self.expect_storage().store;
+        let storage = self.expect_storage();
+        let store = if memory.is_some() { &storage.store } else { &storage.direct };
         let ranges = || runs.iter().map(|run| self.geometry.bytes_of(*run));
         // One look at the free space serves the whole group, unless it is nearly used up: then a
         // group that is mostly zeros may still fit.
@@ -317,7 +321,7 @@ fn open_storage(directory: &dyn Directory, identity: MapIdentity) -> Result<Stor
     // commit stood for was not overwritten yet (law 6). A page that has no valid copy is lost, and
     // with it the knowledge of where the old bytes are.
     match damage.lost.first() {
-        None => Ok(Storage { store, map }),
+        None => Ok(Storage { direct: directory.open_direct(STORE)?, store, map }),
         Some((_, blocks)) => Err(Error::integrity(format!(
             "its map is damaged for blocks {} to {}",
             blocks.start, blocks.end
