@@ -129,6 +129,11 @@ pub const STORE_RESERVE_BYTES: u64 = 64 << 20;
 /// Preservation warns when less than this part of its file system is free.
 pub const STORE_LOW_PERCENT: u64 = 10;
 
+/// Requests that one ring takes before it is handed to the kernel, and those under way at a time:
+/// runs of 64 KiB in all the memory of a merge, several times over.
+pub const RING_ENTRIES: u32 = 256;
+pub const RING_UNDER_WAY_MAX: usize = 1024;
+
 /// Threads that do device operations, for all volumes of the process together.
 pub const DEVICE_THREADS: usize = 8;
 
@@ -149,14 +154,38 @@ pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
 /// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
 pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
-/// Chunks read ahead of the threads that encode or verify them; 1 or 2 MiB of memory each.
+/// Chunks read ahead of the threads that encode them; 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
+/// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that
+/// wait for a disk; parts of one job (runs of a scattered map).
+pub const JOBS_UNDER_WAY: usize = 16;
+pub const JOB_THREADS: usize = 8;
+pub const JOB_PARTS_MAX: usize = 128;
+/// Jobs that have ended and whose news waits for the caller, who may be waiting for a flush.
+pub const JOB_NEWS_MAX: usize = 1024;
 /// Threads that encode or verify chunks, however many processors there are: eight of them hash
 /// faster than any medium reads.
 pub const BUNDLE_THREADS_MAX: usize = 8;
 /// Longest run of zeros, or of lost bytes, handed on at a time, so that progress and stopping stay
 /// fine-grained.
 pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
+
+/// Of an attached medium: indexes and descriptors kept in memory (those of a hundred full segments
+/// and of all that is read now), and verified chunks (what a few sequential readers are at).
+pub const MEDIUM_INDEX_BYTES: usize = 16 << 20;
+pub const MEDIUM_CHUNK_BYTES: usize = 16 << 20;
+/// Threads that read one attached medium, and reads of it at a time; further ones wait.
+pub const MEDIUM_THREADS: usize = 4;
+pub const MEDIUM_IN_FLIGHT_MAX: usize = 16;
+/// A read of a medium that is not answered by then goes over the link, and the medium counts as
+/// gone. A disk that had to spin up first is quicker.
+pub const MEDIUM_STALL_MS: u64 = 15_000;
+/// Reads in a row that fail before a medium counts as gone.
+pub const MEDIUM_FAILURES_MAX: u32 = 3;
+/// Damaged stretches of one attached medium that are remembered; with more of them it is no use.
+pub const MEDIUM_DAMAGED_MAX: usize = 4096;
+/// Media attached to one volume at a time.
+pub const MEDIA_MAX: usize = 64;
 
 /// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.
 pub const MERGE_COMMIT_BYTES: u64 = 256 << 20;

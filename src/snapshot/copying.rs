@@ -164,17 +164,23 @@ mod tests {
             if threads > 0 {
                 copier.set_pool(&Arc::new(WorkerPool::new("test", threads).expect("threads")));
             }
-            let memory = Some((Arc::new(Mutex::new(AlignedBuffer::zeroed(4 << 20))), 4096));
+            let memory = (Arc::new(Mutex::new(AlignedBuffer::zeroed(4 << 20))), 4096);
             let ranges = [ByteRange::new(512, 3 << 20), ByteRange::new((3 << 20) + 4096, 8192)];
             copier
-                .copy(&source, &target, ranges.into_iter(), memory.clone(), Arc::new(|_| Ok(())))
+                .copy(
+                    &source,
+                    &target,
+                    ranges.into_iter(),
+                    Some(memory.clone()),
+                    Arc::new(|_| Ok(())),
+                )
                 .expect("copied");
             let found = ram.contents();
             for range in ranges {
                 let part = range.offset as usize..range.end() as usize;
                 assert!(found[part.clone()] == bytes[part]);
             }
-            let (memory, _) = memory.expect("given");
+            let (memory, _) = memory;
             let expected = [&bytes[512..][..3 << 20], &bytes[(3 << 20) + 4096..][..8192]].concat();
             assert!(lock(&memory)[4096..][..expected.len()] == expected);
             assert!(is_zero(&found[..512]) && is_zero(&found[(3 << 20) + 12288..]));

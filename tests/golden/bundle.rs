@@ -1,4 +1,5 @@
-//! Bundles: one of a plain image with a chunk of each kind, one that is bound to a volume.
+//! Bundles: one of a plain image with a chunk of each kind, one that is bound to a volume, one that
+//! is encrypted.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -6,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use dualrestore::bundle::{
-    Bundle, BundleWriter, Compression, Consumer, Identity, ImageSource, Opened, Outcome,
-    PieceSource, Source, WriterOptions, run,
+    Begun, Bundle, BundleWriter, Compression, Consumer, Crew, Encryption, Identity, ImageSource,
+    Opened, Outcome, PieceSource, Source, WriterOptions, run,
 };
 use dualrestore::device::{RamDevice, RamFolder};
 use dualrestore::error::{Error, ErrorKind, Result};
 use dualrestore::extent::ByteRange;
+use dualrestore::format::bundle::BundleKey;
 use dualrestore::units::BlockSize;
 
 use crate::{golden, path_of};
@@ -83,27 +85,32 @@ fn golden_bundle(directory: &str, folder: &RamFolder) -> Bundle {
 struct Collect(Mutex<Vec<u8>>);
 
 impl Consumer for Collect {
+    type Claim = ();
     type Note = ();
 
-    fn wants(&self, _: ByteRange) -> bool {
-        true
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        vec![range]
     }
 
-    fn consume(&self, range: ByteRange, opened: Opened<'_>) -> Result<()> {
+    fn begin(&self, range: ByteRange, opened: Opened<'_>) -> Result<Begun<(), ()>> {
         let mut ground = self.0.lock().expect("no thread panicked");
         let place = &mut ground[range.offset as usize..range.end() as usize];
         match opened {
             Opened::Zero => place.fill(0),
             Opened::Bytes(bytes) => place.copy_from_slice(bytes),
         }
-        Ok(())
+        Ok(Begun::Done(()))
+    }
+
+    fn end(&self, (): (), result: Result<()>) -> Result<()> {
+        result
     }
 }
 
 fn restored(bundle: &Bundle) -> Vec<u8> {
     let ground = vec![0xee; bundle.identity().geometry.size() as usize];
     let collect = Collect(Mutex::new(ground));
-    run(bundle, &collect, 2, |_| Ok(go_on())).expect("gone through");
+    run(bundle, &collect, Crew::of(None, 2, bundle), |_| Ok(go_on())).expect("gone through");
     collect.0.into_inner().expect("no thread panicked")
 }
 
@@ -122,7 +129,7 @@ fn a_bundle_of_version_1_opens_and_is_still_what_is_written() {
     };
     let options = WriterOptions { compression: Compression::Zstd(1), ..WriterOptions::default() };
     let bundle = golden_bundle("bundle-v1", &written(&source, 1, options));
-    let found = bundle.verify(2, &mut |_| go_on()).expect("gone through");
+    let found = bundle.verify(Crew::of(None, 2, &bundle), &mut |_| go_on()).expect("gone through");
     assert_eq!((found.chunks_damaged, found.blemishes), (1, vec![]));
     assert_eq!(found.damaged, [ByteRange::new(4096, 4096)]);
     bytes[4096..8192].fill(0xee);
@@ -148,11 +155,46 @@ fn a_bundle_of_version_1_of_a_part_of_a_volume_is_still_what_is_written() {
     bytes[8192..64 << 10].fill(0xee);
     assert!(restored(&bundle) == bytes);
     let mut damaged = 0;
-    run(&bundle, &Collect(Mutex::new(vec![0; 128 << 10])), 2, |event| {
-        let is_damaged = |outcome: &Outcome<()>| matches!(outcome, Outcome::Damaged(_));
-        damaged += usize::from(event.is_some_and(|event| is_damaged(&event.outcome)));
+    let collect = Collect(Mutex::new(vec![0; 128 << 10]));
+    run(&bundle, &collect, Crew::of(None, 2, &bundle), |events| {
+        damaged += events.iter().filter(|one| matches!(one.outcome, Outcome::Damaged(_))).count();
         Ok(go_on())
     })
     .expect("gone through");
     assert_eq!(damaged, 0);
+}
+
+#[test]
+fn an_encrypted_bundle_of_version_1_opens_with_its_key_and_is_still_what_is_written() {
+    let mut bytes = vec![0; (128 << 10) + 512];
+    bytes[..8192].copy_from_slice(&noise(8192, 10));
+    bytes[65_536..98_304].copy_from_slice(&b"dualrestore bundle golden file. ".repeat(1024));
+    bytes[128 << 10..].copy_from_slice(&noise(512, 11));
+    let source = Imagined {
+        image: image_of(bytes.clone()),
+        unreadable: ByteRange::default(),
+        volume: Uuid::from_u128(0x6011_d3a9_0000_4000_8000_0000_0000_0001),
+        generation: 6,
+        cut: 1234,
+    };
+    let directory = "bundle-v1-encrypted";
+    let key =
+        BundleKey::new(Uuid::from_u128(0x6011_d5b0_0000_4000_8000_0000_0000_0003), [0x42; 32]);
+    // What age makes is different each time, so this one was made once.
+    let wrapped_key = std::fs::read(path_of(directory).join("key.age")).expect("there");
+    let salts = || Ok([0x5a; 32]);
+    let encryption = Some(Encryption { key: key.clone(), wrapped_key, salts });
+    let options =
+        WriterOptions { encryption, compression: Compression::Zstd(1), ..WriterOptions::default() };
+    let folder = written(&source, 3, options);
+    for name in FILES {
+        golden(&format!("{directory}/{name}"), &folder.contents(name).expect("there"));
+    }
+    let error = Bundle::open(&path_of(directory)).expect_err("no key");
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    let bundle = Bundle::open_with(&path_of(directory), Some(&key)).expect("whole");
+    let found = bundle.verify(Crew::of(None, 2, &bundle), &mut |_| go_on()).expect("gone through");
+    assert!(found.is_whole(), "{found:?}");
+    assert_eq!(bundle.identity(), source.identity());
+    assert!(restored(&bundle) == bytes);
 }
