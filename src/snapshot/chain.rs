@@ -464,11 +464,13 @@ fn open_journal(
         }
         return Ok((None, Replay::default()));
     }
+    let lost = || (None, Replay { damaged: true, ..Replay::default() });
+    if !directory.names()?.iter().any(|name| name == JOURNAL) {
+        return Ok(lost());
+    }
     match Journal::open(directory, catalogue.backup, catalogue.geometry) {
         Ok((journal, replay)) => Ok((Some(journal), replay)),
-        Err(error) if error.kind() == ErrorKind::Integrity => {
-            Ok((None, Replay { damaged: true, ..Replay::default() }))
-        }
+        Err(error) if error.kind() == ErrorKind::Integrity => Ok(lost()),
         Err(error) => Err(error),
     }
 }

@@ -9,7 +9,7 @@
 //! | old bytes are written to the store, not flushed | `preserving.rs` | changes nothing |
 //! | `append`: the record is written and flushed | its caller | the record is replayed |
 //! | bits are set in memory, blocks are overwritten | its caller | the same |
-//! | the half is full: stores are flushed, then maps are committed | `Settling` | the same, in vain |
+//! | the half is full: stores are flushed, maps are committed | `Settling` | the same, in vain |
 //! | a record in the other half says so | `make_room` | nothing to replay |
 //! | the half is used again | `append` | the same |
 //!

@@ -13,7 +13,7 @@
 //! | short runs | their bytes in a record of the journal: one flush; the store follows later |
 //! | long runs | in the store, flushed, then a record that says so |
 //! | marks of change alone | a record |
-//! | anything, where there is no journal | store, then the snapshot's map, then the map of changes |
+//! | anything, where there is no journal | store, then the snapshot's map, then that of changes |
 //!
 //! Guarantees: when `prepare` has returned, the touched blocks are durably marked as changed, and
 //! every snapshot that is still intact can be read as at its cut whatever happens to them (law 6,

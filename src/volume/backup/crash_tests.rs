@@ -318,6 +318,17 @@ fn chooser(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
+/// A deletion that was begun is remembered, and comes to its end.
+fn finish_deletions(backup: &BackupVolume, begun: Option<Uuid>) {
+    for status in backup.snapshots().list() {
+        let broken = matches!(status.condition, Condition::Broken(_));
+        assert!(!broken || begun != Some(status.cut.snapshot), "forgotten");
+    }
+    backup.snapshots().finish_deletions().expect("finished");
+    let leaving = |status: &SnapshotStatus| status.condition == Condition::Leaving;
+    assert!(!backup.snapshots().list().iter().any(leaving), "unfinished");
+}
+
 fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u64) {
     let power = Power::failing_at(event, last_takes_effect);
     let mut rig = Rig::new(&power);
@@ -356,14 +367,7 @@ fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u6
         assert_eq!(condition, Some(&Condition::Intact), "a finished snapshot survives");
     }
     check_snapshots(&backup, &disk, &images);
-    for status in backup.snapshots().list() {
-        let begun = rig.model.leaving == Some(status.cut.snapshot);
-        let broken = matches!(status.condition, Condition::Broken(_));
-        assert!(!(begun && broken), "a deletion that was begun is remembered");
-    }
-    backup.snapshots().finish_deletions().expect("finished");
-    let leaving = |status: &SnapshotStatus| status.condition == Condition::Leaving;
-    assert!(!backup.snapshots().list().iter().any(leaving), "deletions are finished");
+    finish_deletions(&backup, rig.model.leaving);
     check_snapshots(&backup, &disk, &images);
     let maps = home.names().expect("listed").into_iter().filter(|name| name.ends_with(".map"));
     assert_eq!(maps.count(), backup.snapshots().cuts().len() + 1, "nothing is left behind");
