@@ -108,6 +108,19 @@ pub const SELECTION_RANGES_MAX: usize = 4096;
 pub const CATALOGUE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes copied at a time when blocks are preserved, moved or digested.
 pub const COPY_BYTES: u64 = 1 << 20;
+/// Threads that keep old bytes of one volume at a time: half of those for devices, so that the
+/// other half serves demand reads meanwhile.
+pub const PRESERVING_THREADS: usize = DEVICE_THREADS / 2;
+/// Mirrored writes whose blocks are preserved as one group while the group before is applied: half
+/// of the window, so that there is a next one.
+pub const STRETCH_BYTES: u64 = 8 << 20;
+/// One half of the journal of preservation: what a crash replays at most is two. An eighth of the
+/// volume, within these bounds.
+pub const JOURNAL_HALF_BYTES_MAX: u64 = 32 << 20;
+pub const JOURNAL_HALF_BYTES_MIN: u64 = 32 << 10;
+/// Old bytes of runs that are shorter on average go through the journal: longer ones cost less
+/// when they are written once and flushed.
+pub const JOURNAL_RUN_BYTES_MAX: u64 = 64 << 10;
 /// Bytes moved to an older snapshot between two chances for mirrored writes to go on.
 pub const MOVE_STEP_BYTES: u64 = 8 << 20;
 /// Room that preservation leaves on its file system, so that maps can still grow (at most a

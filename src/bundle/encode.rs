@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::pace::{Pace, Stage};
 use crate::clock::MonotonicClock;
+use crate::device::is_zero;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{ChunkKind, Descriptor, padded};
@@ -221,14 +222,6 @@ impl Encoder {
         let length = compressor.compress_to_buffer(plain, place).ok()?;
         (length > 0).then_some(length)
     }
-}
-
-/// Whether all bytes are zero.
-#[must_use]
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    rest.iter().all(|byte| *byte == 0)
-        && words.iter().all(|word| word.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ mod verify;
 mod worker;
 mod writer;
 
-pub use encode::{Compression, is_zero};
+pub use encode::Compression;
 pub use encryption::{Encryption, generate_key, random_salt};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{

@@ -9,7 +9,7 @@
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
 //! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
-//! `WorkerPool`, the threads that do device operations.
+//! `WorkerPool`, the threads that do device operations, which `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -27,12 +27,13 @@ mod pool;
 mod queue;
 mod ram;
 mod secrecy;
+mod sharing;
 mod uring;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
-pub use buffer::{AlignedBuffer, Payload};
+pub use buffer::{AlignedBuffer, Payload, is_zero};
 pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
 pub use crashing_directory::{CrashingDirectory, Wrapper};
 pub use directory::{Directory, FileDirectory, Space};
@@ -44,6 +45,7 @@ pub use pool::WorkerPool;
 pub use queue::{Access, BlockingQueue, Done, Engine, Place, Queue, Request};
 pub use ram::RamDevice;
 pub use secrecy::hide_memory;
+pub use sharing::share;
 pub use uring::RingQueue;
 
 use crate::error::Result;

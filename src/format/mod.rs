@@ -2,5 +2,6 @@
 
 pub mod bundle;
 pub mod frames;
+pub mod journal;
 pub mod map;
 pub mod nbd;

@@ -118,8 +118,8 @@ fn applied(answers: &[Answer]) -> bool {
 
 #[test]
 fn trap_26_a_full_store_breaks_the_snapshot_and_never_the_writes() {
-    // Room for the maps and some blocks, not for all.
-    let rig = rig(40 * BLOCK);
+    // Room for the journal, the maps and some blocks, not for all.
+    let rig = rig(56 * BLOCK);
     rig.backup.snapshot_now(&order(1, &[])).expect("cut");
     assert!(applied(&rig.apply(vec![write(1, 0, 4, 2)])));
     assert_eq!(rig.read(1, 0, 5).expect("intact"), [1; 5]);
@@ -139,13 +139,22 @@ fn trap_26_a_full_store_breaks_the_snapshot_and_never_the_writes() {
 
 #[test]
 fn an_error_of_the_newest_store_breaks_only_the_snapshots_that_need_the_block() {
+    // At once, or when what the journal held is to become durable in the store.
+    for operation in [Operation::Write, Operation::Flush] {
+        break_the_newest(operation);
+    }
+}
+
+fn break_the_newest(operation: Operation) {
     let rig = rig(1 << 30);
     rig.backup.snapshot_now(&order(1, &[(0, 8)])).expect("cut");
     rig.backup.snapshot_now(&order(2, &[(8, 8)])).expect("cut");
     rig.apply(vec![write(1, 0, 2, 2)]);
     rig.backup.snapshot_now(&order(3, &[])).expect("cut");
-    rig.store_plan.add(Fault::once(Operation::Flush, 5));
+    rig.store_plan.add(Fault::once(operation, 5));
     assert!(applied(&rig.apply(vec![write(2, 8, 1, 3)])));
+    let settled = rig.backup.snapshots().settle();
+    settled.expect("a store that fails breaks snapshots, nothing else");
     assert_eq!(rig.condition(1), Condition::Intact, "it never selected block 8");
     assert!(matches!(rig.condition(2), Condition::Broken(_)), "it needed block 8");
     assert!(matches!(rig.condition(3), Condition::Broken(_)), "its store failed");
