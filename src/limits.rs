@@ -136,6 +136,12 @@ pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
 /// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
 pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Opening brackets in the text of a manifest, one for each run: counted before it is parsed, for a
+/// run takes three times the memory that it takes as text. Selection, coverage, and some.
+pub const BUNDLE_MANIFEST_LISTS_MAX: usize = 3 << 20;
+/// Bytes of a name in a manifest, and names of features.
+pub const BUNDLE_NAME_BYTES_MAX: usize = 255;
+pub const BUNDLE_FEATURES_MAX: usize = 64;
 /// Chunks read ahead of the threads that encode or verify them; 1 or 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Threads that encode or verify chunks, however many processors there are: eight of them hash

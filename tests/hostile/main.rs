@@ -2,5 +2,7 @@
 //! moment, full disks. What must hold each time is said in `workshop.rs`.
 
 mod flips;
+mod forge;
+mod forgeries;
 mod mixing;
 mod workshop;
