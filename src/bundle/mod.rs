@@ -8,12 +8,14 @@
 //! | batch | chunks described together, ahead of their bytes |
 //! | segment | a file of batches, at most 1 GiB, immutable once closed |
 //! | piece | a chunk on its way out of a bundle or an image |
-//! | pump | read-ahead and verification of pieces, for merging and verifying alike |
+//! | pump | reading and verifying of pieces, for merging and verifying alike |
+//! | plan, job, slot | which pieces go through memory together, and the memory |
 
 mod assemble;
 mod encode;
 mod members;
 mod pieces;
+mod plan;
 mod pump;
 mod reader;
 mod segment_reader;
@@ -21,13 +23,14 @@ mod selection;
 mod snapshot_source;
 mod source;
 mod verify;
+mod worker;
 mod writer;
 
 pub use encode::{Compression, is_zero};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
-    Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
-    run, threads_default,
+    Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
+    threads_default,
 };
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};

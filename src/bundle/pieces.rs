@@ -46,6 +46,13 @@ impl Piece {
         usize::try_from(length).expect("a piece with bytes is at most 1 MiB")
     }
 
+    /// Whether its bytes are another stretch of memory than its stored form.
+    #[must_use]
+    pub fn unpacks(&self) -> bool {
+        matches!(&self.content, Content::Stored { descriptor, .. }
+            if descriptor.kind == ChunkKind::Zstd)
+    }
+
     /// Fetches the stored form into a buffer of `bytes_to_read`.
     pub fn read(&self, stored: &mut [u8]) -> Result<()> {
         assert_eq!(stored.len(), self.bytes_to_read(), "a buffer of the right size");
@@ -57,7 +64,7 @@ impl Piece {
     }
 
     /// Verifies the stored form and returns the bytes of the piece, in `stored` itself or unpacked
-    /// into `plain` (at least as long as the piece).
+    /// into `plain` (at least as long as the piece, if it unpacks).
     pub fn open<'b>(
         &self,
         opener: &mut Opener,
@@ -65,6 +72,7 @@ impl Piece {
         plain: &'b mut [u8],
     ) -> Result<&'b [u8]> {
         let length = usize::try_from(self.range.length).expect("a piece with bytes is small");
+        let length = if self.unpacks() { length } else { 0 };
         match &self.content {
             Content::Stored { descriptor, .. } => {
                 opener.open(descriptor, stored, &mut plain[..length])
@@ -130,6 +138,8 @@ pub trait PieceSource: Sync + Debug {
     fn identity(&self) -> Identity;
     /// Bytes of the volume that it covers: the sum of all pieces.
     fn bytes_total(&self) -> u64;
+    /// Whether reads of it usually return without waiting, as `Device::answers_at_once`.
+    fn answers_at_once(&self) -> bool;
     /// All pieces, in the order in which the medium is best read. An error ends it.
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_>;
 }

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use super::pieces::PieceSource;
-use super::pump::{Consumer, Event, Opened, Outcome, run};
+use super::pump::{Begun, Consumer, Crew, Event, Opened, Outcome, run};
 use super::reader::Bundle;
 use super::writer::push_run;
 use crate::clock::MonotonicClock;
@@ -47,14 +47,19 @@ impl VerifyReport {
 struct Count;
 
 impl Consumer for Count {
+    type Claim = ();
     type Note = ();
 
-    fn wants(&self, _: ByteRange) -> bool {
-        true
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        vec![range]
     }
 
-    fn consume(&self, _: ByteRange, _: Opened<'_>) -> Result<()> {
-        Ok(())
+    fn begin(&self, _: ByteRange, _: Opened<'_>) -> Result<Begun<(), ()>> {
+        Ok(Begun::Done(()))
+    }
+
+    fn end(&self, (): (), result: Result<()>) -> Result<()> {
+        result
     }
 }
 
@@ -62,7 +67,7 @@ impl Bundle {
     /// Reads and checks everything. Damage is reported, not an error.
     pub fn verify(
         &self,
-        threads: usize,
+        crew: Crew,
         progress: &mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>,
     ) -> Result<VerifyReport> {
         let clock = MonotonicClock::default();
@@ -77,8 +82,8 @@ impl Bundle {
         if let Err(error) = self.check_begin() {
             report.blemishes.push(format!("manifest.begin.json: {error}"));
         }
-        run(self, &Count, threads, |event| {
-            if let Some(Event { range, outcome, .. }) = event {
+        run(self, &Count, crew, |events| {
+            for Event { range, chunks, outcome, .. } in events {
                 state.bytes_done += range.length;
                 match outcome {
                     Outcome::Damaged(_) => {
@@ -87,7 +92,7 @@ impl Bundle {
                         push_run(&mut report.damaged, range);
                     }
                     Outcome::Consumed(()) | Outcome::Unwanted => {
-                        report.chunks += 1;
+                        report.chunks += chunks;
                         report.bytes += range.length;
                     }
                 }

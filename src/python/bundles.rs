@@ -12,7 +12,7 @@ use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detach
 use super::maps::OverwriteMap;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    Bundle, BundleWriter, Compression, ImageSource, PieceSource, Source, WriterOptions,
+    Bundle, BundleWriter, Compression, Crew, ImageSource, PieceSource, Source, WriterOptions,
     threads_default,
 };
 use crate::clock::wall_clock_ms;
@@ -157,7 +157,8 @@ pub fn bundle_verify<'py>(
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
         let bundle = Bundle::open(Path::new(path))?;
-        bundle.verify(threads_default(), &mut |state| {
+        let crew = Crew::of(None, threads_default(), &bundle);
+        bundle.verify(crew, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
@@ -184,7 +185,7 @@ fn merge_source(path: &Path) -> Result<Box<dyn PieceSource>> {
         return Ok(Box::new(Bundle::open(path)?));
     }
     let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
-    Ok(Box::new(ImagePieces::new(Arc::new(FileDevice::open(path, options)?))?))
+    Ok(Box::new(ImagePieces::new(Arc::new(FileDevice::open_for_bulk(path, options)?))?))
 }
 
 fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py, PyDict>> {
@@ -203,6 +204,7 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     let damaged: Vec<ByteRange> = report.damaged;
     dict.set_item("damaged", extents(py, damaged)?)?;
     dict.set_item("seconds", report.seconds)?;
+    dict.set_item("engine", report.engine)?;
     Ok(dict)
 }
 
@@ -230,7 +232,7 @@ fn run<'py>(
 
 fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
     let options = OpenOptions { lock: true, ..OpenOptions::default() };
-    let device = Arc::new(FileDevice::open(target, options)?);
+    let device = Arc::new(FileDevice::open_for_bulk(target, options)?);
     OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
 }
 

@@ -4,7 +4,7 @@ use dualrestore::device::Folder;
 use dualrestore::format::bundle::PAGE_BYTES;
 
 use crate::workshop::{
-    Made, Recipe, Verdict, changed, go_on, judge, judge_merge, judge_opened, open, thorough,
+    Made, Recipe, Verdict, changed, judge, judge_merge, judge_opened, open, thorough, verified,
 };
 
 const SEGMENT: &str = "seg-00000000.drs";
@@ -106,8 +106,7 @@ fn a_flipped_bit_of_any_page_is_never_merged_and_never_unnoticed() {
     for at in (PAGE_BYTES..length).step_by(1021) {
         let bad = changed(&made, SEGMENT, |bytes| bytes[at] ^= 1 << (at % 8));
         judge_merge(&bad, &format!("byte {at}"));
-        let found = open(&bad.folder).expect("opens").verify(1, &mut go_on);
-        let found = found.expect("gone through");
+        let found = verified(&open(&bad.folder).expect("opens")).expect("gone through");
         let noticed = found.chunks_damaged > 1 || !found.blemishes.is_empty();
         assert!(noticed, "byte {at}: {found:?}");
     }

@@ -4,10 +4,14 @@
 use dualrestore::bundle::{Content, Opener, PieceSource};
 use dualrestore::error::{ErrorKind, Result};
 use dualrestore::format::bundle::PAGE_BYTES;
+use dualrestore::merge::run;
 use serde_json::{Value, json};
 
 use crate::forge::{forged, manifest_of, sealed_json};
-use crate::workshop::{Made, Recipe, copy_of, go_on, judge, open, refused, target_of, thorough};
+use crate::workshop::{
+    Made, Recipe, copy_of, go_on, judge, merge_options, open, refused, target_of, thorough,
+    verified,
+};
 
 /// Reads, verifies and merges a forged bundle; what is wrong with it, if it was refused.
 #[track_caller]
@@ -38,10 +42,9 @@ fn survive(made: &Made, what: &str) -> Result<()> {
     }
     // Both of these take a lot of memory, which takes time: now and then.
     if thorough() || crc32c::crc32c(what.as_bytes()).is_multiple_of(64) {
-        bundle.verify(1, &mut go_on)?;
+        verified(&bundle)?;
         let (_, target) = target_of(made.image.len());
-        let options = dualrestore::merge::MergeOptions { threads: 1 };
-        dualrestore::merge::run(&bundle, &target, &options, &mut go_on)?;
+        run(&bundle, &target, &merge_options(), &mut go_on)?;
     }
     Ok(())
 }

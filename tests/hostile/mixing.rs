@@ -3,11 +3,11 @@
 use dualrestore::device::Folder;
 use dualrestore::error::ErrorKind;
 use dualrestore::format::bundle::PAGE_BYTES;
-use dualrestore::merge::{MergeOptions, run};
+use dualrestore::merge::run;
 
 use crate::workshop::{
-    Made, Recipe, Verdict, changed, check_target, copy_of, go_on, judge, judge_opened, open,
-    target_of,
+    Made, Recipe, Verdict, changed, check_target, copy_of, go_on, judge, judge_opened,
+    merge_options, open, target_of,
 };
 
 fn segments(made: &Made) -> Vec<String> {
@@ -119,8 +119,8 @@ fn two_bundles_of_one_volume_merged_in_either_order_or_twice_fill_each_block_onc
         let (device, target) = target_of(made.image.len());
         let mut written = 0;
         for part in order {
-            let options = MergeOptions { threads: 1 };
-            let report = run(&parts[part], &target, &options, &mut go_on).expect("merged");
+            let merged = run(&parts[part], &target, &merge_options(), &mut go_on);
+            let report = merged.expect("merged");
             written += report.bytes_written;
         }
         assert_eq!(written, made.image.len() as u64);

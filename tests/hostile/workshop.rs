@@ -11,10 +11,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use dualrestore::bundle::{
-    Bundle, BundleWriter, Compression, Content, Identity, ImageSource, Opener, PieceSource, Source,
-    WriterOptions, is_zero,
+    Bundle, BundleWriter, Compression, Content, Crew, Identity, ImageSource, Opener, PieceSource,
+    Source, VerifyReport, WriterOptions, is_zero,
 };
-use dualrestore::device::{Folder, RamDevice, RamFolder};
+use dualrestore::device::{Engine, Folder, RamDevice, RamFolder};
 use dualrestore::error::{Error, ErrorKind, Result};
 use dualrestore::extent::ByteRange;
 use dualrestore::map::{MapIdentity, OverwriteMap};
@@ -102,6 +102,15 @@ pub fn options_of(recipe: &Recipe) -> WriterOptions {
         software: "hostile".into(),
         ..WriterOptions::default()
     }
+}
+
+/// One thread that verifies, whatever the machine has.
+pub fn merge_options() -> MergeOptions {
+    MergeOptions { threads: 1, ..MergeOptions::default() }
+}
+
+pub fn verified(bundle: &Bundle) -> Result<VerifyReport> {
+    bundle.verify(Crew { engine: Engine::Threads, threads: 1 }, &mut go_on)
 }
 
 pub fn go_on<T>(_: &T) -> ControlFlow<()> {
@@ -284,8 +293,8 @@ pub fn check_target(device: &RamDevice, target: &OfflineTarget, image: &[u8], wh
 #[track_caller]
 pub fn judge_merge(made: &Made, what: &str) -> Option<MergeReport> {
     let (device, target) = target_of(made.image.len());
-    let merged = open(&made.folder)
-        .and_then(|bundle| run(&bundle, &target, &MergeOptions { threads: 1 }, &mut go_on));
+    let merged =
+        open(&made.folder).and_then(|bundle| run(&bundle, &target, &merge_options(), &mut go_on));
     check_target(&device, &target, &made.image, what);
     match merged {
         Err(error) => {
