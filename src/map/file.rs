@@ -318,11 +318,11 @@ impl MapFile {
     /// Writes the captured pages to their older slots and flushes. The caller has flushed the
     /// volume's device between `capture` and this (R1). One commit at a time.
     pub fn commit(&self, capture: &Capture) -> Result<()> {
+        let mut durable = lock(&self.durable);
+        self.check_poisoned()?;
         if capture.is_empty() {
             return Ok(());
         }
-        let mut durable = lock(&self.durable);
-        self.check_poisoned()?;
         let result = self.write_pages(&durable, capture);
         if result.is_err() {
             self.poisoned.store(true, Ordering::Release);
@@ -382,9 +382,9 @@ impl MapFile {
     /// Captures and commits everything that waits. For callers that have no device to flush in
     /// between, or have just flushed it with no change since.
     pub fn commit_all(&self) -> Result<()> {
+        self.check_poisoned()?;
         while self.has_uncommitted() {
-            let capture = self.capture(crate::limits::COMMIT_PAGES_MAX);
-            self.commit(&capture)?;
+            self.commit(&self.capture(crate::limits::COMMIT_PAGES_MAX))?;
         }
         Ok(())
     }

@@ -4,19 +4,10 @@
 //! behind the checksums are reached.
 
 use dualrestore::device::RamFolder;
-use dualrestore::format::bundle::PAGE_BYTES;
 use serde_json::Value;
 
+use crate::seals::{reseal_segment, sealed_text};
 use crate::workshop::{Made, copy_of};
-
-const CHECK_AT_END: usize = PAGE_BYTES - 36;
-const CHECK_AT: usize = 28;
-
-/// The text of a manifest up to and without its check, with the check that belongs to it.
-pub fn sealed_text(text: &[u8]) -> Vec<u8> {
-    let check = format!("{:08x}-{}", crc32c::crc32c(text), blake3::hash(text).to_hex());
-    [text, b",\n  \"check\": \"", check.as_bytes(), b"\"\n}\n"].concat()
-}
 
 /// A manifest as it would be written.
 pub fn sealed_json(value: &Value) -> Vec<u8> {
@@ -30,39 +21,6 @@ pub fn manifest_of(folder: &RamFolder, name: &str) -> Value {
     let mut value: Value = serde_json::from_slice(&bytes).expect("JSON");
     value.as_object_mut().expect("an object").remove("check");
     value
-}
-
-fn seal(page: &mut [u8], at: usize, context: &[u8]) -> [u8; 32] {
-    let body = [&page[..at], &page[at + 36..]].concat();
-    let hash = *blake3::hash(&[context, &body].concat()).as_bytes();
-    page[at..at + 4].copy_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    page[at + 4..at + 36].copy_from_slice(&hash);
-    hash
-}
-
-fn number_at(page: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes"))
-}
-
-/// Makes the checks of a segment right: header, descriptor pages, index, trailer. Its header's hash
-/// and its root.
-pub fn reseal_segment(bytes: &mut [u8]) -> ([u8; 32], [u8; 32]) {
-    let context = seal(&mut bytes[..PAGE_BYTES], CHECK_AT_END, &[]);
-    let last = bytes.len() - PAGE_BYTES;
-    let mut root = blake3::Hasher::new();
-    for at in (PAGE_BYTES..last).step_by(PAGE_BYTES) {
-        if &bytes[at..at + 4] == b"DRBT" {
-            root.update(&seal(&mut bytes[at..at + PAGE_BYTES], CHECK_AT, &context));
-        }
-    }
-    let root = *root.finalize().as_bytes();
-    let index_at = usize::try_from(number_at(&bytes[last..], 16)).unwrap_or(last).min(last);
-    let (index, trailer) = bytes[index_at..].split_at_mut(last - index_at);
-    trailer[64..68].copy_from_slice(&crc32c::crc32c(index).to_le_bytes());
-    trailer[72..104].copy_from_slice(blake3::hash(index).as_bytes());
-    trailer[104..136].copy_from_slice(&root);
-    seal(trailer, CHECK_AT_END, &context);
-    (context, root)
 }
 
 /// A copy with changes, all of its checks right.
