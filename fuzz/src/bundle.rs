@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use dualrestore::bundle::{Content, Opener, Piece, SegmentReader, read_header};
+use dualrestore::bundle::{Opener, SegmentReader, read_header};
 use dualrestore::device::{Folder, RamFolder};
-use dualrestore::format::bundle::{BeginManifest, Manifest, PAGE_BYTES};
+use dualrestore::format::bundle::{BeginManifest, BundleKey, Checks, Manifest, PAGE_BYTES};
 use dualrestore::units::{BlockSize, Geometry};
+use uuid::Uuid;
 
 use crate::seals::{reseal_segment, sealed_text};
 use crate::{both_modes, modes};
@@ -24,25 +25,24 @@ pub fn bundle_segment(bytes: &[u8]) {
     folder.replace(NAME, bytes);
     let file = folder.open(NAME).expect("there");
     let fallback = Geometry::new(8 << 20, BlockSize::DEFAULT).expect("valid");
-    let (geometry, hash, number) = match read_header(file.as_ref()) {
-        Ok((header, hash)) => (header.geometry, hash, header.segment),
-        Err(_) => (fallback, [0; 32], 0),
+    let key = BundleKey::new(Uuid::nil(), [7; 32]);
+    let (geometry, checks, number) = match read_header(file.as_ref()) {
+        Ok((header, hash)) => {
+            let key = header.salt.is_some().then_some(&key);
+            let checks = header.checks(hash, key).expect("a key for an encrypted one");
+            (header.geometry, checks, header.segment)
+        }
+        Err(_) => (fallback, Checks::plain([0; 32]), 0),
     };
-    let mut reader =
-        SegmentReader::open(Arc::clone(&file), number, geometry, hash).expect("memory is read");
+    let mut reader = SegmentReader::open(Arc::clone(&file), number, geometry, Arc::new(checks))
+        .expect("memory is read");
     let mut opener = Opener::new().expect("a decompressor");
     let (mut stored, mut plain) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     while let Some(found) = reader.next_batch() {
-        for descriptor in found.batch.descriptors {
-            assert!(geometry.contains(descriptor.range), "{descriptor:?}");
-            if !descriptor.kind.is_stored() {
-                continue;
-            }
-            let position = found.payload_position + u64::from(descriptor.payload_offset);
-            let content = Content::Stored { file: Arc::clone(&file), position, descriptor };
-            let piece = Piece { range: descriptor.range, content };
+        for piece in found.pieces(&file) {
+            assert!(geometry.contains(piece.range), "{piece:?}");
             let stored = &mut stored[..piece.bytes_to_read()];
-            if piece.read(stored).is_ok() {
+            if !stored.is_empty() && piece.read(stored).is_ok() {
                 let _whole_or_not = piece.open(&mut opener, stored, &mut plain);
             }
         }
@@ -54,8 +54,13 @@ pub fn bundle_manifest(bytes: &[u8]) {
     let Some((reseal, rest)) = modes(bytes) else { return };
     let sealed = if reseal { sealed_text(rest) } else { rest.to_vec() };
     if let Ok(manifest) = Manifest::parse(&sealed) {
-        let again = Manifest::parse(&manifest.encode()).expect("what was read can be written");
-        assert_eq!(again, manifest);
+        if manifest.begin.is_encrypted() {
+            let key = BundleKey::new(manifest.begin.bundle.0, [7; 32]);
+            let _of_another = manifest.check_mac(&sealed, &key);
+        } else {
+            let again = Manifest::parse(&manifest.encode(None));
+            assert_eq!(again.expect("what was read can be written"), manifest);
+        }
     }
     if let Ok(begin) = BeginManifest::parse(&sealed) {
         let again = BeginManifest::parse(&begin.encode()).expect("what was read can be written");

@@ -5,19 +5,18 @@
 //! and inside the volume.
 //! Does not know: files.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Hash;
+use super::bounded::{at_most, name};
+use super::key::{BundleKey, locked};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::limits::{
-    BUNDLE_FEATURES_MAX, BUNDLE_MANIFEST_LISTS_MAX, BUNDLE_NAME_BYTES_MAX,
-    BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX, BUNDLE_SELECTION_RUNS_MAX, REPORT_RUNS_MAX,
+    BUNDLE_FEATURES_MAX, BUNDLE_MANIFEST_LISTS_MAX, BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX,
+    BUNDLE_SELECTION_RUNS_MAX, REPORT_RUNS_MAX,
 };
 use crate::units::{BlockSize, Geometry};
 
@@ -27,49 +26,10 @@ const VERSION: u32 = 1;
 const SEGMENTS_MAX: usize = BUNDLE_SEGMENTS_MAX as usize;
 /// What a chunk takes in a segment at the least.
 const DESCRIPTOR_BYTES: u64 = 64;
-
-/// A list that is refused as soon as it is longer than it may be.
-fn at_most<'de, D, T, const MAX: usize>(deserializer: D) -> std::result::Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    struct AtMost<T, const MAX: usize>(PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for AtMost<T, MAX> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, words: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(words, "a list of at most {MAX}")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(
-            self,
-            mut items: A,
-        ) -> std::result::Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(item) = items.next_element()? {
-                if list.len() == MAX {
-                    return Err(A::Error::invalid_length(MAX + 1, &self));
-                }
-                list.push(item);
-            }
-            Ok(list)
-        }
-    }
-
-    deserializer.deserialize_seq(AtMost::<T, MAX>(PhantomData))
-}
-
-/// A text that is no longer than a name.
-fn name<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.len() <= BUNDLE_NAME_BYTES_MAX {
-        return Ok(text);
-    }
-    let words = format!("a text of {} bytes, at most {BUNDLE_NAME_BYTES_MAX}", text.len());
-    Err(D::Error::custom(words))
-}
+const ENCRYPTED: &str = "encrypted";
+const CIPHER: &str = "AES-256-GCM";
+/// The features that this version knows.
+const FEATURES: [&str; 1] = [ENCRYPTED];
 
 /// A run of bytes: first, and first after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +54,7 @@ impl From<Run> for ByteRange {
 pub struct BeginManifest {
     pub format: String,
     pub version: u32,
-    /// Names of features that a reader must know; none exist in version 1.
+    /// Names of features that a reader must know.
     #[serde(deserialize_with = "at_most::<_, _, BUNDLE_FEATURES_MAX>")]
     pub features: Vec<String>,
     pub bundle: UuidText,
@@ -113,6 +73,19 @@ pub struct BeginManifest {
     /// What was to be included, whole blocks.
     #[serde(deserialize_with = "at_most::<_, _, BUNDLE_SELECTION_RUNS_MAX>")]
     pub selection: Vec<Run>,
+    /// With the feature "encrypted".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+/// How the chunks are encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encryption {
+    #[serde(deserialize_with = "name")]
+    pub cipher: String,
+    /// Tells the right key from others; see `BundleKey::check`.
+    pub key_check: HexHash,
 }
 
 /// One segment of a finished bundle.
@@ -151,6 +124,9 @@ pub struct Manifest {
     /// What the source could not read, up to a limit; the descriptors say all of it.
     #[serde(deserialize_with = "at_most::<_, _, REPORT_RUNS_MAX>")]
     pub unreadable: Vec<Run>,
+    /// Of an encrypted bundle: HMAC-SHA256 of all text before it. Stands last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<HexHash>,
 }
 
 /// 32 bytes as 64 lower-case hexadecimal digits.
@@ -222,6 +198,46 @@ impl BeginManifest {
             created_unix_s: 0,
             software: String::new(),
             selection: Vec::new(),
+            encryption: None,
+        }
+    }
+
+    /// Says that its chunks are encrypted with that key.
+    pub fn encrypt(&mut self, key: &BundleKey) {
+        self.features.push(ENCRYPTED.into());
+        let key_check = HexHash(key.check());
+        self.encryption = Some(Encryption { cipher: CIPHER.into(), key_check });
+    }
+
+    /// Whether its chunks are encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption.is_some()
+    }
+
+    /// Refuses a key of another bundle, none where one is needed, one where none is.
+    pub fn expect_key(&self, key: Option<&BundleKey>) -> Result<()> {
+        match (&self.encryption, key) {
+            (None, None) => Ok(()),
+            (Some(encryption), Some(key))
+                if key.bundle() == self.bundle.0 && key.check() == encryption.key_check.0 =>
+            {
+                Ok(())
+            }
+            (Some(_), Some(key)) => Err(locked(format!(
+                "expected the key of bundle {}, found another one (of bundle {}): is key.age of \
+                 this bundle?",
+                self.bundle.0,
+                key.bundle()
+            ))),
+            (Some(_), None) => Err(locked(
+                "the bundle is encrypted: name the file of an identity (--identity) or of its \
+                 passphrase (--passphrase-file)",
+            )),
+            (None, Some(_)) => Err(locked(
+                "expected an encrypted bundle, found one that is not: it may have been exchanged; \
+                 name no identity or passphrase if you trust it",
+            )),
         }
     }
 
@@ -238,11 +254,20 @@ impl BeginManifest {
 
     fn check(&self) -> Result<()> {
         expect_format(&self.format, self.version, BEGIN_FORMAT)?;
-        if !self.features.is_empty() {
+        let unknown = |feature: &&String| !FEATURES.contains(&feature.as_str());
+        let unknown: Vec<_> = self.features.iter().filter(unknown).cloned().collect();
+        if !unknown.is_empty() {
             return Err(Error::format(format!(
                 "the bundle needs features that this version does not know: {}; use the program \
                  that made it, or a newer one",
-                self.features.join(", ")
+                unknown.join(", ")
+            )));
+        }
+        let named = self.features.iter().filter(|feature| *feature == ENCRYPTED).count();
+        let cipher = self.encryption.as_ref().map(|encryption| encryption.cipher.as_str());
+        if !matches!((named, cipher), (0, None) | (1, Some(CIPHER))) {
+            return Err(Error::format(format!(
+                "expected a bundle that is encrypted with {CIPHER} or not at all, found {cipher:?}"
             )));
         }
         let geometry = self.geometry()?;
@@ -279,18 +304,45 @@ impl Manifest {
             root,
             segments,
             unreadable: Vec::new(),
+            mac: None,
         }
     }
 
+    /// The file; that of an encrypted bundle with the MAC that its key gives.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+    pub fn encode(&self, key: Option<&BundleKey>) -> Vec<u8> {
+        assert_eq!(self.begin.is_encrypted(), key.is_some(), "a key for an encrypted bundle");
+        let Some(key) = key else { return encode(self) };
+        let unsealed = text_of(&Self { mac: None, ..self.clone() });
+        encode(&Self { mac: Some(HexHash(key.seal_text(unsealed.as_bytes()))), ..self.clone() })
+    }
+
+    /// Whether the bytes, already parsed, are what the holder of the key wrote.
+    pub fn check_mac(&self, bytes: &[u8], key: &BundleKey) -> Result<()> {
+        let mac = self.mac.as_ref().map(|mac| (mac.0, format!("{MAC_START}{}\"", hex(mac))));
+        let sealed = mac.is_some_and(|(mac, end)| {
+            let length = bytes.len().saturating_sub(CHECK_BYTES);
+            let text = bytes[..length].strip_suffix(end.as_bytes());
+            text.is_some_and(|text| key.has_sealed_text(text, &mac))
+        });
+        if sealed {
+            return Ok(());
+        }
+        Err(Error::integrity(
+            "the manifest was changed by somebody without the key: its MAC does not match; copy \
+             it from the medium again, and ask who had the medium",
+        ))
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let manifest: Self = parse(bytes, FORMAT)?;
         expect_format(&manifest.format, manifest.version, FORMAT)?;
         manifest.begin.check()?;
+        if manifest.mac.is_some() != manifest.begin.is_encrypted() {
+            return Err(Error::format(
+                "expected a MAC in the manifest of an encrypted bundle, and only there",
+            ));
+        }
         let geometry = manifest.begin.geometry()?;
         expect_runs(&manifest.unreadable, geometry, "list of unreadable runs")?;
         let mut covered_to = 0;
@@ -375,14 +427,27 @@ const CHECK_END: &str = "\"\n}\n";
 const CHECK_DIGITS: usize = 8 + 1 + 64;
 /// What is quoted of an error of the parser.
 const WORDS_MAX: usize = 300;
+const CHECK_BYTES: usize = CHECK_START.len() + CHECK_DIGITS + CHECK_END.len();
+const MAC_START: &str = ",\n  \"mac\": \"";
 
 fn check_of(text: &[u8]) -> String {
     format!("{:08x}-{}", crc32c::crc32c(text), blake3::hash(text).to_hex())
 }
 
+fn hex(hash: &HexHash) -> String {
+    String::from(*hash)
+}
+
+/// All of a manifest before what ends every one.
+fn text_of<T: Serialize>(manifest: &T) -> String {
+    let mut json = serde_json::to_string_pretty(manifest).expect("plain structures become JSON");
+    assert!(json.ends_with("\n}"), "a pretty object ends on a line of its own");
+    json.truncate(json.len() - 2);
+    json
+}
+
 fn encode<T: Serialize>(manifest: &T) -> Vec<u8> {
-    let json = serde_json::to_string_pretty(manifest).expect("plain structures become JSON");
-    let text = json.strip_suffix("\n}").expect("a pretty object ends on a line of its own");
+    let text = text_of(manifest);
     format!("{text}{CHECK_START}{}{CHECK_END}", check_of(text.as_bytes())).into_bytes()
 }
 
@@ -452,7 +517,7 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_back_and_is_plain_json() {
-        let bytes = manifest().encode();
+        let bytes = manifest().encode(None);
         assert_eq!(Manifest::parse(&bytes).expect("whole"), manifest());
         let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
         assert_eq!(json["begin"]["selection"][1][0], 8192);
@@ -462,7 +527,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_every_truncation_is_noticed() {
-        let mut bytes = manifest().encode();
+        let mut bytes = manifest().encode(None);
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(Manifest::parse(&bytes).is_err(), "bit {bit}");
@@ -476,7 +541,7 @@ mod tests {
     fn refused(change: impl FnOnce(&mut Manifest)) -> Error {
         let mut changed = manifest();
         change(&mut changed);
-        Manifest::parse(&changed.encode()).expect_err("refused")
+        Manifest::parse(&changed.encode(None)).expect_err("refused")
     }
 
     #[test]
@@ -509,7 +574,7 @@ mod tests {
         ] {
             assert_eq!(error.kind(), ErrorKind::Format, "{error}");
         }
-        let text = String::from_utf8(manifest().encode()).expect("text");
+        let text = String::from_utf8(manifest().encode(None)).expect("text");
         let body = text.split_once(CHECK_START).expect("checked").0.replace("\"cut\"", "\"cutt\"");
         let bytes = format!("{body}{CHECK_START}{}{CHECK_END}", check_of(body.as_bytes()));
         let error = Manifest::parse(bytes.as_bytes()).expect_err("an unknown field");
