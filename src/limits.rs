@@ -154,6 +154,12 @@ pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
 /// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
 pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Opening brackets in the text of a manifest, one for each run: counted before it is parsed, for a
+/// run takes three times the memory that it takes as text. Selection, coverage, and some.
+pub const BUNDLE_MANIFEST_LISTS_MAX: usize = 3 << 20;
+/// Bytes of a name in a manifest, and names of features.
+pub const BUNDLE_NAME_BYTES_MAX: usize = 255;
+pub const BUNDLE_FEATURES_MAX: usize = 64;
 /// Chunks read ahead of the threads that encode them; 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that

@@ -120,6 +120,9 @@ impl Opener {
         }
         checks.open(place, descriptor, stored)?;
         let bytes = if descriptor.kind == ChunkKind::Zstd {
+            if zstd::zstd_safe::find_frame_compressed_size(stored) != Ok(stored.len()) {
+                return damaged("it is not one zstd frame");
+            }
             // The place is exactly as long as the chunk, so no frame can ask for more memory.
             match self.decompressor.decompress_to_buffer(stored, plain) {
                 Ok(length) if length as u64 == descriptor.range.length => &*plain,

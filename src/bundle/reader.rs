@@ -1,8 +1,8 @@
 //! A finished bundle in a folder: checked when opened, read chunk by chunk.
 //!
 //! Guarantees: an open bundle has every segment that its manifest names, each of the stated size
-//! and with a header that agrees on whose bytes they are; what lies in the coverage of a segment
-//! and has no readable descriptor is given as missing, never as zero (law 8).
+//! and with a header that agrees on whose bytes they are or is damaged; what lies in the coverage
+//! of a segment and has no readable descriptor is given as missing, never as zero (law 8).
 //! Does not know: targets.
 
 use std::collections::VecDeque;
@@ -17,13 +17,16 @@ use super::segment_reader::{SegmentReader, read_header};
 use super::source::Identity;
 use super::trust::Trust;
 use crate::device::{FileFolder, Folder, FolderFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
-use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
+use crate::limits::{BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX};
 use crate::units::Geometry;
+
+/// Separate runs that a segment may describe: those of its coverage, and what damage adds to them.
+const FOUND_RUNS_MAX: usize = 2 * BUNDLE_SELECTION_RUNS_MAX;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -140,7 +143,13 @@ impl Bundle {
                 entry.bytes
             ))));
         }
-        let (header, hash) = read_header(file.as_ref()).map_err(located)?;
+        let (header, hash) = match read_header(file.as_ref()) {
+            Ok(found) => found,
+            // Nothing of it is needed: every page of the segment names it by its hash, which the
+            // manifest knows. Of an encrypted one it has the salt of the keys.
+            Err(error) if is_damage(&error) && !self.manifest.begin.is_encrypted() => return Ok(()),
+            Err(error) => return Err(located(error)),
+        };
         let expected = self.expected_header(entry.number);
         if header.salt.is_some() != self.manifest.begin.is_encrypted() {
             let state = |encrypted| if encrypted { "an encrypted" } else { "a plain" };
@@ -167,11 +176,19 @@ impl Bundle {
             ))));
         }
         if hash != entry.header_hash.0 {
-            return Err(located(Error::integrity(
-                "the header of the segment is not the one that the manifest vouches for",
+            return Err(located(Error::identity(
+                "the header of the segment is not the one that the manifest vouches for: bring \
+                 the segment that belongs to this manifest",
             )));
         }
         Ok(())
+    }
+
+    /// Whether the header of a segment can be read and is the one that the manifest vouches for.
+    pub fn check_header(&self, entry: &SegmentEntry) -> Result<()> {
+        let (_, hash) = read_header(self.open_segment(entry)?.as_ref())?;
+        let same = hash == entry.header_hash.0;
+        if same { Ok(()) } else { Err(Error::integrity("it is not of this bundle")) }
     }
 
     fn open_segment(&self, entry: &SegmentEntry) -> Result<Arc<dyn FolderFile>> {
@@ -248,6 +265,11 @@ impl PieceSource for Bundle {
     }
 }
 
+/// Whether bytes are damaged or cannot be read, rather than of something else.
+fn is_damage(error: &Error) -> bool {
+    error.kind() == ErrorKind::Integrity || error.kind() == ErrorKind::Device
+}
+
 fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
     let file = folder.open(name)?;
     let length = file.length()?;
@@ -306,9 +328,13 @@ impl Pieces<'_> {
         };
         if let Some(found) = reader.next_batch() {
             for piece in found.pieces(reader.file()) {
+                let full = self.found.len() == FOUND_RUNS_MAX;
                 match self.found.last_mut() {
                     Some(last) if last.end() == piece.range.offset => {
                         last.length += piece.range.length;
+                    }
+                    _ if full => {
+                        return Err(Error::format("a segment describes too many separate runs"));
                     }
                     _ => self.found.push(piece.range),
                 }

@@ -30,6 +30,7 @@ import hmac
 import json
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -246,6 +247,25 @@ def unpack(stored, length):
     return plain
 
 
+# Files -----------------------------------------------------------------------------------------
+
+
+def open_member(path):
+    """A plain file, open: nothing that leads elsewhere, waits for somebody, or never ends."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        number = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RefusedError(f"{path} is a link: put a plain file there") from None
+        raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise RefusedError(f"{path} is no plain file: put one there")
+    return os.fdopen(number, "rb")
+
+
 # Pages and manifest ----------------------------------------------------------------------------
 
 
@@ -266,7 +286,7 @@ def read_manifest(directory, key):
     """The manifest of a finished bundle, checked."""
     path = Path(directory) / "manifest.json"
     try:
-        with path.open("rb") as file:
+        with open_member(path) as file:
             text = file.read(MANIFEST_MAX)
     except FileNotFoundError:
         raise RefusedError(f"{path} is missing: not a bundle, or an unfinished one") from None
@@ -314,7 +334,7 @@ class Segment:
         self.size = manifest["begin"]["size"]
         self.bundle = bytes.fromhex(manifest["begin"]["bundle"].replace("-", ""))
         self.context = bytes.fromhex(entry["header_hash"])
-        self.file = (Path(directory) / entry["name"]).open("rb")
+        self.file = open_member(Path(directory) / entry["name"])
         self.length = min(os.fstat(self.file.fileno()).st_size, SEGMENT_MAX)
         self.cipher = self.page_key = None
         if key is not None:

@@ -114,6 +114,9 @@ impl Bundle {
     /// Index, trailer and descriptor pages of a segment against the manifest.
     fn check_pages(&self, entry: &SegmentEntry, blemishes: &mut Vec<String>) -> Result<()> {
         let mut reader = self.read_segment(entry)?;
+        if let Err(error) = self.check_header(entry) {
+            blemishes.push(format!("{}: its header: {error}", entry.name));
+        }
         let Some(trailer) = reader.trailer().copied() else {
             blemishes.push(format!("{}: its index or trailer is damaged", entry.name));
             return Ok(());

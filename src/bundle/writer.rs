@@ -32,7 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader};
 use crate::limits::{
-    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_SEGMENT_BYTES_MAX,
+    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_NAME_BYTES_MAX, BUNDLE_SEGMENT_BYTES_MAX,
     BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
 };
 
@@ -202,6 +202,12 @@ fn check(options: &WriterOptions) -> Result<()> {
             "expected segments of {BUNDLE_SEGMENT_BYTES_MIN} to {BUNDLE_SEGMENT_BYTES_MAX} bytes, \
              found {}",
             options.segment_bytes_max
+        )));
+    }
+    if options.software.len() > BUNDLE_NAME_BYTES_MAX {
+        return Err(Error::usage(format!(
+            "expected at most {BUNDLE_NAME_BYTES_MAX} bytes that name the software, found {}",
+            options.software.len()
         )));
     }
     if options.threads == 0 {

@@ -8,8 +8,9 @@
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
-//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
-//! `WorkerPool`, the threads that do device operations, which `share` spreads over them.
+//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`),
+//! `Folder`, what a medium looks like (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the
+//! threads that do device operations, which `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -19,6 +20,7 @@ mod crashing_directory;
 mod direct;
 mod directory;
 mod faulty;
+mod faulty_folder;
 mod file;
 mod folder;
 mod mounted;
@@ -38,6 +40,7 @@ pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
 pub use crashing_directory::{CrashingDirectory, Wrapper};
 pub use directory::{Directory, FileDirectory, Space};
 pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
+pub use faulty_folder::FaultyFolder;
 pub use file::FileDevice;
 pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
 pub use opening::OpenOptions;

@@ -321,11 +321,11 @@ impl MapFile {
     /// Writes the captured pages to their older slots and flushes. The caller has flushed the
     /// volume's device between `capture` and this (R1). One commit at a time.
     pub fn commit(&self, capture: &Capture) -> Result<()> {
+        let mut durable = lock(&self.durable);
+        self.check_poisoned()?;
         if capture.is_empty() {
             return Ok(());
         }
-        let mut durable = lock(&self.durable);
-        self.check_poisoned()?;
         let result = self.write_pages(&durable, capture);
         if result.is_err() {
             self.poisoned.store(true, Ordering::Release);
@@ -386,9 +386,9 @@ impl MapFile {
     /// between, or have just flushed it with no change since. Several may do so at a time.
     pub fn commit_all(&self) -> Result<()> {
         let _one_at_a_time = lock(&self.committing);
+        self.check_poisoned()?;
         while self.has_uncommitted() {
-            let capture = self.capture(crate::limits::COMMIT_PAGES_MAX);
-            self.commit(&capture)?;
+            self.commit(&self.capture(crate::limits::COMMIT_PAGES_MAX))?;
         }
         Ok(())
     }

@@ -110,7 +110,7 @@ pub struct OfflineTarget {
     device: Arc<dyn Device>,
     map: Arc<OverwriteMap>,
     claims: Mutex<ExtentMap<()>>,
-    /// A flush failed: nothing is known of what was written, so nothing more is committed.
+    /// A commit failed: nothing is known of what was written, so nothing more is committed.
     poisoned: AtomicBool,
 }
 
@@ -198,16 +198,22 @@ impl MergeTarget for OfflineTarget {
     }
 
     fn commit(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                "an earlier flush of the target or its map failed; what was merged since the last \
+                 successful one will be merged again when the merge is started anew",
+            ));
+        }
+        self.commit_all().inspect_err(|_| self.poisoned.store(true, Ordering::Release))
+    }
+}
+
+impl OfflineTarget {
+    fn commit_all(&self) -> Result<()> {
         while self.map.file().has_uncommitted() {
-            if self.poisoned.load(Ordering::Acquire) {
-                return Err(Error::new(
-                    ErrorKind::Poisoned,
-                    "an earlier flush of the target failed; what was merged since the last \
-                     successful one will be merged again when the merge is started anew",
-                ));
-            }
             let capture = self.map.file().capture(COMMIT_PAGES_MAX);
-            self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
+            self.device.flush()?;
             self.map.file().commit(&capture)?;
             if capture.len() < COMMIT_PAGES_MAX {
                 // What was marked meanwhile is for the next commit.
