@@ -21,6 +21,7 @@ use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, ChunkKind, Descriptor, Manifest, SegmentEntry, SegmentHeader,
 };
+use crate::format::frames::CutName;
 use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
 use crate::units::Geometry;
 
@@ -171,6 +172,12 @@ impl PieceSource for Bundle {
             generation: begin.generation,
             cut: begin.cut,
         }
+    }
+
+    fn cut_name(&self) -> Option<CutName> {
+        let begin = &self.manifest.begin;
+        let snapshot = begin.snapshot.filter(|_| begin.volume.is_some())?.0;
+        Some(CutName { snapshot, generation: begin.generation, sequence: begin.cut })
     }
 
     fn bytes_total(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! A snapshot as the source of a bundle.
 
+use uuid::Uuid;
+
 use super::source::{Identity, Source};
 use crate::error::Result;
 use crate::extent::ByteRange;
@@ -14,6 +16,10 @@ impl Source for SnapshotView {
             generation: cut.generation,
             cut: cut.sequence,
         }
+    }
+
+    fn snapshot(&self) -> Option<Uuid> {
+        Some(self.cut().snapshot)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

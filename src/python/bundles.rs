@@ -124,6 +124,7 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("block_size", begin.block_size)?;
     dict.set_item("generation", begin.generation)?;
     dict.set_item("sequence", begin.cut)?;
+    dict.set_item("snapshot", begin.snapshot.as_ref().map(|snapshot| snapshot.0.to_string()))?;
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
     dict.set_item("complete", true)?;
@@ -192,12 +193,13 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     dict.set_item("bytes_written", report.bytes_written)?;
     dict.set_item("bytes_skipped", report.bytes_skipped)?;
+    dict.set_item("bytes_stale", report.bytes_stale)?;
     dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
     dict.set_item("bytes_fetched", report.bytes_fetched)?;
     dict.set_item("bytes_in_doubt", report.bytes_in_doubt)?;
     dict.set_item("bytes_read", report.bytes_read)?;
-    let in_doubt = report.bytes_fetched + report.bytes_in_doubt;
-    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + in_doubt)?;
+    let other = report.bytes_fetched + report.bytes_in_doubt + report.bytes_stale;
+    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + other)?;
     dict.set_item("chunks_total", report.chunks_total)?;
     dict.set_item("chunks_repaired", report.chunks_repaired)?;
     dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
@@ -211,13 +213,13 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
 fn run<'py>(
     py: Python<'py>,
     source: &str,
-    target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    target: impl FnOnce(&dyn PieceSource) -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
         let source = merge_source(Path::new(source))?;
-        let target = target()?;
+        let target = target(&*source)?;
         run_merge(&*source, &*target, &MergeOptions::default(), &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
@@ -261,7 +263,14 @@ pub fn merge_check_volume(
     volume: &PrimaryVolume,
 ) -> PyResult<()> {
     let volume = volume.held();
-    detached(py, || check(&sources, &LiveTarget::new(volume)?))
+    detached(py, || {
+        for path in &sources {
+            let source = merge_source(Path::new(path))?;
+            let target = LiveTarget::for_source(Arc::clone(&volume), &*source)?;
+            check_all(&[&*source], &target)?;
+        }
+        Ok(())
+    })
 }
 
 #[pyfunction]
@@ -274,7 +283,9 @@ pub fn merge<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
-    let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
+    let make = move |_: &dyn PieceSource| {
+        Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+    };
     run(py, source, make, progress)
 }
 
@@ -287,6 +298,9 @@ pub fn merge_into_volume<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
-    let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
+    let make = move |source: &dyn PieceSource| {
+        let target = LiveTarget::for_source(volume, source)?;
+        Ok(Arc::new(target) as Arc<dyn MergeTarget + Send + Sync>)
+    };
     run(py, source, make, progress)
 }

@@ -406,7 +406,7 @@ impl World {
     /// Claims what the bundle may supply of these blocks; what it says is what the backup holds.
     pub fn merge(&mut self, blocks: BlockRange) -> Option<Vec<BlockRange>> {
         let bundle = self.bundle.as_ref()?;
-        let (claim, runs) = self.primary.claim_for_merge(blocks).ok()??;
+        let (claim, runs) = self.primary.claim_for_merge(blocks, None).ok()??;
         for run in &runs {
             let bytes = self.geometry().bytes_of(*run);
             let span = bytes.offset as usize..bytes.end() as usize;

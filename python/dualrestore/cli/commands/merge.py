@@ -70,6 +70,11 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
             f"left {format_size(report.bytes_in_doubt)} missing, which after a crash only the "
             "link may bring, and it is down; repeat the merge when it is up"
         )
+    if report.bytes_stale:
+        lines.append(
+            f"left {format_size(report.bytes_stale)} missing: they changed since the bundle was "
+            "made, as the backup says; the link brings them"
+        )
     printer.report(report.document(), lines)
     incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
     return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE
