@@ -293,7 +293,7 @@ fn unexpected(kind: &str, number: u64) -> Error {
 mod tests {
     use super::*;
     use crate::device::Payload;
-    use crate::format::frames::{Content, Failure};
+    use crate::format::frames::{ChangedBlocks, ChangedForm, Content, CutName, Failure};
     use crate::units::{BlockSize, MIB};
 
     fn ledger() -> Ledger {
@@ -414,6 +414,30 @@ mod tests {
         takes(&mut ledger, &[fetch(7)]);
         refuses(&mut ledger, &fetch(7));
         takes(&mut ledger, &[zeros(7, 4096, 8192), fetch(7)]);
+    }
+
+    fn changes(tag: u64, offset: u64, length: u64) -> Message {
+        let cut = CutName { snapshot: Uuid::from_u128(5), generation: 1, sequence: 2 };
+        Message::Changes { tag, range: ByteRange::new(offset, length), cut }
+    }
+
+    fn unchanged(tag: u64, offset: u64, blocks: u32) -> Message {
+        let changed = ChangedBlocks { blocks, form: ChangedForm::Runs(Vec::new()) };
+        Message::ChangesReply { tag, offset, changed }
+    }
+
+    #[test]
+    fn changes_are_asked_of_whole_blocks_and_answered_for_no_more_of_them() {
+        let mut ledger = ledger();
+        refuses(&mut ledger, &changes(1, 512, 4096));
+        refuses(&mut ledger, &changes(1, 0, MIB + 4096));
+        takes(&mut ledger, &[changes(1, 4096, 8192), fetch(2)]);
+        refuses(&mut ledger, &unchanged(1, 4096, 3));
+        refuses(&mut ledger, &unchanged(1, 0, 2));
+        refuses(&mut ledger, &unchanged(2, 4096, 1));
+        refuses(&mut ledger, &zeros(1, 4096, 8192));
+        takes(&mut ledger, &[unchanged(1, 4096, 1), zeros(2, 4096, 8192)]);
+        assert_eq!(ledger.unanswered_bytes(), 0);
     }
 
     #[test]
