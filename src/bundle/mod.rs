@@ -13,6 +13,7 @@
 
 mod assemble;
 mod encode;
+mod encryption;
 mod members;
 mod pieces;
 mod plan;
@@ -28,6 +29,7 @@ mod worker;
 mod writer;
 
 pub use encode::{Compression, is_zero};
+pub use encryption::{Encryption, generate_key, random_salt};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
@@ -43,5 +45,7 @@ pub use writer::{
     OnBundleProgress, WriterOptions,
 };
 
+#[cfg(test)]
+mod encrypted_tests;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use crate::device::{FileFolder, Folder, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    BeginManifest, ChunkKind, Descriptor, Manifest, SegmentEntry, SegmentHeader,
+    BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
 use crate::format::frames::CutName;
 use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
@@ -31,18 +31,49 @@ pub struct Bundle {
     folder: Arc<dyn Folder>,
     manifest: Manifest,
     geometry: Geometry,
+    key: Option<BundleKey>,
 }
 
 impl Bundle {
-    /// Opens the bundle in a directory.
+    /// Opens the bundle in a directory, which must not be encrypted.
     pub fn open(directory: &Path) -> Result<Self> {
-        Self::open_in(Arc::new(FileFolder::open(directory)?))
+        Self::open_with(directory, None)
+    }
+
+    /// Opens the bundle in a directory: with its key if it is encrypted, and only then.
+    pub fn open_with(directory: &Path, key: Option<&BundleKey>) -> Result<Self> {
+        Self::open_in_with(Arc::new(FileFolder::open(directory)?), key)
     }
 
     pub fn open_in(folder: Arc<dyn Folder>) -> Result<Self> {
-        let manifest = read_manifest(folder.as_ref())?;
+        Self::open_in_with(folder, None)
+    }
+
+    pub fn open_in_with(folder: Arc<dyn Folder>, key: Option<&BundleKey>) -> Result<Self> {
+        let (manifest, bytes) = read_manifest(folder.as_ref())?;
+        let within = |error: Error| error.within(&folder.path().join(MANIFEST_NAME));
+        manifest.begin.expect_key(key).map_err(|error| error.within(folder.path()))?;
+        if let Some(key) = key {
+            manifest.check_mac(&bytes, key).map_err(within)?;
+        }
+        Self::checked(folder, manifest, key.cloned())
+    }
+
+    /// To look at what its manifest says: the chunks of an encrypted one cannot be had, and nothing
+    /// proves who wrote it.
+    pub fn look(directory: &Path) -> Result<Self> {
+        let folder = Arc::new(FileFolder::open(directory)?);
+        let (manifest, _) = read_manifest(folder.as_ref())?;
+        Self::checked(folder, manifest, None)
+    }
+
+    fn checked(
+        folder: Arc<dyn Folder>,
+        manifest: Manifest,
+        key: Option<BundleKey>,
+    ) -> Result<Self> {
         let geometry = manifest.begin.geometry()?;
-        let bundle = Self { folder, manifest, geometry };
+        let bundle = Self { folder, manifest, geometry, key };
         for segment in &bundle.manifest.segments {
             bundle.check_segment(segment)?;
         }
@@ -80,6 +111,7 @@ impl Bundle {
         self.folder.as_ref()
     }
 
+    /// The header that a segment should have, the salt left out.
     fn expected_header(&self, number: u32) -> SegmentHeader {
         let identity = self.identity();
         SegmentHeader {
@@ -90,6 +122,7 @@ impl Bundle {
             cut: identity.cut,
             segment: number,
             begin_hash: self.manifest.begin_hash.0,
+            salt: None,
         }
     }
 
@@ -107,7 +140,15 @@ impl Bundle {
         }
         let (header, hash) = read_header(file.as_ref()).map_err(located)?;
         let expected = self.expected_header(entry.number);
-        if header != expected {
+        if header.salt.is_some() != self.manifest.begin.is_encrypted() {
+            let state = |encrypted| if encrypted { "an encrypted" } else { "a plain" };
+            return Err(located(Error::identity(format!(
+                "expected {} segment, found {} one: it is not of this bundle",
+                state(self.manifest.begin.is_encrypted()),
+                state(header.salt.is_some())
+            ))));
+        }
+        if (SegmentHeader { salt: None, ..header }) != expected {
             return Err(located(Error::identity(format!(
                 "expected segment {} of bundle {} of volume {}, generation {}, cut {}; \
                  found segment {} of bundle {} of volume {}, generation {}, cut {}",
@@ -146,7 +187,18 @@ impl Bundle {
     /// Goes through the batches of one segment.
     pub fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader> {
         let file = self.open_segment(entry)?;
-        SegmentReader::open(file, entry.number, self.geometry, entry.header_hash.0)
+        let checks = self.checks_of(entry, file.as_ref())?;
+        SegmentReader::open(file, entry.number, self.geometry, Arc::new(checks))
+    }
+
+    pub(super) fn checks_of(&self, entry: &SegmentEntry, file: &dyn FolderFile) -> Result<Checks> {
+        if !self.manifest.begin.is_encrypted() {
+            return Ok(Checks::plain(entry.header_hash.0));
+        }
+        let (header, hash) = read_header(file)?;
+        let key =
+            self.key.as_ref().ok_or_else(|| locked("the bundle was opened without its key"))?;
+        header.checks(hash, Some(key))
     }
 
     /// Whether `manifest.begin.json` is the one that the bundle was begun with.
@@ -214,10 +266,13 @@ fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_manifest(folder: &dyn Folder) -> Result<Manifest> {
+fn read_manifest(folder: &dyn Folder) -> Result<(Manifest, Vec<u8>)> {
     let path = folder.path().join(MANIFEST_NAME);
     match read_member(folder, MANIFEST_NAME) {
-        Ok(bytes) => Manifest::parse(&bytes).map_err(|error| error.at_path(&path)),
+        Ok(bytes) => match Manifest::parse(&bytes) {
+            Ok(manifest) => Ok((manifest, bytes)),
+            Err(error) => Err(error.at_path(&path)),
+        },
         Err(error) if error.errno() == Some(2) => {
             let names = folder.names()?;
             let begun = names.iter().any(|name| name == BEGIN_NAME);
@@ -254,14 +309,14 @@ impl Pieces<'_> {
             return Ok(true);
         };
         if let Some(found) = reader.next_batch() {
-            for descriptor in found.batch.descriptors {
+            for piece in found.pieces(reader.file()) {
                 match self.found.last_mut() {
-                    Some(last) if last.end() == descriptor.range.offset => {
-                        last.length += descriptor.range.length;
+                    Some(last) if last.end() == piece.range.offset => {
+                        last.length += piece.range.length;
                     }
-                    _ => self.found.push(descriptor.range),
+                    _ => self.found.push(piece.range),
                 }
-                self.queue.push_back(piece_of(descriptor, reader.file(), found.payload_position));
+                self.queue.push_back(piece);
             }
         } else {
             self.found.sort_unstable();
@@ -275,19 +330,6 @@ impl Pieces<'_> {
         }
         Ok(true)
     }
-}
-
-pub(super) fn piece_of(descriptor: Descriptor, file: &Arc<dyn FolderFile>, payload: u64) -> Piece {
-    let content = match descriptor.kind {
-        ChunkKind::Zero => Content::Zero,
-        ChunkKind::Unreadable => Content::Missing("its source could not be read"),
-        ChunkKind::Data | ChunkKind::Zstd => Content::Stored {
-            file: Arc::clone(file),
-            position: payload + u64::from(descriptor.payload_offset),
-            descriptor,
-        },
-    };
-    Piece { range: descriptor.range, content }
 }
 
 /// The parts of `coverage` that lie in none of `found`; both ascend.
