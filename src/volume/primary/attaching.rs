@@ -6,7 +6,7 @@
 //! | recorded | the volume is opened | opening, on a thread that nobody waits for |
 //! | opening | it is there and right | attached |
 //! | opening | it is not there, or not what was attached | refused, with words |
-//! | attached, of an earlier generation | the backup does not vouch for it in this session | unvouched |
+//! | attached, of an earlier generation | the session that vouched for it ends | unvouched |
 //! | attached | the machine says that it is gone | gone; `attach` again when it is back |
 //! | any | `detach`, a loss is declared | none |
 //!
