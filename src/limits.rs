@@ -78,6 +78,8 @@ pub const LINK_REQUESTS_MAX: usize = 1024;
 pub const LINK_OUTGOING_BYTES_MAX: usize = 80 << 20;
 /// Longest range of one digest: a disk reads it in some ten milliseconds.
 pub const LINK_DIGEST_BYTES_MAX: u32 = 16 << 20;
+/// Runs or bits in one answer of which blocks changed since a cut: it takes no longer than a piece.
+pub const LINK_CHANGES_BYTES_MAX: usize = 64 << 10;
 /// Ranges that one cut may select: they fit one frame.
 pub const LINK_CUT_RANGES_MAX: usize = 4096;
 /// First and longest delay before connecting again.

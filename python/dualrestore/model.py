@@ -38,7 +38,8 @@ class MergeReport(Record, frozen=True, kw_only=True):
     `bytes_skipped` were selected by the bundle and already current; `chunks_repaired` were damaged
     on the medium and fetched over the link; `chunks_damaged` are still missing. After a crash a
     bundle may be too old for some blocks (law 5): `bytes_fetched` of them came over the link,
-    `bytes_in_doubt` are still missing because it was down.
+    `bytes_in_doubt` are still missing because it was down. Of a bundle of an earlier generation
+    `bytes_stale` were not vouched for by the backup and are still missing.
     """
 
     bytes_written: int
@@ -51,6 +52,7 @@ class MergeReport(Record, frozen=True, kw_only=True):
     bytes_read: int = 0
     bytes_fetched: int = 0
     bytes_in_doubt: int = 0
+    bytes_stale: int = 0
     engine: str = ""
     """What carried out the reads and writes: `io_uring` or `threads`."""
 

@@ -12,6 +12,7 @@ use crate::device::{Device, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{Checks, ChunkKind, Descriptor, Place, padded};
+use crate::format::frames::CutName;
 
 /// What is known of the bytes of a piece.
 #[derive(Clone, Debug)]
@@ -143,6 +144,10 @@ pub trait PieceSource: Sync + Debug {
     /// For messages.
     fn name(&self) -> String;
     fn identity(&self) -> Identity;
+    /// The cut that it is of, if it says by which name the backup knows it.
+    fn cut_name(&self) -> Option<CutName> {
+        None
+    }
     /// Bytes of the volume that it covers: the sum of all pieces.
     fn bytes_total(&self) -> u64;
     /// Whether reads of it usually return without waiting, as `Device::answers_at_once`.

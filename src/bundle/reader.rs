@@ -22,6 +22,7 @@ use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
+use crate::format::frames::CutName;
 use crate::limits::{BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX};
 use crate::units::Geometry;
 
@@ -243,6 +244,12 @@ impl PieceSource for Bundle {
             generation: begin.generation,
             cut: begin.cut,
         }
+    }
+
+    fn cut_name(&self) -> Option<CutName> {
+        let begin = &self.manifest.begin;
+        let snapshot = begin.snapshot.filter(|_| begin.volume.is_some())?.0;
+        Some(CutName { snapshot, generation: begin.generation, sequence: begin.cut })
     }
 
     fn bytes_total(&self) -> u64 {

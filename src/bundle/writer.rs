@@ -30,7 +30,9 @@ use crate::clock::{Instant, MonotonicClock};
 use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::{BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader};
+use crate::format::bundle::{
+    BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader, UuidText,
+};
 use crate::limits::{
     BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_NAME_BYTES_MAX, BUNDLE_SEGMENT_BYTES_MAX,
     BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
@@ -150,6 +152,7 @@ impl BundleWriter {
             identity.generation,
             identity.cut,
         );
+        begin.snapshot = source.snapshot().map(UuidText);
         begin.compression = options.compression.to_string();
         begin.created_unix_s = options.created_unix_s;
         begin.software.clone_from(&options.software);

@@ -68,6 +68,8 @@ pub struct MergeReport {
     /// missing because it was down.
     pub bytes_fetched: u64,
     pub bytes_in_doubt: u64,
+    /// Bytes left missing because the source is too old for them.
+    pub bytes_stale: u64,
     /// Bytes read from the medium, descriptors not counted.
     pub bytes_read: u64,
     pub chunks_total: u64,
@@ -115,7 +117,9 @@ pub fn run(
     // All is done: a wish to stop comes too late.
     let _too_late = merge.tell();
     let mut report = merge.report;
-    report.bytes_skipped = report.bytes_skipped.saturating_sub(report.bytes_written);
+    report.bytes_stale = target.bytes_stale();
+    let not_skipped = report.bytes_written + report.bytes_stale;
+    report.bytes_skipped = report.bytes_skipped.saturating_sub(not_skipped);
     join(&mut report.damaged);
     report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
     Ok(report)

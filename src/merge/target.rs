@@ -93,6 +93,11 @@ pub trait MergeTarget: Sync {
         result.map(|()| written)
     }
 
+    /// Bytes that were wanted, and are missing still because the source is too old for them.
+    fn bytes_stale(&self) -> u64 {
+        0
+    }
+
     /// Makes everything filled durable: the device's flush, then the map's commit (rule R1).
     fn commit(&self) -> Result<()>;
 

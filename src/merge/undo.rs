@@ -178,7 +178,7 @@ fn copy(from: &dyn Device, to: &dyn Device, range: ByteRange, zeros: Zeros) -> R
         let count = (range.end() - at).min(COPY_BYTES);
         let bytes = &mut buffer[..count as usize];
         from.read_at(at, bytes)?;
-        match crate::bundle::is_zero(bytes) {
+        match crate::device::is_zero(bytes) {
             true if zeros == Zeros::AreThere => {}
             true => to.zero_at(at, count)?,
             false => to.write_at(at, bytes)?,

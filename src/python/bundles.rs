@@ -142,6 +142,7 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("block_size", begin.block_size)?;
     dict.set_item("generation", begin.generation)?;
     dict.set_item("sequence", begin.cut)?;
+    dict.set_item("snapshot", begin.snapshot.as_ref().map(|snapshot| snapshot.0.to_string()))?;
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
     dict.set_item("encrypted", begin.is_encrypted())?;
@@ -216,12 +217,13 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     dict.set_item("bytes_written", report.bytes_written)?;
     dict.set_item("bytes_skipped", report.bytes_skipped)?;
+    dict.set_item("bytes_stale", report.bytes_stale)?;
     dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
     dict.set_item("bytes_fetched", report.bytes_fetched)?;
     dict.set_item("bytes_in_doubt", report.bytes_in_doubt)?;
     dict.set_item("bytes_read", report.bytes_read)?;
-    let in_doubt = report.bytes_fetched + report.bytes_in_doubt;
-    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + in_doubt)?;
+    let other = report.bytes_fetched + report.bytes_in_doubt + report.bytes_stale;
+    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + other)?;
     dict.set_item("chunks_total", report.chunks_total)?;
     dict.set_item("chunks_repaired", report.chunks_repaired)?;
     dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
@@ -235,7 +237,7 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
 fn run<'py>(
     py: Python<'py>,
     (source, trust): (&str, Option<Py<Trust>>),
-    target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    target: impl FnOnce(&dyn PieceSource) -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = MergeOptions::default();
@@ -243,7 +245,7 @@ fn run<'py>(
     let trust = Trust::of(trust.as_ref());
     let result = py.detach(|| {
         let source = merge_source(Path::new(source), trust)?;
-        let target = target()?;
+        let target = target(&*source)?;
         run_merge(&*source, &*target, &options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
@@ -298,7 +300,14 @@ pub fn merge_check_volume(
 ) -> PyResult<()> {
     let volume = volume.held();
     let sources = known(&sources);
-    detached(py, || check(sources, &LiveTarget::new(volume)?))
+    detached(py, || {
+        for (path, trust) in sources {
+            let source = merge_source(Path::new(path), trust)?;
+            let target = LiveTarget::for_source(Arc::clone(&volume), &*source)?;
+            check_all(&[&*source], &target)?;
+        }
+        Ok(())
+    })
 }
 
 #[pyfunction]
@@ -312,7 +321,9 @@ pub fn merge<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
-    let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
+    let make = move |_: &dyn PieceSource| {
+        Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+    };
     run(py, (source, trust), make, progress)
 }
 
@@ -326,6 +337,9 @@ pub fn merge_into_volume<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
-    let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
+    let make = move |source: &dyn PieceSource| {
+        let target = LiveTarget::for_source(volume, source)?;
+        Ok(Arc::new(target) as Arc<dyn MergeTarget + Send + Sync>)
+    };
     run(py, (source, trust), make, progress)
 }

@@ -62,6 +62,9 @@ pub struct BeginManifest {
     pub volume: Option<UuidText>,
     pub generation: u64,
     pub cut: u64,
+    /// Of which it was made; absent if of none. What a backup knows the cut by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<UuidText>,
     pub size: u64,
     pub block_size: u32,
     #[serde(deserialize_with = "name")]
@@ -195,6 +198,7 @@ impl BeginManifest {
             volume: (!volume.is_nil()).then_some(UuidText(volume)),
             generation,
             cut,
+            snapshot: None,
             size: geometry.size(),
             block_size: geometry.block_size().bytes_u32(),
             compression: String::new(),
@@ -274,6 +278,9 @@ impl BeginManifest {
             )));
         }
         let geometry = self.geometry()?;
+        if self.snapshot == Some(UuidText(Uuid::nil())) {
+            return Err(Error::format("the snapshot of the bundle is the nil UUID"));
+        }
         if self.volume == Some(UuidText(Uuid::nil())) {
             return Err(Error::format("the volume of the bundle is the nil UUID"));
         }

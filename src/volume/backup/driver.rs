@@ -17,10 +17,12 @@ use uuid::Uuid;
 
 use super::operation::{Answer, MirrorOperation};
 use super::state::{Action, BackupState};
+use crate::bitmap::Bitmap;
 use crate::device::{AlignedBuffer, Device, Directory, WorkerPool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
-use crate::limits::COPY_BYTES;
+use crate::format::frames::CutName;
+use crate::limits::{COPY_BYTES, CUTS_KEPT_MAX};
 use crate::snapshot::{CutOrder, SnapshotChain, SnapshotView};
 use crate::units::Geometry;
 
@@ -283,6 +285,24 @@ impl BackupVolume {
             at += bytes.len() as u64;
         }
         Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Every block changed since that cut, up to now. Refused unless this backup remembers the very
+    /// cut: another of the same number says nothing.
+    pub fn changed_since(&self, cut: &CutName) -> Result<Bitmap> {
+        let cuts = self.chain.cuts();
+        let known = cuts.iter().any(|held| {
+            (held.snapshot, held.generation, held.sequence)
+                == (cut.snapshot, cut.generation, cut.sequence)
+        });
+        if !known {
+            return Err(Error::identity(format!(
+                "the backup does not remember the cut of snapshot {} (generation {}, sequence {}): \
+                 it keeps the last {CUTS_KEPT_MAX} of its own; make a bundle of a new snapshot",
+                cut.snapshot, cut.generation, cut.sequence
+            )));
+        }
+        self.chain.changed_since(cut.snapshot)
     }
 
     /// Makes everything that was applied durable, and leaves nothing to be replayed.

@@ -13,6 +13,7 @@ use crate::device::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
+use crate::format::frames::CutName;
 use crate::snapshot::{Condition, CutOrder};
 use crate::units::{BlockSize, Geometry};
 
@@ -240,6 +241,35 @@ fn a_session_begins_after_the_batch_in_progress_and_fences_the_older_one() {
     assert!(applied(&rig.backup.apply(2, vec![write(11, 0, 1, 3)]).expect("taken")));
     let old = rig.backup.read(1, 0, &mut [0; 512], 0, FOREVER).expect_err("fenced");
     assert_eq!(old.kind(), ErrorKind::Identity);
+}
+
+#[test]
+fn what_changed_since_a_cut_is_told_of_the_very_cut_only() {
+    let rig = rig(u64::MAX);
+    rig.apply(vec![write(1, 0, 2, 1)]);
+    let cut = |id, sequence| MirrorOperation::Cut { sequence, order: order(id, &[]) };
+    rig.apply(vec![cut(1, 2), write(3, 1, 1, 2), cut(2, 4), write(5, 3, 1, 3)]);
+    let generation = rig.backup.identity().generation;
+    let name =
+        |id, generation, sequence| CutName { snapshot: Uuid::from_u128(id), generation, sequence };
+    let changed = |name| -> Vec<u64> {
+        let map = rig.backup.changed_since(&name).expect("remembered");
+        (0..map.len()).filter(|block| map.get(*block)).collect()
+    };
+    assert_eq!(changed(name(1, generation, 2)), [1, 3]);
+    assert_eq!(changed(name(2, generation, 4)), [3]);
+    // A snapshot that was deleted leaves its cut.
+    rig.backup.snapshots().delete(Uuid::from_u128(1)).expect("deleted");
+    assert_eq!(changed(name(1, generation, 2)), [1, 3]);
+    for stranger in [
+        name(3, generation, 2),
+        name(1, generation, 4),
+        name(1, generation + 1, 2),
+        name(2, generation, 2),
+    ] {
+        let refused = rig.backup.changed_since(&stranger).expect_err("another cut");
+        assert_eq!(refused.kind(), ErrorKind::Identity);
+    }
 }
 
 #[test]

@@ -103,4 +103,9 @@ def _lines(target: str, report: "MergeReport") -> list[str]:
             f"left {format_size(report.bytes_in_doubt)} missing, which after a crash only the "
             "link may bring, and it is down; repeat the merge when it is up"
         )
+    if report.bytes_stale:
+        lines.append(
+            f"left {format_size(report.bytes_stale)} missing: they changed since the bundle was "
+            "made, as the backup says; the link brings them"
+        )
     return lines
