@@ -355,3 +355,6 @@ fn check_identity(bundle: &Identity, volume: MapIdentity) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
