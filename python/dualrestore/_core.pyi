@@ -25,6 +25,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "BackupVolume",
+    "BundleKey",
     "ByteBuffer",
     "LinkConnection",
     "LinkHub",
@@ -32,10 +33,12 @@ __all__ = [
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
+    "Trust",
     "bundle_create",
     "bundle_show",
     "bundle_verify",
     "disk_behind",
+    "guard_secrets",
     "merge",
     "merge_check",
     "merge_check_volume",
@@ -115,6 +118,40 @@ class SnapshotSource:
     @property
     def snapshot(self) -> str: ...
 
+@final
+class BundleKey:
+    """The key of an encrypted bundle. Stays in the core, and is wiped when the object goes.
+
+    From the first one on the process writes no core dump, until it ends."""
+
+    @staticmethod
+    def generate(bundle: str) -> BundleKey:
+        """A random key for the bundle of that UUID."""
+
+    @staticmethod
+    def parse(text: bytes) -> BundleKey:
+        """Reads what `key.age` wraps. Raises `LockedError`, which does not repeat the text."""
+
+    @property
+    def bundle(self) -> str: ...
+    def text(self) -> bytes:
+        """The line that `key.age` wraps. A copy that Python cannot wipe: let go of it soon."""
+
+@final
+class Trust:
+    """What a bundle is held to: its key, the SHA-256 of the manifest whose signature was checked.
+
+    A bundle that does not fit raises `LockedError` or `IntegrityError` when it is opened."""
+
+    def __new__(cls, key: BundleKey | None = None, manifest: bytes | None = None) -> Trust: ...
+    @property
+    def key(self) -> BundleKey | None: ...
+    @property
+    def manifest(self) -> bytes | None: ...
+
+def guard_secrets() -> None:
+    """From now on the process writes no core dump, and others of its user cannot look into it."""
+
 def bundle_create(
     source: str | SnapshotSource,
     media: Sequence[str],
@@ -123,30 +160,35 @@ def bundle_create(
     partitions: Sequence[int] | None = None,
     allocated: bool = False,
     since: str | None = None,
-    compression: Literal["none", "zstd"] = "none",
-    level: int = 1,
+    compression: str = "none",
     block_size: int = 4096,
     medium_size: int | None = None,
     proceed: bool = False,
     name: str = "",
     mark: str = "",
     state: str | None = None,
+    encryption: tuple[BundleKey, bytes] | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a bundle of an image or a snapshot over directories, one a medium.
 
-    `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
-    segments, media, bytes_left, seconds}`. A directory must not exist or be empty. `bytes_left`: of
-    the selection, waiting for a further medium. `state`: a directory for the record with which a
-    later call may `proceed`, if the source's `name` and `mark` are the same. `since`: the snapshot
-    of a cut, to hold only what changed from there; `allocated`: leaves holes out."""
+    `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored,
+    bytes_saved, chunks, chunks_compressed, chunks_untried, encrypted, segments, media, bytes_left,
+    seconds}`. A directory must not exist or be empty. `bytes_left`: of the selection, waiting for a
+    further medium. `state`: a directory for the record with which a later call may `proceed`, if
+    the source's `name` and `mark` are the same. `since`: the snapshot of a cut, to hold only what
+    changed from there; `allocated`: leaves holes out. `encryption`: the key, whose bundle this
+    becomes, and `key.age`. `compression`: `auto`, `none`, `zstd` or `zstd:LEVEL`."""
 
 def bundle_show(path: str) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
-    complete, allocated_only, base, medium, last, extents: [[offset, length], ..], bytes_selected,
-    bytes_data, bytes_zero, bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
+    encrypted, complete, allocated_only, base, medium, last, extents: [[offset, length], ..],
+    bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks, segments: [{name, bytes, chunks},
+    ..]}`"""
 
-def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
+def bundle_verify(
+    path: str, *, trust: Trust | None = None, progress: _Progress | None = None
+) -> dict[str, Any]:
     """Reads every chunk. Damage is reported, not raised.
 
     `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
@@ -165,25 +207,29 @@ def merge(
     target: str,
     map: OverwriteMap,
     *,
+    trust: Trust | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, seconds}`. `bytes_skipped`: of the selection, because
-    they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
-    after a crash only the link may supply them."""
+    chunks_damaged, bytes_total, bytes_read, seconds, engine}`. `bytes_skipped`: of the selection,
+    because they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`:
+    missing, and after a crash only the link may supply them."""
 
-def merge_check(sources: Sequence[str], target: str, map: OverwriteMap) -> None:
+def merge_check(
+    sources: Sequence[tuple[str, Trust | None]], target: str, map: OverwriteMap
+) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
 
-def merge_check_volume(sources: Sequence[str], volume: PrimaryVolume) -> None:
+def merge_check_volume(sources: Sequence[tuple[str, Trust | None]], volume: PrimaryVolume) -> None:
     """The same for `merge_into_volume`."""
 
 def merge_into_volume(
     source: str,
     volume: PrimaryVolume,
     *,
+    trust: Trust | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """The same into a live volume, under its claims. Damaged chunks are fetched over the link when
@@ -235,10 +281,11 @@ class PrimaryVolume:
         `{generation, missing_bytes}`. `none` on a waiting volume: the primary is the truth and
         everything is unsent. The link connections are closed and must be made again."""
 
-    def attach(self, bundle: str) -> dict[str, Any]:
+    def attach(self, bundle: str, *, key: BundleKey | None = None) -> dict[str, Any]:
         """Missing blocks are read from the bundle in this directory (an absolute path) too, ahead
         of the link, until it is detached or a loss is declared; a restart does not forget it.
-        Attached again, it is opened anew.
+        Attached again, it is opened anew. The key of an encrypted one is not remembered: after a
+        restart it is `refused` until it is attached again.
 
         `{path, state, error, bundle, generation, sequence, bytes_covered, bytes_supplied,
         reads_damaged}`; `state` is `opening` (after a start), `attached`, `unvouched` (of an

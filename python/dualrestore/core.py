@@ -5,24 +5,30 @@ Guarantees: the only importer of `dualrestore._core`; long calls detach from the
 Does not know: daemons, the command line.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike, fspath, major, minor
 from stat import S_ISBLK
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 from dualrestore import _core
 from dualrestore._core import (
     BackupVolume,
+    BundleKey,
     ByteBuffer,
     LinkConnection,
     LinkHub,
     NbdServer,
     PrimaryVolume,
     SnapshotSource,
+    Trust,
+    guard_secrets,
 )
-from dualrestore.errors import NextMediumError, UsageError
+from dualrestore.errors import FormatError, LockedError, NextMediumError, UsageError
+from dualrestore.keys import WRAPPED_BYTES_MAX, Lock, Opener
 from dualrestore.model import (
     BundleReport,
     BundleVerification,
@@ -39,24 +45,109 @@ if TYPE_CHECKING:
 __all__ = [
     "BackupVolume",
     "Bundle",
+    "BundleKey",
     "ByteBuffer",
+    "Encryption",
     "LinkConnection",
     "LinkHub",
     "NbdServer",
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
+    "Trust",
     "check_merge",
     "check_merge_into_volume",
     "disk_behind",
+    "guard_secrets",
+    "locked_with",
     "merge",
     "merge_into_volume",
+    "sign_bundle",
+    "sign_finished",
     "sink_is_removable",
+    "trusts_of",
     "write_bundle",
 ]
 
 Path = str | PathLike[str]
 Progress = Callable[[dict[str, int]], None]
+Encryption = tuple[BundleKey, bytes]
+"""The key of a new bundle, and `key.age`."""
+
+MANIFEST_NAME = "manifest.json"
+KEY_NAME = "key.age"
+MANIFEST_BYTES_MAX = 128 * 2**20
+
+
+def locked_with(lock: Lock) -> Encryption:
+    """A new key, wrapped for those who may open the bundle."""
+    guard_secrets()
+    key = BundleKey.generate(str(uuid4()))
+    return key, lock.wrap(key.text())
+
+
+def _read_member(directory: pathlib.Path, name: str, limit: int) -> bytes:
+    path = directory / name
+    with path.open("rb") as file:
+        held = file.read(limit + 1)
+    if len(held) > limit:
+        raise FormatError(f"{path}: expected at most {limit} bytes, found more: copy it again")
+    return held
+
+
+def trusts_of(
+    bundles: Sequence[Path], opener: Opener | None = None, signers: Path | None = None
+) -> list[Trust | None]:
+    """What each bundle is to be held to: signatures checked, keys unwrapped.
+
+    With `signers` an unsigned bundle is refused (`SignatureError`), with `opener` one that is not
+    encrypted (`LockedError`). Media of one bundle, which wrap their key alike, cost one unwrapping.
+    """
+    if opener is None and signers is None:
+        return [None] * len(bundles)
+    manifests = [None if signers is None else _signed(bundle, signers) for bundle in bundles]
+    if opener is None:
+        return [Trust(manifest=manifest) for manifest in manifests]
+    guard_secrets()
+    keys: dict[bytes, BundleKey] = {}
+    trusts: list[Trust | None] = []
+    for bundle, manifest in zip(bundles, manifests, strict=True):
+        wrapped = _wrapped_key(bundle)
+        if wrapped not in keys:
+            place = str(pathlib.Path(bundle, KEY_NAME))
+            keys[wrapped] = BundleKey.parse(opener.unwrap(wrapped, place))
+        trusts.append(Trust(keys[wrapped], manifest))
+    return trusts
+
+
+def _wrapped_key(bundle: Path) -> bytes:
+    try:
+        return _read_member(pathlib.Path(bundle), KEY_NAME, WRAPPED_BYTES_MAX)
+    except (FileNotFoundError, NotADirectoryError):
+        raise LockedError(
+            f"{fspath(bundle)}: expected an encrypted bundle, found no {KEY_NAME}: it may have "
+            "been exchanged; name no identity or passphrase if you trust it"
+        ) from None
+
+
+def _signed(bundle: Path, signers: Path) -> bytes:
+    """The SHA-256 of a manifest that one of the signers signed."""
+    from dualrestore.signatures import read_signature, verify
+
+    directory = pathlib.Path(bundle)
+    signature = read_signature(directory)
+    manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
+    verify(manifest, signature, pathlib.Path(signers))
+    return hashlib.sha256(manifest).digest()
+
+
+def sign_bundle(bundle: Path, key: Path) -> None:
+    """Writes `manifest.json.sig` with an SSH key."""
+    from dualrestore.signatures import sign, write_signature
+
+    directory = pathlib.Path(bundle)
+    manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
+    write_signature(directory, sign(manifest, pathlib.Path(key)))
 
 
 class OverwriteMap:
@@ -208,8 +299,16 @@ class Bundle:
     >>> place.cleanup()
     """
 
-    def __init__(self, path: Path, shown: dict[str, Any], report: BundleReport | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shown: dict[str, Any],
+        report: BundleReport | None,
+        trust: Trust | None = None,
+    ) -> None:
         self.path = fspath(path)
+        self.trust = trust
+        """What it is held to: its key, its signature."""
         self.report = report
         """What `create` did; None for a bundle that was opened."""
         self._shown = shown
@@ -226,11 +325,14 @@ class Bundle:
         partitions: Sequence[int] = (),
         allocated: bool = False,
         since: str | None = None,
-        compression: Literal["none", "zstd"] = "none",
-        level: int = 1,
+        compression: str = "none",
         block_size: int = 4096,
         proceed: bool = False,
         state: Path | None = None,
+        recipients: Sequence[str] = (),
+        passphrase: str | None = None,
+        encryption: Encryption | None = None,
+        sign: Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Writes a bundle of an image or a snapshot; `selection` holds (offset, length).
@@ -243,7 +345,14 @@ class Bundle:
         `partitions` (by number) are selected too; `allocated` leaves out holes of the source;
         `since` names the snapshot of a cut that the backup remembers: only what changed from there
         to this snapshot is in the bundle, which is then merged before what it goes on from.
+
+        `compression` is `none`, `auto`, `zstd` or `zstd:LEVEL`. With `recipients` (as age takes
+        them) or a `passphrase` it is encrypted, its key wrapped in the format of age. `sign` is the
+        file of an SSH key. Raises `UsageError` for what is no recipient or key.
         """
+        lock = Lock.of(recipients, passphrase)
+        if lock is not None:
+            encryption = locked_with(lock)
         report = write_bundle(
             source,
             [destination, *media],
@@ -253,10 +362,11 @@ class Bundle:
             allocated=allocated,
             since=since,
             compression=compression,
-            level=level,
             block_size=block_size,
             proceed=proceed,
             state=state,
+            encryption=encryption,
+            sign=sign,
             progress=progress,
         )
         if not report.complete:
@@ -264,12 +374,29 @@ class Bundle:
                 f"media 1 to {report.media} of bundle {report.bundle} are written, "
                 f"{report.bytes_left} bytes are left for a further one: proceed on another"
             )
-        return cls(destination, _core.bundle_show(fspath(destination)), report)
+        shown = _core.bundle_show(fspath(destination))
+        trust = None if encryption is None else Trust(encryption[0])
+        return cls(destination, shown, report, trust)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing bundle. Raises `FormatError` if it is none or not complete."""
-        return cls(path, _core.bundle_show(fspath(path)), None)
+    def open(
+        cls,
+        path: Path,
+        *,
+        identity: Path | None = None,
+        passphrase: str | None = None,
+        signers: Path | None = None,
+    ) -> Self:
+        """An existing bundle. Raises `FormatError` if it is none or not complete.
+
+        An encrypted one needs the file of an `identity`, or its `passphrase`, for everything but
+        `show`; a wrong one raises `LockedError`. With `signers`, a file as `ssh-keygen` takes it, a
+        bundle that none of them signed raises `SignatureError`.
+        """
+        if identity is not None or passphrase is not None:
+            guard_secrets()
+        [trust] = trusts_of([path], Opener.of(identity, passphrase), signers)
+        return cls(path, _core.bundle_show(fspath(path)), None, trust)
 
     def show(self) -> dict[str, Any]:
         """What the manifest says: identity, geometry, extents, totals, segments."""
@@ -277,7 +404,9 @@ class Bundle:
 
     def verify(self, progress: Progress | None = None) -> BundleVerification:
         """Reads every chunk and checks it."""
-        return read(BundleVerification, _core.bundle_verify(self.path, progress=progress))
+        return read(
+            BundleVerification, _core.bundle_verify(self.path, trust=self.trust, progress=progress)
+        )
 
     def __repr__(self) -> str:
         return f"Bundle({self.path!r})"
@@ -292,14 +421,19 @@ def write_bundle(
     partitions: Sequence[int] = (),
     allocated: bool = False,
     since: str | None = None,
-    compression: Literal["none", "zstd"] = "none",
-    level: int = 1,
+    compression: str = "none",
     block_size: int = 4096,
     proceed: bool = False,
     state: Path | None = None,
+    encryption: Encryption | None = None,
+    sign: Path | None = None,
     progress: Progress | None = None,
 ) -> BundleReport:
     """As `Bundle.create`, but a bundle that waits for a further medium is no error."""
+    if sign is not None:
+        from dualrestore.signatures import check_signing_key
+
+        check_signing_key(pathlib.Path(sign))
     name, mark = _known_as(source)
     report = _core.bundle_create(
         source if isinstance(source, SnapshotSource) else fspath(source),
@@ -309,16 +443,28 @@ def write_bundle(
         allocated=allocated,
         since=since,
         compression=compression,
-        level=level,
         block_size=block_size,
         medium_size=medium_size,
         proceed=proceed,
         name=name,
         mark=mark,
         state=None if state is None else fspath(state),
+        encryption=encryption,
         progress=progress,
     )
+    if sign is not None:
+        for medium in media:
+            sign_finished(medium, sign)
     return read(BundleReport, report)
+
+
+def sign_finished(medium: Path, key: Path) -> None:
+    """Signs a medium that is finished and not signed yet."""
+    from dualrestore.signatures import SIGNATURE_NAME
+
+    place = pathlib.Path(medium)
+    if (place / MANIFEST_NAME).exists() and not (place / SIGNATURE_NAME).exists():
+        sign_bundle(medium, key)
 
 
 def _known_as(source: Path | SnapshotSource) -> tuple[str, str]:
@@ -349,34 +495,57 @@ def sink_is_removable(path: Path) -> bool:
     return disk is not None and disk.removable
 
 
+def _known(source: Path | Bundle, trust: Trust | None) -> tuple[str, Trust | None]:
+    if isinstance(source, Bundle):
+        return source.path, trust or source.trust
+    return fspath(source), trust
+
+
 def merge(
     source: Path | Bundle,
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
+    *,
+    trust: Trust | None = None,
 ) -> MergeReport:
     """Writes what is missing in a file or device, and only that, from a bundle or raw image.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
-    chunk is verified before its blocks are written. May be interrupted and repeated.
+    chunk is verified before its blocks are written. May be interrupted and repeated. An encrypted
+    bundle is given as `Bundle.open(path, identity=..)`.
     """
-    path = source.path if isinstance(source, Bundle) else fspath(source)
-    return read(MergeReport, _core.merge(path, fspath(target), map.inner, progress=progress))
+    path, known = _known(source, trust)
+    report = _core.merge(path, fspath(target), map.inner, trust=known, progress=progress)
+    return read(MergeReport, report)
 
 
-def check_merge(sources: Sequence[Path], target: Path, overwrite_map: OverwriteMap) -> None:
+Known = tuple[Path, Trust | None]
+"""A source, and what it is held to."""
+
+
+def _all_known(sources: Sequence[Known]) -> list[tuple[str, Trust | None]]:
+    return [(fspath(path), trust) for path, trust in sources]
+
+
+def check_merge(sources: Sequence[Known], target: Path, overwrite_map: OverwriteMap) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
-    _core.merge_check([fspath(source) for source in sources], fspath(target), overwrite_map.inner)
+    _core.merge_check(_all_known(sources), fspath(target), overwrite_map.inner)
 
 
-def check_merge_into_volume(sources: Sequence[Path], volume: PrimaryVolume) -> None:
+def check_merge_into_volume(sources: Sequence[Known], volume: PrimaryVolume) -> None:
     """The same for `merge_into_volume`."""
-    _core.merge_check_volume([fspath(source) for source in sources], volume)
+    _core.merge_check_volume(_all_known(sources), volume)
 
 
 def merge_into_volume(
-    source: Path | Bundle, volume: PrimaryVolume, progress: Progress | None = None
+    source: Path | Bundle,
+    volume: PrimaryVolume,
+    progress: Progress | None = None,
+    *,
+    trust: Trust | None = None,
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
-    path = source.path if isinstance(source, Bundle) else fspath(source)
-    return read(MergeReport, _core.merge_into_volume(path, volume, progress=progress))
+    path, known = _known(source, trust)
+    report = _core.merge_into_volume(path, volume, trust=known, progress=progress)
+    return read(MergeReport, report)

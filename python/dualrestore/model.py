@@ -38,7 +38,8 @@ class MergeReport(Record, frozen=True, kw_only=True):
     `bytes_skipped` were selected by the bundle and already current; `chunks_repaired` were damaged
     on the medium and fetched over the link; `chunks_damaged` are still missing. After a crash a
     bundle may be too old for some blocks (law 5): `bytes_fetched` of them came over the link,
-    `bytes_in_doubt` are still missing because it was down.
+    `bytes_in_doubt` are still missing because it was down. Of a bundle of an earlier generation
+    `bytes_stale` were not vouched for by the backup and are still missing.
     """
 
     bytes_written: int
@@ -51,10 +52,14 @@ class MergeReport(Record, frozen=True, kw_only=True):
     bytes_read: int = 0
     bytes_fetched: int = 0
     bytes_in_doubt: int = 0
+    bytes_stale: int = 0
+    engine: str = ""
+    """What carried out the reads and writes: `io_uring` or `threads`."""
 
     def __add__(self, other: "MergeReport") -> "MergeReport":
-        names = self.__struct_fields__
-        return MergeReport(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = [name for name in self.__struct_fields__ if name != "engine"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return MergeReport(**sums, engine=other.engine)
 
 
 class BundleReport(Record, frozen=True, kw_only=True):
@@ -90,6 +95,12 @@ class Disk(Record, frozen=True, kw_only=True):
     serial: str | None
     size: int
     removable: bool
+    bytes_saved: int = 0
+    """By compression, of what the data would take."""
+    chunks_compressed: int = 0
+    chunks_untried: int = 0
+    """Stored as they were because compressing would have held the sink up (`auto`)."""
+    encrypted: bool = False
 
 
 class BundleVerification(Record, frozen=True, kw_only=True):

@@ -38,7 +38,7 @@ use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, BundleKey, Done, Hash, Manifest, MediumEntry, Run, SegmentEntry, SegmentHeader,
-    padded, segment_name,
+    UuidText, padded, segment_name,
 };
 use crate::limits::{
     BUNDLE_MEDIA_MAX, MEDIUM_SLACK_BYTES_MAX, MEDIUM_SLACK_BYTES_MIN, MEDIUM_SLACK_PART,
@@ -108,6 +108,7 @@ impl BegunBundle {
             identity.generation,
             identity.cut,
         );
+        manifest.snapshot = source.snapshot().map(UuidText);
         manifest.compression = options.compression.to_string();
         manifest.created_unix_s = options.created_unix_s;
         manifest.software.clone_from(&options.software);
@@ -452,6 +453,9 @@ impl<'a> Writing<'a> {
             bytes_zero: zero_bytes,
             bytes_unreadable: self.done.unreadable_bytes,
             bytes_stored: self.done.stored_bytes,
+            bytes_saved: data_bytes.saturating_sub(self.done.stored_bytes),
+            chunks_compressed: self.making.chunks_compressed,
+            chunks_untried: self.making.chunks_untried(),
             unreadable: self.done.unreadable.iter().map(|run| ByteRange::from(*run)).collect(),
             media,
             bytes_left: left.iter().map(|range| range.length).sum(),

@@ -20,6 +20,7 @@ mod journey;
 mod keeping;
 mod media;
 mod members;
+mod pace;
 mod partitions;
 mod pieces;
 mod plan;
@@ -32,12 +33,13 @@ mod segment_reader;
 mod selection;
 mod snapshot_source;
 mod source;
+mod trust;
 mod verify;
 mod worker;
 mod writer;
 
 pub use choosing::{Chosen, Wish, choose};
-pub use encode::{Compression, is_zero};
+pub use encode::Compression;
 pub use encryption::{Encryption, generate_key, random_salt};
 pub use journey::Journey;
 pub use media::{BegunBundle, Media, Medium, NoRecord, Record, write, write_on};
@@ -50,6 +52,7 @@ pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Lineage, Source};
+pub use trust::Trust;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,
@@ -60,5 +63,7 @@ pub use writer::{
 mod encrypted_tests;
 #[cfg(test)]
 mod media_tests;
+#[cfg(test)]
+mod signed_tests;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! A finished bundle in a folder: checked when opened, read chunk by chunk.
 //!
 //! Guarantees: an open bundle has every segment that its manifest names, each of the stated size
-//! and with a header that agrees on whose bytes they are; what lies in the coverage of a segment
-//! and has no readable descriptor is given as missing, never as zero (law 8).
+//! and with a header that agrees on whose bytes they are or is damaged; what lies in the coverage
+//! of a segment and has no readable descriptor is given as missing, never as zero (law 8).
 //! Does not know: targets.
 
 use std::collections::VecDeque;
@@ -15,14 +15,19 @@ use super::members::{BEGIN_NAME, MANIFEST_NAME};
 use super::pieces::{Content, Piece, PieceSource};
 use super::segment_reader::{SegmentReader, read_header};
 use super::source::{Identity, Lineage};
+use super::trust::Trust;
 use crate::device::{FileFolder, Folder, FolderFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
-use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
+use crate::format::frames::CutName;
+use crate::limits::{BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX};
 use crate::units::{Cut, Geometry};
+
+/// Separate runs that a segment may describe: those of its coverage, and what damage adds to them.
+const FOUND_RUNS_MAX: usize = 2 * BUNDLE_SELECTION_RUNS_MAX;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -30,7 +35,7 @@ pub struct Bundle {
     folder: Arc<dyn Folder>,
     manifest: Manifest,
     geometry: Geometry,
-    key: Option<BundleKey>,
+    trust: Trust,
 }
 
 impl Bundle {
@@ -49,13 +54,19 @@ impl Bundle {
     }
 
     pub fn open_in_with(folder: Arc<dyn Folder>, key: Option<&BundleKey>) -> Result<Self> {
+        Self::open_in_trusting(folder, Trust::of_key(key))
+    }
+
+    /// Opens the bundle in a directory, and holds it to what is known of it.
+    pub fn open_trusting(directory: &Path, trust: Trust) -> Result<Self> {
+        Self::open_in_trusting(Arc::new(FileFolder::open(directory)?), trust)
+    }
+
+    pub fn open_in_trusting(folder: Arc<dyn Folder>, trust: Trust) -> Result<Self> {
         let (manifest, bytes) = read_manifest(folder.as_ref())?;
         let within = |error: Error| error.within(&folder.path().join(MANIFEST_NAME));
-        manifest.begin.expect_key(key).map_err(|error| error.within(folder.path()))?;
-        if let Some(key) = key {
-            manifest.check_mac(&bytes, key).map_err(within)?;
-        }
-        Self::checked(folder, manifest, key.cloned())
+        trust.check(&manifest, &bytes).map_err(within)?;
+        Self::checked(folder, manifest, trust)
     }
 
     /// To look at what its manifest says: the chunks of an encrypted one cannot be had, and nothing
@@ -63,16 +74,12 @@ impl Bundle {
     pub fn look(directory: &Path) -> Result<Self> {
         let folder = Arc::new(FileFolder::open(directory)?);
         let (manifest, _) = read_manifest(folder.as_ref())?;
-        Self::checked(folder, manifest, None)
+        Self::checked(folder, manifest, Trust::default())
     }
 
-    fn checked(
-        folder: Arc<dyn Folder>,
-        manifest: Manifest,
-        key: Option<BundleKey>,
-    ) -> Result<Self> {
+    fn checked(folder: Arc<dyn Folder>, manifest: Manifest, trust: Trust) -> Result<Self> {
         let geometry = manifest.begin.geometry()?;
-        let bundle = Self { folder, manifest, geometry, key };
+        let bundle = Self { folder, manifest, geometry, trust };
         for segment in &bundle.manifest.segments {
             bundle.check_segment(segment)?;
         }
@@ -138,7 +145,13 @@ impl Bundle {
                 entry.bytes
             ))));
         }
-        let (header, hash) = read_header(file.as_ref()).map_err(located)?;
+        let (header, hash) = match read_header(file.as_ref()) {
+            Ok(found) => found,
+            // Nothing of it is needed: every page of the segment names it by its hash, which the
+            // manifest knows. Of an encrypted one it has the salt of the keys.
+            Err(error) if is_damage(&error) && !self.manifest.begin.is_encrypted() => return Ok(()),
+            Err(error) => return Err(located(error)),
+        };
         let expected = self.expected_header(entry.number);
         if header.salt.is_some() != self.manifest.begin.is_encrypted() {
             let state = |encrypted| if encrypted { "an encrypted" } else { "a plain" };
@@ -165,11 +178,19 @@ impl Bundle {
             ))));
         }
         if hash != entry.header_hash.0 {
-            return Err(located(Error::integrity(
-                "the header of the segment is not the one that the manifest vouches for",
+            return Err(located(Error::identity(
+                "the header of the segment is not the one that the manifest vouches for: bring \
+                 the segment that belongs to this manifest",
             )));
         }
         Ok(())
+    }
+
+    /// Whether the header of a segment can be read and is the one that the manifest vouches for.
+    pub fn check_header(&self, entry: &SegmentEntry) -> Result<()> {
+        let (_, hash) = read_header(self.open_segment(entry)?.as_ref())?;
+        let same = hash == entry.header_hash.0;
+        if same { Ok(()) } else { Err(Error::integrity("it is not of this bundle")) }
     }
 
     fn open_segment(&self, entry: &SegmentEntry) -> Result<Arc<dyn FolderFile>> {
@@ -187,18 +208,18 @@ impl Bundle {
     /// Goes through the batches of one segment.
     pub fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader> {
         let file = self.open_segment(entry)?;
-        let checks = self.checks_of(entry, file.as_ref())?;
-        SegmentReader::open(file, entry.number, self.geometry, Arc::new(checks))
+        let checks = Arc::new(self.checks_of(entry)?);
+        let reader = SegmentReader::open(file, entry.number, self.geometry, checks)?;
+        Ok(if self.trust.is_signed() { reader.held_to(entry.root.0) } else { reader })
     }
 
-    pub(super) fn checks_of(&self, entry: &SegmentEntry, file: &dyn FolderFile) -> Result<Checks> {
-        if !self.manifest.begin.is_encrypted() {
-            return Ok(Checks::plain(entry.header_hash.0));
+    pub(super) fn checks_of(&self, entry: &SegmentEntry) -> Result<Checks> {
+        let hash = entry.header_hash.0;
+        match (&entry.salt, &self.trust.key) {
+            (None, _) => Ok(Checks::plain(hash)),
+            (Some(salt), Some(key)) => Ok(Checks::encrypted(hash, key, &salt.0, entry.number)),
+            (Some(_), None) => Err(locked("the bundle was opened without its key")),
         }
-        let (header, hash) = read_header(file)?;
-        let key =
-            self.key.as_ref().ok_or_else(|| locked("the bundle was opened without its key"))?;
-        header.checks(hash, Some(key))
     }
 
     /// Whether `manifest.begin.json` is the one that the bundle was begun with.
@@ -237,6 +258,12 @@ impl PieceSource for Bundle {
         })
     }
 
+    fn cut_name(&self) -> Option<CutName> {
+        let begin = &self.manifest.begin;
+        let snapshot = begin.snapshot.filter(|_| begin.volume.is_some())?.0;
+        Some(CutName { snapshot, generation: begin.generation, sequence: begin.cut })
+    }
+
     fn bytes_total(&self) -> u64 {
         let runs = self.manifest.segments.iter().flat_map(|segment| &segment.coverage);
         runs.map(|run| run.1 - run.0).sum()
@@ -255,6 +282,11 @@ impl PieceSource for Bundle {
             found: Vec::new(),
         })
     }
+}
+
+/// Whether bytes are damaged or cannot be read, rather than of something else.
+fn is_damage(error: &Error) -> bool {
+    error.kind() == ErrorKind::Integrity || error.kind() == ErrorKind::Device
 }
 
 pub(super) fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
@@ -315,9 +347,13 @@ impl Pieces<'_> {
         };
         if let Some(found) = reader.next_batch() {
             for piece in found.pieces(reader.file()) {
+                let full = self.found.len() == FOUND_RUNS_MAX;
                 match self.found.last_mut() {
                     Some(last) if last.end() == piece.range.offset => {
                         last.length += piece.range.length;
+                    }
+                    _ if full => {
+                        return Err(Error::format("a segment describes too many separate runs"));
                     }
                     _ => self.found.push(piece.range),
                 }

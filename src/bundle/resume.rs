@@ -182,7 +182,7 @@ fn open_closed(
     folder: &dyn Folder,
     begun: &BegunBundle,
     number: u32,
-) -> Result<(SegmentReader, HexHash)> {
+) -> Result<(SegmentReader, HexHash, Option<HexHash>)> {
     let file = folder.open(&segment_name(number))?;
     let (header, hash) = read_header(file.as_ref())?;
     let expected = begun.header(number);
@@ -192,12 +192,12 @@ fn open_closed(
     }
     let checks = Arc::new(header.checks(hash, begun.key())?);
     let reader = SegmentReader::open(file, number, begun.geometry(), checks)?;
-    Ok((reader, HexHash(hash)))
+    Ok((reader, HexHash(hash), header.salt.map(HexHash)))
 }
 
 /// The entry of a segment that was closed, from the segment itself.
 fn closed_segment(folder: &dyn Folder, begun: &BegunBundle, number: u32) -> Result<SegmentEntry> {
-    let (mut reader, header_hash) = open_closed(folder, begun, number)?;
+    let (mut reader, header_hash, salt) = open_closed(folder, begun, number)?;
     let not_closed = || Error::integrity("the segment was not closed");
     let trailer = *reader.trailer().ok_or_else(not_closed)?;
     let mut coverage: Vec<Run> = Vec::new();
@@ -226,12 +226,13 @@ fn closed_segment(folder: &dyn Folder, begun: &BegunBundle, number: u32) -> Resu
         unreadable_bytes: trailer.unreadable_bytes,
         stored_bytes: trailer.stored_bytes,
         coverage,
+        salt,
     })
 }
 
 /// Whether all that a segment stores is there, by the CRC32C of each chunk.
 fn stored_whole(folder: &dyn Folder, begun: &BegunBundle, entry: &SegmentEntry) -> bool {
-    let Ok((mut reader, _)) = open_closed(folder, begun, entry.number) else { return false };
+    let Ok((mut reader, ..)) = open_closed(folder, begun, entry.number) else { return false };
     let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNK_BYTES_MAX as usize);
     while let Some(FoundBatch { batch, payload_position, .. }) = reader.next_batch() {
         for descriptor in &batch.descriptors {
@@ -264,7 +265,7 @@ pub fn unreadable_of(
     begun: &BegunBundle,
     entry: &SegmentEntry,
 ) -> Result<Vec<ByteRange>> {
-    let (mut reader, _) = open_closed(folder, begun, entry.number)?;
+    let (mut reader, ..) = open_closed(folder, begun, entry.number)?;
     let mut runs = Vec::new();
     while let Some(FoundBatch { batch, .. }) = reader.next_batch() {
         let lost = batch.descriptors.iter().filter(|one| one.kind == ChunkKind::Unreadable);

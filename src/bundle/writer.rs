@@ -27,15 +27,16 @@ use super::assemble::{Assembler, Order, Outlet, STAGING_BYTES};
 use super::encode::{Compression, Encoder, Part};
 use super::encryption::Encryption;
 use super::media::write_in;
+use super::pace::{Pace, Stage};
 use super::selection::{Stretches, normalised, zero_grain};
-use super::source::Source;
+use super::source::{Identity, Source};
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{BaseCut, ChunkKind, SegmentEntry, SegmentHeader};
 use crate::limits::{
-    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_SEGMENT_BYTES_MAX,
+    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_NAME_BYTES_MAX, BUNDLE_SEGMENT_BYTES_MAX,
     BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
 };
 
@@ -112,6 +113,11 @@ pub struct BundleReport {
     pub bytes_unreadable: u64,
     /// What the data takes on the medium, padding and descriptors not counted.
     pub bytes_stored: u64,
+    /// What compression saved of it.
+    pub bytes_saved: u64,
+    pub chunks_compressed: u64,
+    /// Chunks that `auto` did not try, because the sink would have waited.
+    pub chunks_untried: u64,
     /// Runs the source could not read, the first `REPORT_RUNS_MAX`.
     pub unreadable: Vec<ByteRange>,
     /// Media that are finished.
@@ -158,6 +164,12 @@ pub(super) fn check(options: &WriterOptions) -> Result<()> {
             "expected segments of {BUNDLE_SEGMENT_BYTES_MIN} to {BUNDLE_SEGMENT_BYTES_MAX} bytes, \
              found {}",
             options.segment_bytes_max
+        )));
+    }
+    if options.software.len() > BUNDLE_NAME_BYTES_MAX {
+        return Err(Error::usage(format!(
+            "expected at most {BUNDLE_NAME_BYTES_MAX} bytes that name the software, found {}",
+            options.software.len()
         )));
     }
     if options.threads == 0 {
@@ -225,6 +237,10 @@ pub(super) struct Making<'p> {
     told: Option<Instant>,
     progress: OnBundleProgress<'p>,
     state: BundleProgress,
+    pub chunks_compressed: u64,
+    /// Of the passes before this one.
+    chunks_untried: u64,
+    pace: Arc<Pace>,
     /// Runs the source could not read, those of a discarded segment counted as well.
     pub unreadable: Vec<ByteRange>,
 }
@@ -232,7 +248,22 @@ pub(super) struct Making<'p> {
 impl<'p> Making<'p> {
     pub fn new(clock: MonotonicClock, bytes_total: u64, progress: OnBundleProgress<'p>) -> Self {
         let state = BundleProgress { bytes_total, ..BundleProgress::default() };
-        Self { clock, told: None, progress, state, unreadable: Vec::new() }
+        let pace = Arc::new(Pace::new(1));
+        Self {
+            clock,
+            told: None,
+            progress,
+            state,
+            chunks_compressed: 0,
+            chunks_untried: 0,
+            pace,
+            unreadable: Vec::new(),
+        }
+    }
+
+    /// Chunks that `auto` did not try to compress.
+    pub fn chunks_untried(&self) -> u64 {
+        self.chunks_untried + self.pace.untried()
     }
 
     /// One pass, as the module says.
@@ -248,8 +279,11 @@ impl<'p> Making<'p> {
         self.state.bytes_done = self.state.bytes_total - left;
         let grain = zero_grain(header.geometry);
         let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNKS_AHEAD * SLOT_BYTES);
+        self.chunks_untried += self.pace.untried();
+        self.pace = Arc::new(Pace::new(options.threads));
+        let (clock, pace) = (self.clock, &*Arc::clone(&self.pace));
         let encoders = (0..options.threads)
-            .map(|_| Encoder::new(options.compression, grain))
+            .map(|_| Encoder::new(options.compression, grain, &self.pace))
             .collect::<Result<Vec<_>>>()?;
         std::thread::scope(|scope| {
             let (free, slots) = bounded(BUNDLE_CHUNKS_AHEAD);
@@ -257,7 +291,8 @@ impl<'p> Making<'p> {
                 free.send(slot).expect("as many slots as places");
             }
             let (jobs_in, jobs) = bounded(BUNDLE_CHUNKS_AHEAD);
-            spawn(scope, "bundle-read", move || read_ahead(source, selection, &slots, &jobs_in))?;
+            let source = Timed { source, clock, pace };
+            spawn(scope, "bundle-read", move || read_ahead(&source, selection, &slots, &jobs_in))?;
             let (encoded_in, encoded) = bounded(BUNDLE_CHUNKS_AHEAD);
             for encoder in encoders {
                 let (jobs, encoded_in) = (jobs.clone(), encoded_in.clone());
@@ -270,8 +305,9 @@ impl<'p> Making<'p> {
                 let staging = AlignedBuffer::zeroed(STAGING_BYTES);
                 written_in.send(staging).expect("as many as places");
             }
-            let files =
-                spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
+            let files = spawn(scope, "bundle-write", move || {
+                carry_out(folder, &orders_out, &written_in, (clock, pace))
+            })?;
             let outlet = Outlet { orders, written };
             let encryption = options.encryption.clone();
             let limit = options.segment_bytes_max;
@@ -336,6 +372,7 @@ impl<'p> Making<'p> {
                 return Ok(false);
             }
             self.state.bytes_stored += length as u64;
+            self.chunks_compressed += u64::from(part.descriptor.kind == ChunkKind::Zstd);
             if part.descriptor.kind == ChunkKind::Unreadable {
                 push_run(&mut self.unreadable, part.descriptor.range);
             }
@@ -397,6 +434,31 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
         .name(name.into())
         .spawn_scoped(scope, work)
         .map_err(|source| Error::device("start thread", &source))
+}
+
+/// A source whose reads tell the pace.
+#[derive(Debug)]
+struct Timed<'a> {
+    source: &'a dyn Source,
+    clock: MonotonicClock,
+    pace: &'a Pace,
+}
+
+impl Source for Timed<'_> {
+    fn identity(&self) -> Identity {
+        self.source.identity()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let began = self.clock.now_ns();
+        self.source.read_at(offset, buffer)?;
+        self.pace.note(Stage::Source, buffer.len() as u64, self.clock.now_ns() - began);
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
+        self.source.next_data(offset)
+    }
 }
 
 /// Reads the selection piece by piece until it ends, fails, or nobody listens any more.
@@ -492,14 +554,21 @@ fn carry_out(
     folder: &dyn Folder,
     orders: &Receiver<Order>,
     written: &Sender<AlignedBuffer>,
+    (clock, pace): (MonotonicClock, &Pace),
 ) -> Written {
     let mut open: Option<Arc<dyn FolderFile>> = None;
     let mut done = Written { closed: 0, reached: 0, result: Ok(()) };
     for order in orders {
+        let bytes = match &order {
+            Order::WriteBatch(_, _, part) => part.len() as u64,
+            _ => 0,
+        };
+        let began = clock.now_ns();
         if let Err(error) = carry_out_one(folder, order, &mut open, &mut done, written) {
             done.result = Err(error);
             return done;
         }
+        pace.note(Stage::Sink, bytes, clock.now_ns() - began);
     }
     done
 }

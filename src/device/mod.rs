@@ -8,8 +8,9 @@
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
-//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
-//! `WorkerPool`, the threads that do device operations.
+//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`),
+//! `Folder`, what a medium looks like (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the
+//! threads that do device operations, which `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -21,6 +22,7 @@ mod direct;
 mod directory;
 mod disk;
 mod faulty;
+mod faulty_folder;
 mod file;
 mod folder;
 mod mounted;
@@ -28,24 +30,29 @@ mod opening;
 mod pool;
 mod queue;
 mod ram;
+mod secrecy;
+mod sharing;
 mod uring;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
-pub use buffer::{AlignedBuffer, Payload};
+pub use buffer::{AlignedBuffer, Payload, is_zero};
 pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
 pub use crashing_directory::{CrashingDirectory, Wrapper};
 pub use crashing_folder::CrashingFolder;
 pub use directory::{Directory, FileDirectory, Space};
 pub use disk::{Disk, check_raw_sink, disk_behind, sink_is_removable};
 pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
+pub use faulty_folder::FaultyFolder;
 pub use file::FileDevice;
 pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
 pub use opening::OpenOptions;
 pub use pool::WorkerPool;
 pub use queue::{Access, BlockingQueue, Done, Engine, Place, Queue, Request};
 pub use ram::RamDevice;
+pub use secrecy::hide_memory;
+pub use sharing::share;
 pub use uring::RingQueue;
 
 use crate::error::Result;

@@ -9,17 +9,19 @@ use uuid::Uuid;
 
 use super::backups::SnapshotSource;
 use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detached, extents};
+use super::keys::{BundleKey, Trust};
 use super::maps::OverwriteMap;
 use super::selecting::Words;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    Bundle, BundleReport, Compression, Crew, Identity, ImageSource, Journey, PieceSource, Source,
-    WriterOptions, threads_default,
+    self, Bundle, BundleReport, Compression, Crew, Encryption, Identity, ImageSource, Journey,
+    PieceSource, Source, WriterOptions, random_salt,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions};
 use crate::error::Result;
 use crate::extent::ByteRange;
+use crate::format::bundle::locked;
 use crate::map::OverwriteMap as Map;
 use crate::merge::{
     ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, check_all, run as run_merge,
@@ -37,9 +39,9 @@ pub enum BundleInput {
 
 #[pyfunction]
 #[pyo3(signature = (source, media, *, selection=None, partitions=None, allocated=false,
-                    since=None, compression="none", level=1, block_size=4096,
+                    since=None, compression="none", block_size=4096,
                     medium_size=None, proceed=false, name="", mark="", state=None,
-                    progress=None))]
+                    encryption=None, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn bundle_create<'py>(
     py: Python<'py>,
@@ -50,13 +52,13 @@ pub fn bundle_create<'py>(
     allocated: bool,
     since: Option<String>,
     compression: &str,
-    level: i32,
     block_size: u64,
     medium_size: Option<u64>,
     proceed: bool,
     name: &str,
     mark: &str,
     state: Option<PathBuf>,
+    encryption: Option<(Py<BundleKey>, Vec<u8>)>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let partitions = partitions.unwrap_or_default();
@@ -75,14 +77,18 @@ pub fn bundle_create<'py>(
             view
         }
     };
-    let compression = match compression {
-        "zstd" => Compression::parse(&format!("zstd:{level}"))?,
-        other => Compression::parse(other)?,
-    };
+    let encryption = encryption.map(|(key, wrapped_key)| Encryption {
+        key: key.get().held().clone(),
+        wrapped_key,
+        salts: random_salt,
+    });
+    let defaults = WriterOptions::default();
     let mut options = WriterOptions {
-        compression,
+        compression: Compression::parse(compression)?,
+        bundle: encryption.as_ref().map_or(defaults.bundle, |how| how.key.bundle()),
+        encryption,
         created_unix_s: wall_clock_ms() / 1000,
-        ..WriterOptions::default()
+        ..defaults
     };
     let journey = Journey {
         source: &*source,
@@ -105,12 +111,14 @@ pub fn bundle_create<'py>(
         })
     });
     let report = callback.result(result)?;
-    report_dict(py, report, source.identity())
+    let dict = bundle_report(py, &report, source.identity())?;
+    dict.set_item("encrypted", options.encryption.is_some())?;
+    Ok(dict)
 }
 
-fn report_dict<'py>(
+fn bundle_report<'py>(
     py: Python<'py>,
-    report: BundleReport,
+    report: &BundleReport,
     identity: Identity,
 ) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
@@ -123,9 +131,12 @@ fn report_dict<'py>(
     dict.set_item("bytes_zero", report.bytes_zero)?;
     dict.set_item("bytes_unreadable", report.bytes_unreadable)?;
     dict.set_item("bytes_stored", report.bytes_stored)?;
+    dict.set_item("bytes_saved", report.bytes_saved)?;
     dict.set_item("chunks", report.chunks)?;
+    dict.set_item("chunks_compressed", report.chunks_compressed)?;
+    dict.set_item("chunks_untried", report.chunks_untried)?;
     dict.set_item("segments", report.segments)?;
-    dict.set_item("unreadable", extents(py, report.unreadable)?)?;
+    dict.set_item("unreadable", extents(py, report.unreadable.iter().copied())?)?;
     dict.set_item("media", report.media)?;
     dict.set_item("bytes_left", report.bytes_left)?;
     dict.set_item("seconds", report.seconds)?;
@@ -138,7 +149,7 @@ fn volume_text(volume: Uuid) -> Option<String> {
 
 #[pyfunction]
 pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
-    let bundle = py.detach(|| Bundle::open(Path::new(path)))?;
+    let bundle = py.detach(|| Bundle::look(Path::new(path)))?;
     let manifest = bundle.manifest();
     let begin = &manifest.begin;
     let sum = |field: fn(&crate::format::bundle::SegmentEntry) -> u64| {
@@ -151,8 +162,10 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("block_size", begin.block_size)?;
     dict.set_item("generation", begin.generation)?;
     dict.set_item("sequence", begin.cut)?;
+    dict.set_item("snapshot", begin.snapshot.as_ref().map(|snapshot| snapshot.0.to_string()))?;
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
+    dict.set_item("encrypted", begin.is_encrypted())?;
     dict.set_item("complete", true)?;
     dict.set_item("allocated_only", begin.allocated_only)?;
     let base = begin.base.as_ref().map(|base| (base.generation, base.cut));
@@ -180,17 +193,18 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
 }
 
 #[pyfunction]
-#[pyo3(signature = (path, *, progress=None))]
+#[pyo3(signature = (path, *, trust=None, progress=None))]
 pub fn bundle_verify<'py>(
     py: Python<'py>,
     path: &str,
+    trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(progress);
+    let trust = Trust::of(trust.as_ref());
     let result = py.detach(|| {
-        let bundle = Bundle::open(Path::new(path))?;
-        let crew = Crew::of(None, threads_default(), &bundle);
-        bundle.verify(crew, &mut |state| {
+        let bundle = Bundle::open_trusting(Path::new(path), trust)?;
+        bundle.verify(Crew::of(&bundle), &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
@@ -211,10 +225,14 @@ pub fn bundle_verify<'py>(
     Ok(dict)
 }
 
-/// A bundle directory, or else a raw image.
-fn merge_source(path: &Path) -> Result<Box<dyn PieceSource>> {
+/// A bundle directory, or else a raw image, of which nothing can be known.
+fn merge_source(path: &Path, trust: bundle::Trust) -> Result<Box<dyn PieceSource>> {
     if path.is_dir() {
-        return Ok(Box::new(Bundle::open(path)?));
+        return Ok(Box::new(Bundle::open_trusting(path, trust)?));
+    }
+    if trust.key.is_some() || trust.is_signed() {
+        let words = "expected a bundle, which is encrypted or signed, found a plain image";
+        return Err(locked(words).at_path(path));
     }
     let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
     Ok(Box::new(ImagePieces::new(Arc::new(FileDevice::open_for_bulk(path, options)?))?))
@@ -224,12 +242,13 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     dict.set_item("bytes_written", report.bytes_written)?;
     dict.set_item("bytes_skipped", report.bytes_skipped)?;
+    dict.set_item("bytes_stale", report.bytes_stale)?;
     dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
     dict.set_item("bytes_fetched", report.bytes_fetched)?;
     dict.set_item("bytes_in_doubt", report.bytes_in_doubt)?;
     dict.set_item("bytes_read", report.bytes_read)?;
-    let in_doubt = report.bytes_fetched + report.bytes_in_doubt;
-    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + in_doubt)?;
+    let other = report.bytes_fetched + report.bytes_in_doubt + report.bytes_stale;
+    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + other)?;
     dict.set_item("chunks_total", report.chunks_total)?;
     dict.set_item("chunks_repaired", report.chunks_repaired)?;
     dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
@@ -242,15 +261,17 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
 
 fn run<'py>(
     py: Python<'py>,
-    source: &str,
-    target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    (source, trust): (&str, Option<Py<Trust>>),
+    target: impl FnOnce(&dyn PieceSource) -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let options = MergeOptions::default();
     let mut callback = Callback::new(progress);
+    let trust = Trust::of(trust.as_ref());
     let result = py.detach(|| {
-        let source = merge_source(Path::new(source))?;
-        let target = target()?;
-        run_merge(&*source, &*target, &MergeOptions::default(), &mut |state| {
+        let source = merge_source(Path::new(source), trust)?;
+        let target = target(&*source)?;
+        run_merge(&*source, &*target, &options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
@@ -268,9 +289,18 @@ fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
     OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
 }
 
-fn check(sources: &[String], target: &dyn MergeTarget) -> Result<()> {
-    let opened: Vec<_> =
-        sources.iter().map(|path| merge_source(Path::new(path))).collect::<Result<_>>()?;
+/// A source, and what is known of it.
+type Known = (String, Option<Py<Trust>>);
+
+fn known(sources: &[Known]) -> Vec<(&Path, bundle::Trust)> {
+    sources.iter().map(|(path, trust)| (Path::new(path), Trust::of(trust.as_ref()))).collect()
+}
+
+fn check(sources: Vec<(&Path, bundle::Trust)>, target: &dyn MergeTarget) -> Result<()> {
+    let opened: Vec<_> = sources
+        .into_iter()
+        .map(|(path, trust)| merge_source(path, trust))
+        .collect::<Result<_>>()?;
     let opened: Vec<&dyn PieceSource> = opened.iter().map(|source| &**source).collect();
     check_all(&opened, target)
 }
@@ -278,47 +308,63 @@ fn check(sources: &[String], target: &dyn MergeTarget) -> Result<()> {
 #[pyfunction]
 pub fn merge_check(
     py: Python<'_>,
-    sources: Vec<String>,
+    sources: Vec<Known>,
     target: &str,
     map: &OverwriteMap,
 ) -> PyResult<()> {
     let map = map.held()?;
-    detached(py, || check(&sources, &offline(target, map)?))
+    let sources = known(&sources);
+    detached(py, || check(sources, &offline(target, map)?))
 }
 
 #[pyfunction]
 pub fn merge_check_volume(
     py: Python<'_>,
-    sources: Vec<String>,
+    sources: Vec<Known>,
     volume: &PrimaryVolume,
 ) -> PyResult<()> {
     let volume = volume.held();
-    detached(py, || check(&sources, &LiveTarget::new(volume)?))
+    let sources = known(&sources);
+    detached(py, || {
+        for (path, trust) in sources {
+            let source = merge_source(Path::new(path), trust)?;
+            let target = LiveTarget::for_source(Arc::clone(&volume), &*source)?;
+            check_all(&[&*source], &target)?;
+        }
+        Ok(())
+    })
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, target, map, *, progress=None))]
+#[pyo3(signature = (source, target, map, *, trust=None, progress=None))]
 pub fn merge<'py>(
     py: Python<'py>,
     source: &str,
     target: &str,
     map: &OverwriteMap,
+    trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
-    let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, source, make, progress)
+    let make = move |_: &dyn PieceSource| {
+        Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+    };
+    run(py, (source, trust), make, progress)
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, volume, *, progress=None))]
+#[pyo3(signature = (source, volume, *, trust=None, progress=None))]
 pub fn merge_into_volume<'py>(
     py: Python<'py>,
     source: &str,
     volume: &PrimaryVolume,
+    trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
-    let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, source, make, progress)
+    let make = move |source: &dyn PieceSource| {
+        let target = LiveTarget::for_source(volume, source)?;
+        Ok(Arc::new(target) as Arc<dyn MergeTarget + Send + Sync>)
+    };
+    run(py, (source, trust), make, progress)
 }

@@ -14,6 +14,7 @@ mod buffers;
 mod bundles;
 mod disks;
 mod exports;
+mod keys;
 mod links;
 mod maps;
 mod selecting;
@@ -36,6 +37,8 @@ mod _core {
     use crate::python::disks::{disk_behind, raw_sink_check};
     #[pymodule_export]
     use crate::python::exports::NbdServer;
+    #[pymodule_export]
+    use crate::python::keys::{BundleKey, Trust, guard_secrets};
     #[pymodule_export]
     use crate::python::links::{LinkConnection, LinkHub};
     #[pymodule_export]

@@ -94,8 +94,7 @@ mod tests {
 
     fn change(chain: &SnapshotChain, block: u64) {
         let blocks = BlockRange::one(block);
-        chain.preserve(&[blocks]).expect("preserved");
-        chain.mark_changed(&[blocks]).expect("marked");
+        chain.prepare(&[blocks]).expect("prepared");
     }
 
     #[test]

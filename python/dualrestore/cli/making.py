@@ -72,17 +72,27 @@ def _writer_of(
     source = making.source
     if "@" in source and not Path(source).exists():
         from dualrestore.cli.daemon import daemon_of
+        from dualrestore.cli.secrets import encryption_document
+        from dualrestore.core import sign_finished
 
         name, _, snapshot = source.partition("@")
         client = daemon_of(invocation)
 
         def write_there(media: list[Path], options: BundleOptions) -> BundleReport:
-            body = asdict(options)
-            # A daemon keeps its records itself, and its snapshots have their block size.
-            del body["state"], body["block_size"]
-            body |= {"snapshot": snapshot, "media": [str(medium) for medium in media]}
+            body = asdict(replace(options, encryption=None, sign=None))
+            # A daemon keeps its records itself, its snapshots have their block size, and it has
+            # no business with keys that sign.
+            del body["state"], body["block_size"], body["sign"]
+            body |= {
+                "snapshot": snapshot,
+                "media": [str(medium) for medium in media],
+                "encryption": encryption_document(options.encryption),
+            }
             with printer.progress("bundle") as progress:
                 told = client.job(f"/v1/volumes/{name}/bundle", body, progress)
+            if options.sign is not None:
+                for medium in media:
+                    sign_finished(medium, options.sign)
             return read(BundleReport, told)
 
         return write_there
@@ -138,6 +148,8 @@ def _print(printer: Printer, making: Making, used: list[Path], report: BundleRep
         f"{places}: {speed(report.bytes_selected - report.bytes_left, report.seconds)}, "
         f"{format_size(report.bytes_stored)} stored in {report.segments} segments, "
         f"{format_size(report.bytes_zero)} zeros"
+        + (f", {format_size(report.bytes_saved)} saved" if report.bytes_saved else "")
+        + (", encrypted" if report.encrypted else "")
     ]
     if report.media > 1:
         lines.append(f"{report.media} media")

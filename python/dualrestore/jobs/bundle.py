@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dualrestore.errors import UsageError
 from dualrestore.model import BundleReport, BundleVerification
 from dualrestore.sizes import check_ranges
 
 if TYPE_CHECKING:
-    from dualrestore.core import Progress, SnapshotSource
+    from dualrestore.core import Encryption, Progress, SnapshotSource
+    from dualrestore.keys import Opener
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class BundleOptions:
 
     `partitions`: numbers; `allocated`: holes of the source are left out; `since`: the snapshot of
     a cut, for what changed from there. `state`: where the record is kept with which a later call
-    may `proceed`; None: nowhere.
+    may `proceed`; None: nowhere. `encryption` has the key, and who may open it; `sign` is the file
+    of an SSH key.
     """
 
     selection: Sequence[tuple[int, int]] | None = None
-    compression: Literal["none", "zstd"] = "none"
-    level: int = 1
+    compression: str = "none"
     block_size: int = 4096
     medium_size: int | None = None
     partitions: Sequence[int] = ()
@@ -32,6 +33,8 @@ class BundleOptions:
     since: str | None = None
     proceed: bool = False
     state: Path | None = None
+    encryption: "Encryption | None" = None
+    sign: Path | None = None
 
 
 def create_bundle(
@@ -57,16 +60,26 @@ def create_bundle(
         allocated=options.allocated,
         since=options.since,
         compression=options.compression,
-        level=options.level,
         block_size=options.block_size,
         proceed=options.proceed,
         state=options.state,
+        encryption=options.encryption,
+        sign=options.sign,
         progress=progress,
     )
 
 
-def verify_bundle(path: Path, progress: "Progress | None" = None) -> BundleVerification:
-    """Reads every chunk of a bundle."""
-    from dualrestore.core import Bundle
+def verify_bundle(
+    path: Path,
+    progress: "Progress | None" = None,
+    *,
+    opener: "Opener | None" = None,
+    signers: Path | None = None,
+) -> BundleVerification:
+    """Reads every chunk of a bundle, its signature first."""
+    from dualrestore.core import Bundle, trusts_of
 
-    return Bundle.open(path).verify(progress)
+    [trust] = trusts_of([path], opener, signers)
+    bundle = Bundle.open(path)
+    bundle.trust = trust
+    return bundle.verify(progress)

@@ -38,11 +38,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from dualrestore.core import BundleKey, Trust
 from dualrestore.errors import (
     BusyError,
     DualRestoreError,
     FormatError,
     IdentityError,
+    LockedError,
     UsageError,
 )
 from dualrestore.jobs.attach import attach, detach
@@ -104,16 +106,41 @@ class Snapshot(_Body):
     timeout_seconds: float = 60.0
 
 
+class Trusted(_Body):
+    """`key`: the line that `key.age` wraps; `manifest`: SHA-256 of the signed one, hexadecimal."""
+
+    key: str | None = None
+    manifest: str | None = None
+
+    def trust(self) -> Trust:
+        """As the core takes it."""
+        try:
+            manifest = None if self.manifest is None else bytes.fromhex(self.manifest)
+        except ValueError:
+            raise UsageError("expected a SHA-256 in hexadecimal digits") from None
+        key = None if self.key is None else BundleKey.parse(self.key.encode())
+        return Trust(key, manifest)
+
+
+class Encrypted(_Body):
+    """`key`: the line that `wrapped_key`, in base64, wraps."""
+
+    key: str
+    wrapped_key: bytes
+
+
 class Merge(_Body):
-    """Paths on the daemon's host."""
+    """Paths on the daemon's host, and what each is held to."""
 
     sources: list[str]
+    trusts: list[Trusted | None] | None = None
 
 
 class Attach(_Body):
-    """Paths on the daemon's host."""
+    """Paths on the daemon's host, and the keys of encrypted ones."""
 
     bundles: list[str]
+    trusts: list[Trusted | None] | None = None
 
 
 class Detach(_Body):
@@ -135,8 +162,8 @@ class MakeBundle(_Body):
     snapshot: str
     media: list[str]
     selection: list[tuple[int, int]] | None = None
-    compression: Literal["none", "zstd"] = "none"
-    level: int = 1
+    compression: str = "none"
+    encryption: Encrypted | None = None
     medium_size: int | None = None
     partitions: list[int] = []
     allocated: bool = False
@@ -155,7 +182,7 @@ def _json(document: object, status: int = 200) -> Response:
 def _status_of(problem: DualRestoreError) -> int:
     if isinstance(problem, UsageError):
         return 400
-    if isinstance(problem, BusyError | IdentityError | FormatError):
+    if isinstance(problem, BusyError | IdentityError | FormatError | LockedError):
         return 409
     return 500
 
@@ -170,6 +197,12 @@ async def _body(request: Request, kind: type[BodyType]) -> BodyType:
         return msgspec.json.decode(bytes(received), type=kind)
     except (msgspec.ValidationError, msgspec.DecodeError) as problem:
         raise UsageError(f"expected a {kind.__name__} request, found: {problem}") from problem
+
+
+def _trusts(given: list[Trusted | None] | None, count: int) -> list[Trust | None]:
+    if given is not None and len(given) != count:
+        raise UsageError(f"expected {count} trusts, one for each bundle, found {len(given)}")
+    return [None if one is None else one.trust() for one in given or [None] * count]
 
 
 def _paths(texts: list[str]) -> list[Path]:
@@ -261,12 +294,19 @@ class Control:
         body = await _body(request, Merge)
         name = request.path_params["name"]
         volume, sources = self._node.primary(name), _paths(body.sources)
-        return self._lines("merge", name, lambda report: merge_live(sources, volume, report))
+        trusts = _trusts(body.trusts, len(sources))
+
+        def work(report: Callable[[dict[str, int]], None]) -> Record:
+            return merge_live(sources, volume, report, trusts=trusts)
+
+        return self._lines("merge", name, work)
 
     async def attach(self, request: Request) -> Response:
         body = await _body(request, Attach)
         volume = self._node.primary(request.path_params["name"])
-        return _json(await asyncio.to_thread(attach, _paths(body.bundles), volume))
+        bundles, trusts = _paths(body.bundles), _trusts(body.trusts, len(body.bundles))
+        keys = [None if trust is None else trust.key for trust in trusts]
+        return _json(await asyncio.to_thread(attach, bundles, volume, keys))
 
     async def detach(self, request: Request) -> Response:
         body = await _body(request, Detach)
@@ -292,16 +332,20 @@ class Control:
         name = request.path_params["name"]
         volume = self._node.backup(name)
         media = _paths(body.media)
+        encryption = None
+        if body.encryption is not None:
+            key = BundleKey.parse(body.encryption.key.encode())
+            encryption = (key, body.encryption.wrapped_key)
         options = BundleOptions(
             body.selection,
             body.compression,
-            body.level,
             medium_size=body.medium_size,
             partitions=body.partitions,
             allocated=body.allocated,
             since=body.since,
             proceed=body.proceed,
             state=self._node.configuration.node.state / name / "bundles",
+            encryption=encryption,
         )
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:

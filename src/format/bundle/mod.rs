@@ -3,6 +3,7 @@
 
 mod base;
 mod batch;
+mod bounded;
 mod checks;
 mod key;
 mod manifest;

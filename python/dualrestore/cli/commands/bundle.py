@@ -1,11 +1,19 @@
 """`dualrestore bundle`: create, verify, show."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from dualrestore.cli.arguments import RANGE, SIZE, Invocation, config_option, json_option
+from dualrestore.cli.arguments import (
+    COMPRESSION,
+    RANGE,
+    SIZE,
+    Invocation,
+    config_option,
+    json_option,
+)
+from dualrestore.cli.secrets import locking_options, opening_options
 
 
 @click.group("bundle")
@@ -43,8 +51,14 @@ def command() -> None:
     metavar="CUT",
     help="Only what changed since the cut of this snapshot, which may be deleted.",
 )
-@click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", show_default=True)
-@click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True)
+@click.option(
+    "--compress",
+    type=COMPRESSION,
+    default="none",
+    show_default=True,
+    metavar="auto|none|zstd[:N]",
+    help="auto compresses what shrinks, while the sink does not wait for it.",
+)
 @click.option(
     "--medium-size",
     type=SIZE,
@@ -57,6 +71,7 @@ def command() -> None:
     is_flag=True,
     help="Go on with a bundle that was stopped, or that waits for its next medium.",
 )
+@locking_options
 @config_option
 @json_option
 @click.pass_obj
@@ -69,10 +84,13 @@ def create(
     partitions: tuple[int, ...],
     allocated: bool,
     since: str | None,
-    compress: Literal["none", "zstd"],
-    level: int,
+    compress: str,
     medium_size: int | None,
     proceed: bool,
+    recipients: tuple[str, ...],
+    passphrase_file: Path | None,
+    plain: bool,
+    sign: Path | None,
 ) -> int:
     """Write a bundle of SOURCE: an image or device, or NAME@SNAPSHOT at its backup's daemon.
 
@@ -81,7 +99,8 @@ def create(
 
     \b
     Example:
-      dualrestore bundle create disk.img --to disk.drb --compress zstd
+      dualrestore bundle create disk.img --to disk.drb --compress auto
+      dualrestore bundle create disk.img --to /media/truck/disk.drb --recipient age1..
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
       dualrestore bundle create disk.img --to /media/a/disk --to /media/b/disk
       dualrestore bundle create disk.img --to /media/c/disk --continue
@@ -89,40 +108,53 @@ def create(
       dualrestore -c backup.toml bundle create db@7f3a --to db2.drb --since 19c2
     """
     from dualrestore.cli.making import Making, make
+    from dualrestore.cli.secrets import check_sign, encryption_of
     from dualrestore.jobs.bundle import BundleOptions
 
+    check_sign(sign)
     options = BundleOptions(
         list(select) or None,
         compress,
-        level,
         medium_size=medium_size,
         partitions=partitions,
         allocated=allocated,
         since=since,
         proceed=proceed,
+        encryption=encryption_of(recipients, passphrase_file, plain=plain),
+        sign=sign,
     )
     return make(invocation, Making(source, [Path(path).absolute() for path in media], options))
 
 
 @command.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@opening_options
 @json_option
 @click.pass_obj
-def verify(invocation: Invocation, bundle: Path) -> int:
+def verify(
+    invocation: Invocation,
+    bundle: Path,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    signers: Path | None,
+) -> int:
     """Read and check every chunk of BUNDLE; exit code 4 if anything is damaged or absent.
 
     \b
     Example:
       dualrestore bundle verify /media/truck/db.drb
+      dualrestore bundle verify db.drb --identity key.txt --signers allowed_signers
     """
     from dualrestore.cli.printer import Printer, speed
+    from dualrestore.cli.secrets import opener_of
     from dualrestore.errors import ExitCode
     from dualrestore.jobs.bundle import verify_bundle
     from dualrestore.sizes import format_range
 
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("verify") as progress:
-        found = verify_bundle(bundle, progress)
+        opener = opener_of(identity, passphrase_file)
+        found = verify_bundle(bundle, progress, opener=opener, signers=signers)
     lines = [
         f"{bundle}: {speed(found.bytes_checked, found.seconds)}, {found.chunks_checked} chunks"
     ]
