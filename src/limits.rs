@@ -145,6 +145,19 @@ pub const BUNDLE_THREADS_MAX: usize = 8;
 /// fine-grained.
 pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
 
+/// Largest segment in the tar form: one is held whole until its header, which states its length, is
+/// out.
+pub const TAR_SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Largest member of a tar that is written: the largest manifest.
+pub const TAR_MEMBER_BYTES_MAX: u64 = BUNDLE_MANIFEST_BYTES_MAX;
+/// Headers of a tar that is read: 16 TiB in segments of 64 MiB, three headers each, and as much
+/// again.
+pub const TAR_MEMBERS_MAX: u64 = 1 << 20;
+/// Largest extended header or long name of a tar: ours have 3 KiB, those with many attributes more.
+pub const TAR_EXTENDED_BYTES_MAX: u64 = 1 << 20;
+/// Padding after the end of an archive that is read so that its writer can end in peace.
+pub const TAR_TRAILING_BYTES_MAX: u64 = 1 << 20;
+
 /// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.
 pub const MERGE_COMMIT_BYTES: u64 = 256 << 20;
 pub const MERGE_COMMIT_MS: u64 = 2_000;

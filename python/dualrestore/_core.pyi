@@ -44,6 +44,9 @@ __all__ = [
 _Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
 
+_Place: TypeAlias = str | int
+"""A path, or a descriptor that a tar goes through from front to back."""
+
 _Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
 
@@ -115,7 +118,7 @@ class SnapshotSource:
 
 def bundle_create(
     source: str | SnapshotSource,
-    destination: str,
+    destination: _Place,
     *,
     selection: Sequence[_Range] | None = None,
     compression: Literal["none", "zstd"] = "none",
@@ -123,24 +126,24 @@ def bundle_create(
     block_size: int = 4096,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a bundle directory from an image or a snapshot.
+    """Writes a bundle of an image or a snapshot: a directory, or a tar (new file `.tar`, disk, pipe).
 
     `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
     segments, seconds}`. The destination must not exist or be an empty directory."""
 
-def bundle_show(path: str) -> dict[str, Any]:
+def bundle_show(place: _Place) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
     complete, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
     bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
 
-def bundle_verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
+def bundle_verify(place: _Place, *, progress: _Progress | None = None) -> dict[str, Any]:
     """Reads every chunk. Damage is reported, not raised.
 
     `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
     ..] (at most 1000), problems: [text, ..] (at most 100), seconds}`"""
 
 def merge(
-    source: str,
+    source: _Place,
     target: str,
     map: OverwriteMap,
     *,
@@ -149,18 +152,18 @@ def merge(
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, seconds}`. `bytes_skipped`: of the selection, because
+    chunks_damaged, bytes_total, bytes_read, shortfall, seconds}`. `bytes_skipped`: of the selection, because
     they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
     after a crash only the link may supply them."""
 
-def merge_check(sources: Sequence[str], target: str, map: OverwriteMap) -> None:
+def merge_check(sources: Sequence[_Place], target: str, map: OverwriteMap) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
 
-def merge_check_volume(sources: Sequence[str], volume: PrimaryVolume) -> None:
+def merge_check_volume(sources: Sequence[_Place], volume: PrimaryVolume) -> None:
     """The same for `merge_into_volume`."""
 
 def merge_into_volume(
-    source: str,
+    source: _Place,
     volume: PrimaryVolume,
     *,
     progress: _Progress | None = None,

@@ -40,9 +40,14 @@ __all__ = [
     "check_merge_into_volume",
     "merge",
     "merge_into_volume",
+    "show_bundle",
+    "verify_bundle",
+    "write_bundle",
 ]
 
 Path = str | PathLike[str]
+Descriptor = int
+"""Of a pipe, socket, file or disk that a bundle goes through as a tar, from front to back."""
 Progress = Callable[[dict[str, int]], None]
 
 
@@ -214,21 +219,21 @@ class Bundle:
         progress: Progress | None = None,
     ) -> Self:
         """Writes a bundle of an image or a snapshot; `selection` holds (offset, length)."""
-        report = _core.bundle_create(
-            source if isinstance(source, SnapshotSource) else fspath(source),
-            fspath(destination),
-            selection=selection,
+        report = write_bundle(
+            source,
+            destination,
+            selection,
             compression=compression,
             level=level,
             block_size=block_size,
             progress=progress,
         )
-        shown = _core.bundle_show(fspath(destination))
-        return cls(destination, shown, read(BundleReport, report))
+        return cls(destination, _core.bundle_show(fspath(destination)), report)
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """An existing bundle. Raises `FormatError` if it is none or not complete."""
+        """An existing bundle: a directory, or a tar in a file or on a disk. Raises `FormatError`
+        if it is none or not complete."""
         return cls(path, _core.bundle_show(fspath(path)), None)
 
     def show(self) -> dict[str, Any]:
@@ -243,8 +248,54 @@ class Bundle:
         return f"Bundle({self.path!r})"
 
 
+def write_bundle(
+    source: Path | SnapshotSource,
+    destination: Path | Descriptor,
+    selection: Sequence[tuple[int, int]] | None = None,
+    *,
+    compression: Literal["none", "zstd"] = "none",
+    level: int = 1,
+    block_size: int = 4096,
+    progress: Progress | None = None,
+) -> BundleReport:
+    """As `Bundle.create`, also into what cannot be read back.
+
+    A new directory takes a bundle directory. A new file named `.tar`, a disk, or a descriptor takes
+    the same as a tar archive: its payloads lie at multiples of 4096 bytes, and 64 MiB of it are
+    held in memory. Raises `DeviceError` with EPIPE if the reader of a pipe goes away.
+    """
+    report = _core.bundle_create(
+        source if isinstance(source, SnapshotSource) else fspath(source),
+        _place(destination),
+        selection=selection,
+        compression=compression,
+        level=level,
+        block_size=block_size,
+        progress=progress,
+    )
+    return read(BundleReport, report)
+
+
+def verify_bundle(
+    source: Path | Descriptor | Bundle, progress: Progress | None = None
+) -> BundleVerification:
+    """As `Bundle.verify`, also of what can be read only once."""
+    return read(BundleVerification, _core.bundle_verify(_place(source), progress=progress))
+
+
+def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
+    """What the manifest says; a stream is read up to it."""
+    return _core.bundle_show(_place(source))
+
+
+def _place(place: Path | Descriptor | Bundle) -> str | int:
+    if isinstance(place, Bundle):
+        return place.path
+    return place if isinstance(place, int) else fspath(place)
+
+
 def merge(
-    source: Path | Bundle,
+    source: Path | Descriptor | Bundle,
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
@@ -252,10 +303,12 @@ def merge(
     """Writes what is missing in a file or device, and only that, from a bundle or raw image.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
-    chunk is verified before its blocks are written. May be interrupted and repeated.
+    chunk is verified before its blocks are written. May be interrupted and repeated. A descriptor
+    gives a bundle as a tar, from front to back; one that ends early leaves its report's
+    `shortfall`.
     """
-    path = source.path if isinstance(source, Bundle) else fspath(source)
-    return read(MergeReport, _core.merge(path, fspath(target), map.inner, progress=progress))
+    place = _place(source)
+    return read(MergeReport, _core.merge(place, fspath(target), map.inner, progress=progress))
 
 
 def check_merge(sources: Sequence[Path], target: Path, overwrite_map: OverwriteMap) -> None:
@@ -269,8 +322,7 @@ def check_merge_into_volume(sources: Sequence[Path], volume: PrimaryVolume) -> N
 
 
 def merge_into_volume(
-    source: Path | Bundle, volume: PrimaryVolume, progress: Progress | None = None
+    source: Path | Descriptor | Bundle, volume: PrimaryVolume, progress: Progress | None = None
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
-    path = source.path if isinstance(source, Bundle) else fspath(source)
-    return read(MergeReport, _core.merge_into_volume(path, volume, progress=progress))
+    return read(MergeReport, _core.merge_into_volume(_place(source), volume, progress=progress))

@@ -51,10 +51,13 @@ class MergeReport(Record, frozen=True, kw_only=True):
     bytes_read: int = 0
     bytes_fetched: int = 0
     bytes_in_doubt: int = 0
+    shortfall: str | None = None
+    """Why less came than the source holds: it was cut off. What came whole was merged."""
 
     def __add__(self, other: "MergeReport") -> "MergeReport":
-        names = self.__struct_fields__
-        return MergeReport(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = [name for name in self.__struct_fields__ if name != "shortfall"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return MergeReport(**sums, shortfall=self.shortfall or other.shortfall)
 
 
 class BundleReport(Record, frozen=True, kw_only=True):

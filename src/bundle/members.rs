@@ -11,3 +11,15 @@ pub const BEGIN_NAME: &str = "manifest.begin.json";
 pub const MANIFEST_NAME: &str = "manifest.json";
 /// The manifest until it is durable.
 pub const UNFINISHED_NAME: &str = "manifest.json.new";
+
+/// The number of a segment, if the file is named as one.
+pub fn segment_number(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("seg-")?.strip_suffix(".drs")?;
+    let plain = digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    if plain { digits.parse().ok() } else { None }
+}
+
+/// Whether a reader needs the file.
+pub fn is_needed(name: &str) -> bool {
+    name == BEGIN_NAME || name == MANIFEST_NAME || segment_number(name).is_some()
+}

@@ -7,6 +7,7 @@
 //! | chunk | at most 1 MiB of a volume, stored and verified as one |
 //! | batch | chunks described together, ahead of their bytes |
 //! | segment | a file of batches, at most 1 GiB, immutable once closed |
+//! | stream | a bundle as a tar, read once as it comes |
 //! | piece | a chunk on its way out of a bundle or an image |
 //! | pump | read-ahead and verification of pieces, for merging and verifying alike |
 
@@ -17,9 +18,11 @@ mod pieces;
 mod pump;
 mod reader;
 mod segment_reader;
+mod segment_stream;
 mod selection;
 mod snapshot_source;
 mod source;
+mod tar_stream;
 mod verify;
 mod writer;
 
@@ -32,6 +35,7 @@ pub use pump::{
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};
+pub use tar_stream::{MEMORY_BYTES as STREAM_MEMORY_BYTES, TarStream};
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,

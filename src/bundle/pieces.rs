@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::bundle::source::Identity;
-use crate::device::{Device, FolderFile};
+use crate::device::{Device, FolderFile, Lent};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{ChunkKind, Descriptor, padded};
@@ -20,6 +20,9 @@ pub enum Content {
     Zero,
     /// A chunk of a bundle, stored at that position of the file.
     Stored { file: Arc<dyn FolderFile>, position: u64, descriptor: Descriptor },
+    /// A chunk of a bundle whose stored form was read already, from what can be read only once;
+    /// it begins at that place of the buffer.
+    Held { bytes: Arc<Lent>, at: usize, descriptor: Descriptor },
     /// Bytes of a plain image, which carries no checksums.
     Plain(Arc<dyn Device>),
     /// Promised by the source, but damaged or never read; the text says which.
@@ -35,15 +38,23 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Bytes that `read` fetches; 0 if there is nothing to read.
+    /// Bytes of its stored form; 0 if there is none.
     #[must_use]
-    pub fn bytes_to_read(&self) -> usize {
+    pub fn bytes_stored(&self) -> usize {
         let length = match &self.content {
-            Content::Stored { descriptor, .. } => padded(descriptor.stored_bytes.into()),
+            Content::Stored { descriptor, .. } | Content::Held { descriptor, .. } => {
+                padded(descriptor.stored_bytes.into())
+            }
             Content::Plain(_) => self.range.length,
             Content::Zero | Content::Missing(_) => 0,
         };
         usize::try_from(length).expect("a piece with bytes is at most 1 MiB")
+    }
+
+    /// Bytes that `read` fetches; 0 if there is nothing to read.
+    #[must_use]
+    pub fn bytes_to_read(&self) -> usize {
+        if matches!(self.content, Content::Held { .. }) { 0 } else { self.bytes_stored() }
     }
 
     /// Fetches the stored form into a buffer of `bytes_to_read`.
@@ -52,14 +63,14 @@ impl Piece {
         match &self.content {
             Content::Stored { file, position, .. } => file.read_at(*position, stored),
             Content::Plain(device) => device.read_at(self.range.offset, stored),
-            Content::Zero | Content::Missing(_) => Ok(()),
+            Content::Held { .. } | Content::Zero | Content::Missing(_) => Ok(()),
         }
     }
 
-    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself or unpacked
-    /// into `plain` (at least as long as the piece).
+    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself, where the
+    /// piece holds them, or unpacked into `plain` (at least as long as the piece).
     pub fn open<'b>(
-        &self,
+        &'b self,
         opener: &mut Opener,
         stored: &'b [u8],
         plain: &'b mut [u8],
@@ -68,6 +79,10 @@ impl Piece {
         match &self.content {
             Content::Stored { descriptor, .. } => {
                 opener.open(descriptor, stored, &mut plain[..length])
+            }
+            Content::Held { bytes, at, descriptor } => {
+                let held = &bytes[*at..][..self.bytes_stored()];
+                opener.open(descriptor, held, &mut plain[..length])
             }
             Content::Plain(_) => Ok(stored),
             Content::Zero | Content::Missing(_) => Err(Error::usage("the piece has no bytes")),
@@ -121,7 +136,7 @@ impl Opener {
 }
 
 /// A bundle or an image, as something that a merge or a verification goes through.
-pub trait PieceSource: Sync + Debug {
+pub trait PieceSource: Send + Sync + Debug {
     /// For messages.
     fn name(&self) -> String;
     fn identity(&self) -> Identity;
@@ -129,4 +144,17 @@ pub trait PieceSource: Sync + Debug {
     fn bytes_total(&self) -> u64;
     /// All pieces, in the order in which the medium is best read. An error ends it.
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_>;
+
+    /// Whether `pieces` gives them again when asked again: not what came through a pipe.
+    fn is_repeatable(&self) -> bool {
+        true
+    }
+
+    /// Why fewer pieces came than there are, asked when they have ended.
+    fn shortfall(&self) -> Option<Error> {
+        None
+    }
+
+    /// Ends a wait of `pieces` for bytes that do not come; called from another thread.
+    fn interrupt(&self) {}
 }

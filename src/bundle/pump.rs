@@ -108,20 +108,25 @@ pub fn run<C: Consumer>(
             })?;
         }
         drop((jobs, events_in, free));
-        loop {
-            let heard = match events.recv_timeout(Duration::from_millis(PROGRESS_INTERVAL_MS)) {
-                Ok(event) => listen(Some(event?))?,
-                Err(RecvTimeoutError::Timeout) => listen(None)?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            };
-            if heard.is_break() {
-                return Err(Error::new(
-                    ErrorKind::Interrupted,
-                    "stopped on request; may be resumed",
-                ));
-            }
-        }
+        // The reading thread may wait for bytes that never come.
+        hear_all(&events, &mut listen).inspect_err(|_| source.interrupt())
     })
+}
+
+fn hear_all<N>(
+    events: &Receiver<Result<Event<N>>>,
+    listen: &mut dyn FnMut(Option<Event<N>>) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    loop {
+        let heard = match events.recv_timeout(Duration::from_millis(PROGRESS_INTERVAL_MS)) {
+            Ok(event) => listen(Some(event?))?,
+            Err(RecvTimeoutError::Timeout) => listen(None)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        };
+        if heard.is_break() {
+            return Err(Error::new(ErrorKind::Interrupted, "stopped on request; may be resumed"));
+        }
+    }
 }
 
 type Events<N> = Sender<Result<Event<N>>>;
@@ -172,7 +177,7 @@ fn read_ahead<'a, C: Consumer>(
 /// Long runs without bytes are dealt with step by step.
 fn steps(piece: Piece) -> impl Iterator<Item = Piece> {
     let Piece { range, content } = piece;
-    let bytes = matches!(content, Content::Stored { .. } | Content::Plain(_));
+    let bytes = !matches!(content, Content::Zero | Content::Missing(_));
     let step = if bytes { u64::MAX } else { BUNDLE_ZERO_STEP_BYTES };
     let mut at = range.offset;
     std::iter::from_fn(move || {
@@ -219,7 +224,7 @@ fn open_one<C: Consumer>(
         (_, _, Some(error)) => Err(error),
         (Content::Zero, ..) => Ok(Opened::Zero),
         (_, slot, None) => {
-            let stored = &slot.expect("a piece with bytes was read into a slot")[..length];
+            let stored = slot.map_or(&[][..], |slot| &slot[..length]);
             piece.open(opener, stored, plain).map(Opened::Bytes)
         }
     };
@@ -227,5 +232,5 @@ fn open_one<C: Consumer>(
         Ok(opened) => Outcome::Consumed(consumer.consume(range, opened)?),
         Err(error) => Outcome::Damaged(error),
     };
-    Ok(Event { range, bytes_read: length as u64, outcome })
+    Ok(Event { range, bytes_read: piece.bytes_stored() as u64, outcome })
 }

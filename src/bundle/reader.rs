@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::members::{BEGIN_NAME, MANIFEST_NAME};
+use super::members::{BEGIN_NAME, MANIFEST_NAME, is_needed};
 use super::pieces::{Content, Piece, PieceSource};
 use super::segment_reader::{SegmentReader, read_header};
 use super::source::Identity;
-use crate::device::{FileFolder, Folder, FolderFile};
+use crate::device::{FileFolder, Folder, FolderFile, TarIndex};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
@@ -33,9 +33,12 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Opens the bundle in a directory.
-    pub fn open(directory: &Path) -> Result<Self> {
-        Self::open_in(Arc::new(FileFolder::open(directory)?))
+    /// Opens the bundle in a directory, or in a tar (a file, or a disk that it was written to).
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() && TarIndex::is_one(path)? {
+            return Self::open_in(Arc::new(TarIndex::open(path, is_needed)?));
+        }
+        Self::open_in(Arc::new(FileFolder::open(path)?))
     }
 
     pub fn open_in(folder: Arc<dyn Folder>) -> Result<Self> {
@@ -275,7 +278,7 @@ fn piece_of(descriptor: Descriptor, file: &Arc<dyn FolderFile>, payload: u64) ->
 }
 
 /// The parts of `coverage` that lie in none of `found`; both ascend.
-fn gaps(coverage: impl Iterator<Item = ByteRange>, found: &[ByteRange]) -> Vec<ByteRange> {
+pub(super) fn gaps(coverage: impl Iterator<Item = ByteRange>, found: &[ByteRange]) -> Vec<ByteRange> {
     let mut gaps = Vec::new();
     for run in coverage {
         let first = found.partition_point(|one| one.end() <= run.offset);

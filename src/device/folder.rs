@@ -47,7 +47,7 @@ pub trait Folder: Send + Sync + Debug {
     fn flush(&self) -> Result<()>;
 }
 
-fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
+pub(super) fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
     let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
     if plain {
         Ok(name)

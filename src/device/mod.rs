@@ -7,7 +7,7 @@
 //! | `FaultyDevice` | `faulty.rs` | any device, with errors injected by a plan |
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
-//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
+//! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
 //! `WorkerPool`, the threads that do device operations.
 
 #[cfg(test)]
@@ -20,10 +20,13 @@ mod directory;
 mod faulty;
 mod file;
 mod folder;
+mod lending;
 mod mounted;
 mod opening;
 mod pool;
 mod ram;
+mod stream;
+mod tar;
 
 use std::fmt::Debug;
 
@@ -34,9 +37,15 @@ pub use directory::{Directory, FileDirectory, Space};
 pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
 pub use file::FileDevice;
 pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
+pub use lending::{BufferPool, Lent};
 pub use opening::OpenOptions;
 pub use pool::WorkerPool;
 pub use ram::RamDevice;
+pub use stream::{
+    ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard,
+    open_stream,
+};
+pub use tar::{Step, TarFolder, TarIndex, TarMember, TarWalker};
 
 use crate::error::Result;
 use crate::extent::ByteRange;

@@ -4,3 +4,4 @@ pub mod bundle;
 pub mod frames;
 pub mod map;
 pub mod nbd;
+pub mod tar;

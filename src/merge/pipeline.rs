@@ -15,7 +15,7 @@
 //! Does not know: whether the target is being served.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::seams::{Seams, cut};
 use super::target::{MergeTarget, TargetIdentity};
@@ -72,6 +72,8 @@ pub struct MergeReport {
     pub chunks_repaired: u64,
     /// Bytes of damaged chunks, the first `REPORT_RUNS_MAX` runs.
     pub damaged: Vec<ByteRange>,
+    /// Why less came than the source holds: it was cut off, and what came was merged.
+    pub shortfall: Option<String>,
     pub seconds: f64,
 }
 
@@ -184,15 +186,18 @@ struct Filled {
 struct Filler<'a> {
     target: &'a dyn MergeTarget,
     seams: Seams,
-    /// Something wanted was held by others when its piece came by.
-    left_over: AtomicBool,
+    /// What was wanted and held by others when its piece came by, the first `REPORT_RUNS_MAX`.
+    left_over: Mutex<Vec<BlockRange>>,
 }
 
 impl Filler<'_> {
     fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<Filled> {
         let written = self.target.fill(blocks, bytes)?;
         if !self.target.wanted(blocks).is_empty() {
-            self.left_over.store(true, Ordering::Relaxed);
+            let mut left_over = self.left_over.lock().unwrap_or_else(PoisonError::into_inner);
+            if left_over.len() < REPORT_RUNS_MAX {
+                left_over.push(blocks);
+            }
         }
         Ok(Filled { written, zeroed: if bytes.is_none() { written } else { 0 } })
     }
@@ -243,10 +248,20 @@ struct Merge<'a> {
 impl Merge<'_> {
     fn passes(&mut self, source: &dyn PieceSource, threads: usize) -> Result<()> {
         let seams = Seams::new(self.target.geometry());
-        let filler = Filler { target: self.target, seams, left_over: AtomicBool::new(false) };
+        let filler = Filler { target: self.target, seams, left_over: Mutex::default() };
         pump(source, &filler, threads, |event| self.hear(event, true))?;
-        if filler.left_over.load(Ordering::Relaxed) {
+        self.report.shortfall = source.shortfall().map(|error| error.to_string());
+        let held = std::mem::take(
+            &mut *filler.left_over.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        let left_over = held.into_iter().any(|run| !self.target.wanted(run).is_empty());
+        if left_over && source.is_repeatable() {
             pump(source, &filler, threads, |event| self.hear(event, false))?;
+        } else if left_over {
+            self.report.shortfall.get_or_insert_with(|| {
+                "some blocks were in use when they came by, and cannot come again: run it again"
+                    .into()
+            });
         }
         Ok(())
     }

@@ -1,31 +1,38 @@
 //! Bundles and merges, as functions.
 
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::backups::SnapshotSource;
-use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detached, extents};
+use super::boundary::{
+    Callback, attended, block_size as block_size_of, byte_ranges, detached, extents,
+};
 use super::maps::OverwriteMap;
+use super::places::{OpenedBundle, Place};
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    Bundle, BundleWriter, Compression, ImageSource, PieceSource, Source, WriterOptions,
-    threads_default,
+    BundleProgress, BundleReport, BundleWriter, Compression, ImageSource, PieceSource, Source,
+    VerifyProgress, WriterOptions, threads_default,
 };
 use crate::clock::wall_clock_ms;
-use crate::device::{FileDevice, OpenOptions};
+use crate::device::{FileDevice, OpenOptions, Stop, discard};
 use crate::error::Result;
 use crate::extent::ByteRange;
+use crate::limits::TAR_SEGMENT_BYTES_MAX;
 use crate::map::OverwriteMap as Map;
 use crate::merge::{
-    ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, check_all, run as run_merge,
+    MergeOptions, MergeReport, MergeTarget, OfflineTarget, check_all, run as run_merge,
 };
 use crate::volume::primary::LiveTarget;
 
 const PROBLEMS_MAX: usize = 100;
+/// What is told while a stream has not begun.
+const NOTHING_YET: &[(&str, u64)] = &[("done_bytes", 0), ("total_bytes", 0)];
 
 /// An image by its path, or a snapshot.
 #[derive(FromPyObject)]
@@ -41,7 +48,7 @@ pub enum BundleInput {
 pub fn bundle_create<'py>(
     py: Python<'py>,
     source: BundleInput,
-    destination: &str,
+    destination: Place,
     selection: Option<Vec<(u64, u64)>>,
     compression: &str,
     level: i32,
@@ -77,15 +84,7 @@ pub fn bundle_create<'py>(
         ..WriterOptions::default()
     };
     let mut callback = Callback::new(progress);
-    let result = py.detach(|| {
-        BundleWriter::create(Path::new(destination), &*source, &options, &mut |state| {
-            callback.tell(&[
-                ("done_bytes", state.bytes_done),
-                ("total_bytes", state.bytes_total),
-                ("bytes_stored", state.bytes_stored),
-            ])
-        })
-    });
+    let result = py.detach(|| write_bundle(&destination, &*source, options, &mut callback));
     let report = callback.result(result)?;
     let identity = source.identity();
     let dict = PyDict::new(py);
@@ -105,20 +104,69 @@ pub fn bundle_create<'py>(
     Ok(dict)
 }
 
+fn write_bundle(
+    destination: &Place,
+    source: &dyn Source,
+    options: WriterOptions,
+    callback: &mut Callback,
+) -> Result<BundleReport> {
+    let tell = |callback: &mut Callback, state: &BundleProgress| {
+        callback.tell(&[
+            ("done_bytes", state.bytes_done),
+            ("total_bytes", state.bytes_total),
+            ("bytes_stored", state.bytes_stored),
+        ])
+    };
+    let stop = Stop::default();
+    let Some((tar, made)) = destination.tar_destination(&stop, options.created_unix_s)? else {
+        let path = destination.to_string();
+        let mut progress = |state: &BundleProgress| tell(callback, state);
+        return BundleWriter::create(Path::new(&path), source, &options, &mut progress);
+    };
+    let options = WriterOptions { segment_bytes_max: TAR_SEGMENT_BYTES_MAX, ..options };
+    let latest = Mutex::new(BundleProgress::default());
+    let poll = || tell(callback, &latest.lock().unwrap_or_else(PoisonError::into_inner));
+    let result = attended(&stop, poll, || {
+        let report = BundleWriter::create_in(&tar, source, &options, &mut |state| {
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = *state;
+            match stop.check() {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+        tar.finish()?;
+        Ok(report)
+    });
+    if let (Err(_), Some(made)) = (&result, made) {
+        discard(&made);
+    }
+    result
+}
+
 fn volume_text(volume: Uuid) -> Option<String> {
     (!volume.is_nil()).then(|| volume.to_string())
 }
 
 #[pyfunction]
-pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
-    let bundle = py.detach(|| Bundle::open(Path::new(path)))?;
-    let manifest = bundle.manifest();
+pub fn bundle_show<'py>(py: Python<'py>, place: Place) -> PyResult<Bound<'py, PyDict>> {
+    let mut callback = Callback::new(None);
+    let stop = Stop::default();
+    let result = py.detach(|| {
+        attended(&stop, || callback.poll(), || match place.open_bundle(&stop)? {
+            OpenedBundle::Whole(bundle) => Ok(bundle.manifest().clone()),
+            OpenedBundle::Stream(stream) => stream.read_manifest(),
+        })
+    });
+    let manifest = callback.result(result)?;
+    let manifest = &manifest;
+    let selection = manifest.begin.selection.iter().map(|run| ByteRange::from(*run));
+    let selection: Vec<ByteRange> = selection.collect();
     let begin = &manifest.begin;
     let sum = |field: fn(&crate::format::bundle::SegmentEntry) -> u64| {
         manifest.segments.iter().map(field).sum::<u64>()
     };
     let dict = PyDict::new(py);
-    dict.set_item("bundle", bundle.uuid().to_string())?;
+    dict.set_item("bundle", begin.bundle.0.to_string())?;
     dict.set_item("volume", begin.volume.as_ref().map(|volume| volume.0.to_string()))?;
     dict.set_item("size", begin.size)?;
     dict.set_item("block_size", begin.block_size)?;
@@ -127,8 +175,8 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
     dict.set_item("complete", true)?;
-    dict.set_item("extents", extents(py, bundle.selection())?)?;
-    let selected: u64 = bundle.selection().iter().map(|range| range.length).sum();
+    let selected: u64 = selection.iter().map(|range| range.length).sum();
+    dict.set_item("extents", extents(py, selection)?)?;
     dict.set_item("bytes_selected", selected)?;
     dict.set_item("bytes_data", sum(|segment| segment.data_bytes))?;
     dict.set_item("bytes_zero", sum(|segment| segment.zero_bytes))?;
@@ -148,22 +196,27 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
 }
 
 #[pyfunction]
-#[pyo3(signature = (path, *, progress=None))]
+#[pyo3(signature = (place, *, progress=None))]
 pub fn bundle_verify<'py>(
     py: Python<'py>,
-    path: &str,
+    place: Place,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(progress);
+    let stop = Stop::default();
     let result = py.detach(|| {
-        let bundle = Bundle::open(Path::new(path))?;
-        bundle.verify(threads_default(), &mut |state| {
+        let bundle = attended(&stop, || callback.tell(NOTHING_YET), || place.open_bundle(&stop))?;
+        let mut tell = |state: &VerifyProgress| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
                 ("chunks_damaged", state.chunks_damaged),
             ])
-        })
+        };
+        match bundle {
+            OpenedBundle::Whole(bundle) => bundle.verify(threads_default(), &mut tell),
+            OpenedBundle::Stream(stream) => stream.verify(threads_default(), &mut tell),
+        }
     });
     let report = callback.result(result)?;
     let dict = PyDict::new(py);
@@ -176,15 +229,6 @@ pub fn bundle_verify<'py>(
     dict.set_item("problems", problems)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
-}
-
-/// A bundle directory, or else a raw image.
-fn merge_source(path: &Path) -> Result<Box<dyn PieceSource>> {
-    if path.is_dir() {
-        return Ok(Box::new(Bundle::open(path)?));
-    }
-    let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
-    Ok(Box::new(ImagePieces::new(Arc::new(FileDevice::open(path, options)?))?))
 }
 
 fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py, PyDict>> {
@@ -202,19 +246,21 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
     let damaged: Vec<ByteRange> = report.damaged;
     dict.set_item("damaged", extents(py, damaged)?)?;
+    dict.set_item("shortfall", report.shortfall)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
 }
 
 fn run<'py>(
     py: Python<'py>,
-    source: &str,
+    source: &Place,
     target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(progress);
     let result = py.detach(|| {
-        let source = merge_source(Path::new(source))?;
+        let stop = Stop::default();
+        let source = attended(&stop, || callback.tell(NOTHING_YET), || source.merge_source(&stop))?;
         let target = target()?;
         run_merge(&*source, &*target, &MergeOptions::default(), &mut |state| {
             callback.tell(&[
@@ -234,9 +280,10 @@ fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
     OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
 }
 
-fn check(sources: &[String], target: &dyn MergeTarget) -> Result<()> {
+fn check(sources: &[Place], target: &dyn MergeTarget) -> Result<()> {
+    let stop = Stop::default();
     let opened: Vec<_> =
-        sources.iter().map(|path| merge_source(Path::new(path))).collect::<Result<_>>()?;
+        sources.iter().map(|place| place.merge_source(&stop)).collect::<Result<_>>()?;
     let opened: Vec<&dyn PieceSource> = opened.iter().map(|source| &**source).collect();
     check_all(&opened, target)
 }
@@ -244,7 +291,7 @@ fn check(sources: &[String], target: &dyn MergeTarget) -> Result<()> {
 #[pyfunction]
 pub fn merge_check(
     py: Python<'_>,
-    sources: Vec<String>,
+    sources: Vec<Place>,
     target: &str,
     map: &OverwriteMap,
 ) -> PyResult<()> {
@@ -255,7 +302,7 @@ pub fn merge_check(
 #[pyfunction]
 pub fn merge_check_volume(
     py: Python<'_>,
-    sources: Vec<String>,
+    sources: Vec<Place>,
     volume: &PrimaryVolume,
 ) -> PyResult<()> {
     let volume = volume.held();
@@ -266,25 +313,25 @@ pub fn merge_check_volume(
 #[pyo3(signature = (source, target, map, *, progress=None))]
 pub fn merge<'py>(
     py: Python<'py>,
-    source: &str,
+    source: Place,
     target: &str,
     map: &OverwriteMap,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
     let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, source, make, progress)
+    run(py, &source, make, progress)
 }
 
 #[pyfunction]
 #[pyo3(signature = (source, volume, *, progress=None))]
 pub fn merge_into_volume<'py>(
     py: Python<'py>,
-    source: &str,
+    source: Place,
     volume: &PrimaryVolume,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
     let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, source, make, progress)
+    run(py, &source, make, progress)
 }

@@ -5,6 +5,7 @@
 //! | `boundary.rs` | the one way in: detach, map errors, poll signals |
 //! | `buffers.rs` | bytes across the boundary |
 //! | `maps.rs`, `bundles.rs` | files |
+//! | `places.rs` | where bundles come from and go to |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
 mod backups;
@@ -14,6 +15,7 @@ mod bundles;
 mod exports;
 mod links;
 mod maps;
+mod places;
 mod volumes;
 
 use pyo3::prelude::*;

@@ -25,19 +25,19 @@ class BundleOptions:
 
 def create_bundle(
     source: "Path | SnapshotSource",
-    destination: Path,
+    destination: Path | int,
     options: BundleOptions,
     progress: "Progress | None" = None,
 ) -> BundleReport:
-    """Writes a bundle directory; the destination must not exist or be empty."""
+    """Writes a bundle directory, which must not exist or be empty, or a tar (see `write_bundle`)."""
     if isinstance(source, Path):
         if not source.exists():
             raise UsageError(f"{source}: expected an image to make a bundle of, found nothing")
         if options.selection and source.is_file():
             check_ranges(options.selection, source.stat().st_size)
-    from dualrestore.core import Bundle
+    from dualrestore.core import write_bundle
 
-    bundle = Bundle.create(
+    return write_bundle(
         source,
         destination,
         options.selection,
@@ -46,12 +46,10 @@ def create_bundle(
         block_size=options.block_size,
         progress=progress,
     )
-    assert bundle.report is not None, "a created bundle has a report"
-    return bundle.report
 
 
-def verify_bundle(path: Path, progress: "Progress | None" = None) -> BundleVerification:
+def verify_bundle(path: Path | int, progress: "Progress | None" = None) -> BundleVerification:
     """Reads every chunk of a bundle."""
-    from dualrestore.core import Bundle
+    from dualrestore.core import verify_bundle as verify
 
-    return Bundle.open(path).verify(progress)
+    return verify(path, progress)

@@ -1,7 +1,8 @@
 """Merges bundles: into a volume that is being served, or into a file or device with a map.
 
 Several media of one bundle are merged one after the other; any order is right (law 7), and
-repeating any of it changes nothing, so an interrupted merge is resumed by asking again.
+repeating any of it changes nothing, so an interrupted merge is resumed by asking again. A
+descriptor is a tar that is gone through once.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
 
 
 def _merge_each(
-    sources: Sequence[Path],
+    sources: Sequence[Path | int],
     check_all: "Callable[[Sequence[Path]], None]",
-    merge_one: "Callable[[Path, Progress | None], MergeReport]",
+    merge_one: "Callable[[Path | int, Progress | None], MergeReport]",
     progress: "Progress | None",
 ) -> MergeReport:
     for source in sources:
-        if not source.exists():
-            raise UsageError(f"{source}: expected a bundle directory or image, found nothing")
-    if len(sources) > 1:
-        # A wrong one among them is refused before any is merged.
-        check_all(sources)
+        if isinstance(source, Path) and not source.exists():
+            raise UsageError(f"{source}: expected a bundle or image, found nothing")
+    paths = [source for source in sources if isinstance(source, Path) and not source.is_fifo()]
+    if len(paths) > 1:
+        # A wrong one among them is refused before any is merged. A stream is known when it comes.
+        check_all(paths)
     finished = 0
 
     def relay(counters: dict[str, int]) -> None:
@@ -43,7 +45,7 @@ def _merge_each(
 
 
 def merge_offline(
-    sources: Sequence[Path], target: Path, map_path: Path, progress: "Progress | None" = None
+    sources: Sequence[Path | int], target: Path, map_path: Path, progress: "Progress | None" = None
 ) -> MergeReport:
     """Into a file or device that nobody serves, by the map beside it."""
     from dualrestore.core import OverwriteMap, check_merge, merge
@@ -60,7 +62,7 @@ def merge_offline(
 
 
 def merge_live(
-    sources: Sequence[Path], volume: "PrimaryVolume", progress: "Progress | None" = None
+    sources: Sequence[Path | int], volume: "PrimaryVolume", progress: "Progress | None" = None
 ) -> MergeReport:
     """Into a volume under live I/O."""
     from dualrestore.core import check_merge_into_volume, merge_into_volume

@@ -1,11 +1,18 @@
 """`dualrestore bundle`: create, verify, show."""
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from dualrestore.cli.arguments import RANGE, Invocation, config_option, json_option
+from dualrestore.cli.arguments import (
+    RANGE,
+    Invocation,
+    config_option,
+    input_place,
+    json_option,
+)
 
 
 @click.group("bundle")
@@ -20,7 +27,13 @@ def command() -> None:
 
 @command.command("create")
 @click.argument("source")
-@click.option("--to", "destination", required=True, metavar="DIR", help="A new directory.")
+@click.option(
+    "--to",
+    "destination",
+    required=True,
+    metavar="DIR|FILE.tar|DISK|-",
+    help="A new directory; or a tar: a new file, a disk, or - for standard output.",
+)
 @click.option("--select", "select", multiple=True, type=RANGE, metavar="RANGE")
 @click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", show_default=True)
 @click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True)
@@ -40,22 +53,28 @@ def create(
     \b
     Example:
       dualrestore bundle create disk.img --to disk.drb --compress zstd
+      dualrestore bundle create disk.img --to - | ssh site dualrestore merge - disk.img --map m
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
     """
     from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer, speed
+    from dualrestore.errors import UsageError
     from dualrestore.model import BundleReport, read
     from dualrestore.sizes import format_size
 
-    printer = Printer(as_json=invocation.as_json)
-    target = Path(destination).absolute()
+    to_output = destination == "-"
+    printer = Printer(as_json=invocation.as_json, output_taken=to_output)
+    target = sys.stdout.fileno() if to_output else Path(destination).absolute()
+    shown = "-" if to_output else str(target)
     selection = list(select) or None
     with printer.progress("bundle") as progress:
         if "@" in source and not Path(source).exists():
             name, _, snapshot = source.partition("@")
+            if to_output:
+                raise UsageError("expected a directory or file of the daemon's host, found -")
             body = {
                 "snapshot": snapshot,
-                "destination": str(target),
+                "destination": shown,
                 "selection": selection,
                 "compression": compress,
                 "level": level,
@@ -68,9 +87,9 @@ def create(
             options = BundleOptions(selection, compress, level)
             report = create_bundle(Path(source), target, options, progress)
     printer.report(
-        {"path": str(target), **report.document()},
+        {"path": shown, **report.document()},
         [
-            f"{target}: {speed(report.bytes_selected, report.seconds)}, "
+            f"{shown}: {speed(report.bytes_selected, report.seconds)}, "
             f"{format_size(report.bytes_stored)} stored in {report.segments} segments, "
             f"{format_size(report.bytes_zero)} zeros"
         ],
@@ -78,15 +97,18 @@ def create(
 
 
 @command.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @json_option
 @click.pass_obj
-def verify(invocation: Invocation, bundle: Path) -> int:
+def verify(invocation: Invocation, bundle: str) -> int:
     """Read and check every chunk of BUNDLE; exit code 4 if anything is damaged or absent.
+
+    BUNDLE is a directory, a tar (file or disk), or - for a tar on standard input.
 
     \b
     Example:
       dualrestore bundle verify /media/truck/db.drb
+      ssh site cat db.tar | dualrestore bundle verify -
     """
     from dualrestore.cli.printer import Printer, speed
     from dualrestore.errors import ExitCode
@@ -95,7 +117,7 @@ def verify(invocation: Invocation, bundle: Path) -> int:
 
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("verify") as progress:
-        found = verify_bundle(bundle, progress)
+        found = verify_bundle(input_place(bundle), progress)
     lines = [
         f"{bundle}: {speed(found.bytes_checked, found.seconds)}, {found.chunks_checked} chunks"
     ]
@@ -116,21 +138,21 @@ def verify(invocation: Invocation, bundle: Path) -> int:
 
 
 @command.command("show")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @json_option
 @click.pass_obj
-def show(invocation: Invocation, bundle: Path) -> None:
-    """Show what the manifest of BUNDLE says.
+def show(invocation: Invocation, bundle: str) -> None:
+    """Show what the manifest of BUNDLE says: a directory, a tar, or - for standard input.
 
     \b
     Example:
       dualrestore bundle show /media/truck/db.drb
     """
     from dualrestore.cli.printer import Printer, table
-    from dualrestore.core import Bundle
+    from dualrestore.core import show_bundle
     from dualrestore.sizes import format_range, format_size
 
-    told: dict[str, Any] = Bundle.open(bundle).show()
+    told: dict[str, Any] = show_bundle(input_place(bundle))
     rows: list[tuple[str, str]] = []
     for key, value in told.items():
         if key in {"extents", "segments"}:

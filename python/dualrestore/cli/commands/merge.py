@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dualrestore.cli.arguments import Invocation, config_option, json_option
+from dualrestore.cli.arguments import Invocation, config_option, input_place, json_option
 
 
 @click.command("merge")
@@ -16,12 +16,14 @@ from dualrestore.cli.arguments import Invocation, config_option, json_option
 def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | None) -> int:
     """Write what is missing, and only that, from bundles (or a raw image) into a target.
 
+    A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), or a raw image.
     With --map the target is a file or device that nobody serves; without it, a volume of the
     daemon, under its live I/O. May be interrupted and repeated.
 
     \b
     Example:
       dualrestore merge out.drb primary.img --map over.map
+      ssh backup cat db.tar | dualrestore merge - primary.img --map over.map
       dualrestore -c primary.toml merge /media/truck/db.drb db
     """
     from dualrestore.cli.printer import Printer, speed
@@ -37,8 +39,8 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
         if map_path is not None:
             from dualrestore.jobs.merge import merge_offline
 
-            paths = [Path(source) for source in sources]
-            report = merge_offline(paths, Path(target), map_path, progress)
+            places = [input_place(source) for source in sources]
+            report = merge_offline(places, Path(target), map_path, progress)
         else:
             from dualrestore.cli.daemon import daemon_of
 
@@ -47,6 +49,8 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
                     f"expected --map MAP to merge into the file or device {target}, or the name "
                     "of a volume of the daemon"
                 )
+            if "-" in sources:
+                raise UsageError("expected paths to merge into a volume of the daemon, found -")
             body = {"sources": [str(Path(source).absolute()) for source in sources]}
             client = daemon_of(invocation)
             report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
@@ -71,5 +75,8 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
             "link may bring, and it is down; repeat the merge when it is up"
         )
     printer.report(report.document(), lines)
+    if report.shortfall is not None:
+        printer.error("IntegrityError", report.shortfall, ExitCode.FAILED)
+        return ExitCode.FAILED
     incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
     return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE

@@ -1,0 +1,127 @@
+//! Where bundles come from and go to: a path, or a descriptor that bytes go through once.
+//!
+//! | place | as a source | as a destination |
+//! |---|---|---|
+//! | directory | a bundle | a bundle |
+//! | file or disk that begins as a tar | a bundle in it | |
+//! | another file or disk | a raw image | |
+//! | new file named `.tar`, disk | | a bundle as a tar |
+//! | pipe, descriptor | a bundle as a tar | a bundle as a tar |
+
+use std::fmt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::buffers::copy_descriptor;
+use crate::bundle::{Bundle, PieceSource, TarStream};
+use crate::device::{
+    DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
+    create_sink, open_stream,
+};
+use crate::error::Result;
+use crate::merge::ImagePieces;
+
+/// See the module.
+#[derive(FromPyObject)]
+pub enum Place {
+    Descriptor(i32),
+    Path(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Descriptor(0) => f.write_str("standard input"),
+            Self::Descriptor(1) => f.write_str("standard output"),
+            Self::Descriptor(number) => write!(f, "descriptor {number}"),
+            Self::Path(path) => f.write_str(path),
+        }
+    }
+}
+
+/// A bundle that has its end within reach, or one that comes as it may.
+#[derive(Debug)]
+pub enum OpenedBundle {
+    Whole(Bundle),
+    Stream(TarStream),
+}
+
+fn is_pipe(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| {
+        let kind = found.file_type();
+        kind.is_fifo() || kind.is_socket() || kind.is_char_device()
+    })
+}
+
+impl Place {
+    /// The bundle at this place.
+    pub fn open_bundle(&self, stop: &Stop) -> Result<OpenedBundle> {
+        let stream = |stream: DescriptorStream| {
+            let opened = TarStream::open(Box::new(stream), &self.to_string(), stop.clone())?;
+            Ok(OpenedBundle::Stream(opened))
+        };
+        let path = match self {
+            Self::Descriptor(number) => {
+                let copy = copy_descriptor(*number).map_err(|error| {
+                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
+                })?;
+                return stream(DescriptorStream::new(copy, stop.clone())?);
+            }
+            Self::Path(path) => Path::new(path),
+        };
+        if is_pipe(path) {
+            return stream(open_stream(path, stop.clone())?);
+        }
+        Ok(OpenedBundle::Whole(Bundle::open(path)?))
+    }
+
+    /// What a merge takes from here.
+    pub fn merge_source(&self, stop: &Stop) -> Result<Box<dyn PieceSource>> {
+        if let Self::Path(path) = self {
+            let path = Path::new(path);
+            let is_raw = !path.is_dir() && !is_pipe(path) && !TarIndex::is_one(path)?;
+            if is_raw {
+                let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
+                let device = Arc::new(FileDevice::open(path, options)?);
+                return Ok(Box::new(ImagePieces::new(device)?));
+            }
+        }
+        Ok(match self.open_bundle(stop)? {
+            OpenedBundle::Whole(bundle) => Box::new(bundle),
+            OpenedBundle::Stream(stream) => Box::new(stream),
+        })
+    }
+
+    /// The tar to write a bundle into, and the file to remove if that fails; `None`: the place
+    /// takes a directory.
+    pub fn tar_destination(
+        &self,
+        stop: &Stop,
+        modified_s: u64,
+    ) -> Result<Option<(TarFolder, Option<PathBuf>)>> {
+        let name = self.to_string();
+        let (sink, made) = match self {
+            Self::Descriptor(number) => {
+                let copy = copy_descriptor(*number).map_err(|error| {
+                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
+                })?;
+                let sink = DescriptorSink::new(copy, stop.clone());
+                (sink.map_err(|error| error.within(Path::new(&name)))?, None)
+            }
+            Self::Path(path) => {
+                let path = Path::new(path);
+                let found = path.metadata().map(|found| found.file_type()).ok();
+                let device = found.is_some_and(|kind| !kind.is_dir() && !kind.is_file());
+                if !device && path.extension().is_none_or(|suffix| suffix != "tar") {
+                    return Ok(None);
+                }
+                let sink = create_sink(path, stop.clone())?;
+                (sink, (!device).then(|| path.to_path_buf()))
+            }
+        };
+        Ok(Some((TarFolder::new(Box::new(sink), Path::new(&name), modified_s), made)))
+    }
+}
