@@ -43,4 +43,6 @@ pub use writer::{
 };
 
 #[cfg(test)]
+mod tar_tests;
+#[cfg(test)]
 mod tests;

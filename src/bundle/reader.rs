@@ -41,6 +41,14 @@ impl Bundle {
         Self::open_in(Arc::new(FileFolder::open(path)?))
     }
 
+    /// Whether it is a tar in which no manifest was found: one that was cut off.
+    pub fn is_cut_off(path: &Path) -> Result<bool> {
+        if path.is_dir() || !TarIndex::is_one(path)? {
+            return Ok(false);
+        }
+        Ok(!TarIndex::open(path, is_needed)?.has(MANIFEST_NAME))
+    }
+
     pub fn open_in(folder: Arc<dyn Folder>) -> Result<Self> {
         let manifest = read_manifest(folder.as_ref())?;
         let geometry = manifest.begin.geometry()?;

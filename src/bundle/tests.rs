@@ -26,7 +26,7 @@ fn noise(length: usize, seed: u8) -> Vec<u8> {
 }
 
 /// Noise, text, written zeros, a hole, and an odd tail.
-fn image() -> Vec<u8> {
+pub(super) fn image() -> Vec<u8> {
     let mut bytes = vec![0; SIZE];
     bytes[..1 << 20].copy_from_slice(&noise(1 << 20, 1));
     let text = b"the quick brown fox ".repeat(80_000);
@@ -36,11 +36,11 @@ fn image() -> Vec<u8> {
     bytes
 }
 
-fn source_of(bytes: Vec<u8>) -> ImageSource {
+pub(super) fn source_of(bytes: Vec<u8>) -> ImageSource {
     ImageSource::new(Arc::new(RamDevice::from_bytes(bytes)), BlockSize::DEFAULT).expect("an image")
 }
 
-fn options() -> WriterOptions {
+pub(super) fn options() -> WriterOptions {
     WriterOptions {
         bundle: Uuid::from_u128(0xb0),
         segment_bytes_max: 2 << 20,
@@ -55,7 +55,7 @@ fn make(source: &dyn Source, options: &WriterOptions) -> (RamFolder, BundleRepor
     (folder, report)
 }
 
-fn go_on() -> ControlFlow<()> {
+pub(super) fn go_on() -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -82,7 +82,7 @@ impl Consumer for Collect {
 }
 
 /// What the pieces of a source lay over that ground, and how many were damaged.
-fn restored(source: &dyn PieceSource) -> (Vec<u8>, usize) {
+pub(super) fn restored(source: &dyn PieceSource) -> (Vec<u8>, usize) {
     let ground = vec![0xee; usize::try_from(source.identity().geometry.size()).expect("small")];
     let collect = Collect(RamDevice::from_bytes(ground));
     let mut damaged = 0;

@@ -72,7 +72,8 @@ impl Place {
             }
             Self::Path(path) => Path::new(path),
         };
-        if is_pipe(path) {
+        // What came of a tar that was cut off is of use too.
+        if is_pipe(path) || Bundle::is_cut_off(path)? {
             return stream(open_stream(path, stop.clone())?);
         }
         Ok(OpenedBundle::Whole(Bundle::open(path)?))
