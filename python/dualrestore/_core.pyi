@@ -126,7 +126,7 @@ def bundle_create(
     block_size: int = 4096,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a bundle of an image or a snapshot: a directory, or a tar (new file `.tar`, disk, pipe).
+    """Writes a bundle of an image or a snapshot: a directory, or a tar (new file, disk, pipe).
 
     `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
     segments, seconds}`. The destination must not exist or be an empty directory."""
@@ -152,9 +152,9 @@ def merge(
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, shortfall, seconds}`. `bytes_skipped`: of the selection, because
-    they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`: missing, and
-    after a crash only the link may supply them."""
+    chunks_damaged, bytes_total, bytes_read, shortfall, seconds}`. `bytes_skipped`: of the
+    selection, because they were current. A damaged chunk stays missing and is counted.
+    `bytes_in_doubt`: missing, and after a crash only the link may supply them."""
 
 def merge_check(sources: Sequence[_Place], target: str, map: OverwriteMap) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""

@@ -286,7 +286,10 @@ fn piece_of(descriptor: Descriptor, file: &Arc<dyn FolderFile>, payload: u64) ->
 }
 
 /// The parts of `coverage` that lie in none of `found`; both ascend.
-pub(super) fn gaps(coverage: impl Iterator<Item = ByteRange>, found: &[ByteRange]) -> Vec<ByteRange> {
+pub(super) fn gaps(
+    coverage: impl Iterator<Item = ByteRange>,
+    found: &[ByteRange],
+) -> Vec<ByteRange> {
     let mut gaps = Vec::new();
     for run in coverage {
         let first = found.partition_point(|one| one.end() <= run.offset);

@@ -12,9 +12,7 @@
 use crate::device::TarWalker;
 use crate::error::Result;
 use crate::extent::ByteRange;
-use crate::format::bundle::{
-    Batch, Hash, PAGE_BYTES, Page, Trailer, parse_batch, parse_page_head,
-};
+use crate::format::bundle::{Batch, Hash, PAGE_BYTES, Page, Trailer, parse_batch, parse_page_head};
 use crate::units::Geometry;
 
 /// See the module.

@@ -125,11 +125,13 @@ impl TarStream {
     /// Goes through all of it for the manifest alone.
     pub fn read_manifest(&self) -> Result<Manifest> {
         let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut reading = reading.ok_or_else(|| Error::usage("the tar was gone through already"))?;
+        let mut reading =
+            reading.ok_or_else(|| Error::usage("the tar was gone through already"))?;
         while reading.manifest.is_none() && reading.next_member()? {
             reading.segment = None;
         }
-        let absent = || Error::format("the tar has no manifest.json: it was cut off, or unfinished");
+        let absent =
+            || Error::format("the tar has no manifest.json: it was cut off, or unfinished");
         reading.manifest.ok_or_else(absent)
     }
 
@@ -437,7 +439,9 @@ impl Reading {
         self.close_segment(false)?;
         let mut ending = Ending { blemishes: self.blemishes, ..Ending::default() };
         if self.walker.damaged() > 0 {
-            ending.blemishes.push(format!("{} headers of the tar are damaged", self.walker.damaged()));
+            ending
+                .blemishes
+                .push(format!("{} headers of the tar are damaged", self.walker.damaged()));
         }
         let Some(manifest) = self.manifest else {
             ending.shortfall = Some(Error::integrity(if self.cut_off {
@@ -473,7 +477,8 @@ impl Reading {
                 }
             };
             let content = Content::Missing(why);
-            queue.extend(missing.into_iter().map(|range| Piece { range, content: content.clone() }));
+            queue
+                .extend(missing.into_iter().map(|range| Piece { range, content: content.clone() }));
         }
         if absent > 0 && self.cut_off {
             ending.shortfall = Some(Error::integrity(format!(

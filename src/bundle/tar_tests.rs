@@ -113,7 +113,10 @@ fn what_goes_into_a_tar_comes_out_of_the_stream_and_of_the_file() {
         let bundle = Bundle::open(place.path()).expect("a bundle");
         assert_eq!(restored(&bundle), (image(), 0));
         assert!(bundle.verify(2, &mut |_| go_on()).expect("read").is_whole());
-        assert_eq!(&stream(tar).expect("a bundle").read_manifest().expect("read"), bundle.manifest());
+        assert_eq!(
+            &stream(tar).expect("a bundle").read_manifest().expect("read"),
+            bundle.manifest()
+        );
     }
 }
 

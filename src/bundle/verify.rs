@@ -64,11 +64,7 @@ impl Consumer for Count {
 
 impl Bundle {
     /// Reads and checks everything. Damage is reported, not an error.
-    pub fn verify(
-        &self,
-        threads: usize,
-        progress: OnVerifyProgress<'_>,
-    ) -> Result<VerifyReport> {
+    pub fn verify(&self, threads: usize, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let clock = MonotonicClock::default();
         let began = clock.now();

@@ -42,8 +42,7 @@ pub use opening::OpenOptions;
 pub use pool::WorkerPool;
 pub use ram::RamDevice;
 pub use stream::{
-    ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard,
-    open_stream,
+    ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard, open_stream,
 };
 pub use tar::{Step, TarFolder, TarIndex, TarMember, TarWalker};
 

@@ -213,7 +213,8 @@ pub fn split_path(path: &str) -> Result<(String, String)> {
     if path.starts_with('/') || path.contains('\0') {
         return Err(refused());
     }
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<&str> =
+        path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if parts.contains(&"..") {
         return Err(refused());
     }

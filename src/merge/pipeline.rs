@@ -251,9 +251,8 @@ impl Merge<'_> {
         let filler = Filler { target: self.target, seams, left_over: Mutex::default() };
         pump(source, &filler, threads, |event| self.hear(event, true))?;
         self.report.shortfall = source.shortfall().map(|error| error.to_string());
-        let held = std::mem::take(
-            &mut *filler.left_over.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let held =
+            std::mem::take(&mut *filler.left_over.lock().unwrap_or_else(PoisonError::into_inner));
         let left_over = held.into_iter().any(|run| !self.target.wanted(run).is_empty());
         if left_over && source.is_repeatable() {
             pump(source, &filler, threads, |event| self.hear(event, false))?;

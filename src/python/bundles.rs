@@ -152,10 +152,14 @@ pub fn bundle_show<'py>(py: Python<'py>, place: Place) -> PyResult<Bound<'py, Py
     let mut callback = Callback::new(None);
     let stop = Stop::default();
     let result = py.detach(|| {
-        attended(&stop, || callback.poll(), || match place.open_bundle(&stop)? {
-            OpenedBundle::Whole(bundle) => Ok(bundle.manifest().clone()),
-            OpenedBundle::Stream(stream) => stream.read_manifest(),
-        })
+        attended(
+            &stop,
+            || callback.poll(),
+            || match place.open_bundle(&stop)? {
+                OpenedBundle::Whole(bundle) => Ok(bundle.manifest().clone()),
+                OpenedBundle::Stream(stream) => stream.read_manifest(),
+            },
+        )
     });
     let manifest = callback.result(result)?;
     let manifest = &manifest;

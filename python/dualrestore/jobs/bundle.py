@@ -29,7 +29,7 @@ def create_bundle(
     options: BundleOptions,
     progress: "Progress | None" = None,
 ) -> BundleReport:
-    """Writes a bundle directory, which must not exist or be empty, or a tar (see `write_bundle`)."""
+    """Writes a directory, which must not exist or be empty, or a tar (see `write_bundle`)."""
     if isinstance(source, Path):
         if not source.exists():
             raise UsageError(f"{source}: expected an image to make a bundle of, found nothing")

@@ -102,10 +102,8 @@ impl Folder for TarIndex {
 
     fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
         let absent = || Error::device("open", &IoError::from_raw_os_error(2));
-        let &(position, bytes) = self
-            .members
-            .get(name)
-            .ok_or_else(|| absent().at_path(&self.path.join(name)))?;
+        let &(position, bytes) =
+            self.members.get(name).ok_or_else(|| absent().at_path(&self.path.join(name)))?;
         let path = self.path.join(name);
         Ok(Arc::new(MemberFile { file: Arc::clone(&self.file), path, position, bytes }))
     }
@@ -133,12 +131,14 @@ impl FolderFile for MemberFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let failed = |source: &IoError| {
-            Error::device("read", source).at_path(&self.path).at_offset(offset)
-        };
+        let failed =
+            |source: &IoError| Error::device("read", source).at_path(&self.path).at_offset(offset);
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > self.bytes) {
-            return Err(failed(&IoError::new(IoErrorKind::UnexpectedEof, "the member ends before")));
+            return Err(failed(&IoError::new(
+                IoErrorKind::UnexpectedEof,
+                "the member ends before",
+            )));
         }
         self.file.read_exact_at(buffer, self.position + offset).map_err(|source| failed(&source))
     }
@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn the_files_of_an_archive_are_read_inside_their_members() {
-        let file = written(&[("x/a", b"first"), ("x/b", b"second"), ("other", b"no"), ("x/a", b"3")]);
+        let file =
+            written(&[("x/a", b"first"), ("x/b", b"second"), ("other", b"no"), ("x/a", b"3")]);
         assert!(TarIndex::is_one(file.path()).expect("readable"));
         let index = TarIndex::open(file.path(), |name| name != "other").expect("whole");
         assert!(index.is_whole() && !index.has("other"));

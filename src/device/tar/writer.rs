@@ -126,7 +126,8 @@ impl Folder for TarFolder {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
-        Err(Error::usage("a tar that is being written cannot be read").at_path(&self.path.join(name)))
+        Err(Error::usage("a tar that is being written cannot be read")
+            .at_path(&self.path.join(name)))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
