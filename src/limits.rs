@@ -116,6 +116,11 @@ pub const STORE_RESERVE_BYTES: u64 = 64 << 20;
 /// Preservation warns when less than this part of its file system is free.
 pub const STORE_LOW_PERCENT: u64 = 10;
 
+/// Requests that one ring takes before it is handed to the kernel, and those under way at a time:
+/// runs of 64 KiB in all the memory of a merge, several times over.
+pub const RING_ENTRIES: u32 = 256;
+pub const RING_UNDER_WAY_MAX: usize = 1024;
+
 /// Threads that do device operations, for all volumes of the process together.
 pub const DEVICE_THREADS: usize = 8;
 
@@ -136,8 +141,15 @@ pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
 /// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
 pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
-/// Chunks read ahead of the threads that encode or verify them; 1 or 2 MiB of memory each.
+/// Chunks read ahead of the threads that encode them; 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
+/// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that
+/// wait for a disk; parts of one job (runs of a scattered map).
+pub const JOBS_UNDER_WAY: usize = 16;
+pub const JOB_THREADS: usize = 8;
+pub const JOB_PARTS_MAX: usize = 128;
+/// Jobs that have ended and whose news waits for the caller, who may be waiting for a flush.
+pub const JOB_NEWS_MAX: usize = 1024;
 /// Threads that encode or verify chunks, however many processors there are: eight of them hash
 /// faster than any medium reads.
 pub const BUNDLE_THREADS_MAX: usize = 8;

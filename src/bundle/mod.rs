@@ -9,12 +9,14 @@
 //! | segment | a file of batches, at most 1 GiB, immutable once closed |
 //! | stream | a bundle as a tar, read once as it comes |
 //! | piece | a chunk on its way out of a bundle or an image |
-//! | pump | read-ahead and verification of pieces, for merging and verifying alike |
+//! | pump | reading and verifying of pieces, for merging and verifying alike |
+//! | plan, job, slot | which pieces go through memory together, and the memory |
 
 mod assemble;
 mod encode;
 mod members;
 mod pieces;
+mod plan;
 mod pump;
 mod reader;
 mod segment_reader;
@@ -24,18 +26,19 @@ mod snapshot_source;
 mod source;
 mod tar_stream;
 mod verify;
+mod worker;
 mod writer;
 
 pub use encode::{Compression, is_zero};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
-    Consumer, Event, MEMORY_BYTES as READ_MEMORY_BYTES, MEMORY_BYTES_PER_THREAD, Opened, Outcome,
-    run, threads_default,
+    Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
+    threads_default,
 };
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};
-pub use tar_stream::{MEMORY_BYTES as STREAM_MEMORY_BYTES, TarStream};
+pub use tar_stream::TarStream;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::bundle::source::Identity;
-use crate::device::{Device, FolderFile, Lent};
+use crate::device::{Device, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{ChunkKind, Descriptor, padded};
@@ -20,9 +20,6 @@ pub enum Content {
     Zero,
     /// A chunk of a bundle, stored at that position of the file.
     Stored { file: Arc<dyn FolderFile>, position: u64, descriptor: Descriptor },
-    /// A chunk of a bundle whose stored form was read already, from what can be read only once;
-    /// it begins at that place of the buffer.
-    Held { bytes: Arc<Lent>, at: usize, descriptor: Descriptor },
     /// Bytes of a plain image, which carries no checksums.
     Plain(Arc<dyn Device>),
     /// Promised by the source, but damaged or never read; the text says which.
@@ -38,23 +35,22 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Bytes of its stored form; 0 if there is none.
+    /// Bytes that `read` fetches; 0 if there is nothing to read.
     #[must_use]
-    pub fn bytes_stored(&self) -> usize {
+    pub fn bytes_to_read(&self) -> usize {
         let length = match &self.content {
-            Content::Stored { descriptor, .. } | Content::Held { descriptor, .. } => {
-                padded(descriptor.stored_bytes.into())
-            }
+            Content::Stored { descriptor, .. } => padded(descriptor.stored_bytes.into()),
             Content::Plain(_) => self.range.length,
             Content::Zero | Content::Missing(_) => 0,
         };
         usize::try_from(length).expect("a piece with bytes is at most 1 MiB")
     }
 
-    /// Bytes that `read` fetches; 0 if there is nothing to read.
+    /// Whether its bytes are another stretch of memory than its stored form.
     #[must_use]
-    pub fn bytes_to_read(&self) -> usize {
-        if matches!(self.content, Content::Held { .. }) { 0 } else { self.bytes_stored() }
+    pub fn unpacks(&self) -> bool {
+        matches!(&self.content, Content::Stored { descriptor, .. }
+            if descriptor.kind == ChunkKind::Zstd)
     }
 
     /// Fetches the stored form into a buffer of `bytes_to_read`.
@@ -63,26 +59,23 @@ impl Piece {
         match &self.content {
             Content::Stored { file, position, .. } => file.read_at(*position, stored),
             Content::Plain(device) => device.read_at(self.range.offset, stored),
-            Content::Held { .. } | Content::Zero | Content::Missing(_) => Ok(()),
+            Content::Zero | Content::Missing(_) => Ok(()),
         }
     }
 
-    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself, where the
-    /// piece holds them, or unpacked into `plain` (at least as long as the piece).
+    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself or unpacked
+    /// into `plain` (at least as long as the piece, if it unpacks).
     pub fn open<'b>(
-        &'b self,
+        &self,
         opener: &mut Opener,
         stored: &'b [u8],
         plain: &'b mut [u8],
     ) -> Result<&'b [u8]> {
         let length = usize::try_from(self.range.length).expect("a piece with bytes is small");
+        let length = if self.unpacks() { length } else { 0 };
         match &self.content {
             Content::Stored { descriptor, .. } => {
                 opener.open(descriptor, stored, &mut plain[..length])
-            }
-            Content::Held { bytes, at, descriptor } => {
-                let held = &bytes[*at..][..self.bytes_stored()];
-                opener.open(descriptor, held, &mut plain[..length])
             }
             Content::Plain(_) => Ok(stored),
             Content::Zero | Content::Missing(_) => Err(Error::usage("the piece has no bytes")),
@@ -142,6 +135,8 @@ pub trait PieceSource: Send + Sync + Debug {
     fn identity(&self) -> Identity;
     /// Bytes of the volume that it covers: the sum of all pieces.
     fn bytes_total(&self) -> u64;
+    /// Whether reads of it usually return without waiting, as `Device::answers_at_once`.
+    fn answers_at_once(&self) -> bool;
     /// All pieces, in the order in which the medium is best read. An error ends it.
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_>;
 

@@ -184,6 +184,10 @@ impl PieceSource for Bundle {
         runs.map(|run| run.1 - run.0).sum()
     }
 
+    fn answers_at_once(&self) -> bool {
+        self.folder.answers_at_once()
+    }
+
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_> {
         Box::new(Pieces {
             bundle: self,

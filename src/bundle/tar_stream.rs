@@ -9,8 +9,8 @@
 //!
 //! Guarantees: the identity is known before the first piece is given, and no piece of another
 //! bundle follows; members may come in any order; what did not come, or came damaged, is given as
-//! missing once the manifest has told of it (law 8); memory is `MEMORY_BYTES`, the manifest, and
-//! the runs of damaged segments.
+//! missing once the manifest has told of it (law 8); memory is that of the chunks that a pump holds,
+//! a group of them, the manifest, and the runs of damaged segments.
 //! Does not know: targets.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,7 +23,7 @@ use super::pieces::{Content, Piece, PieceSource};
 use super::reader::gaps;
 use super::segment_stream::{SeenSegment, SegmentStream};
 use super::source::Identity;
-use crate::device::{BufferPool, ByteStream, Step, Stop, TarMember, TarWalker};
+use crate::device::{AlignedBuffer, ByteStream, FolderFile, Step, Stop, TarMember, TarWalker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
@@ -33,11 +33,10 @@ use crate::limits::{
     BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX,
 };
 
-/// Chunks that come one after the other share a buffer: one huge page.
-const BUFFER_BYTES: usize = 2 << 20;
-const BUFFERS: usize = 16;
-/// Memory of the chunks that came and are not yet done with.
-pub const MEMORY_BYTES: usize = BUFFERS * BUFFER_BYTES;
+/// Small chunks that come one after the other are read together.
+const GROUP_BYTES: usize = 1 << 20;
+/// From this length on a chunk is read into memory of its own at once.
+const LARGE_BYTES: usize = 128 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -72,8 +71,7 @@ impl TarStream {
     pub fn open(stream: Box<dyn ByteStream>, name: &str, stop: Stop) -> Result<Self> {
         let mut reading = Reading {
             walker: TarWalker::new(stream),
-            stop: stop.clone(),
-            pool: BufferPool::new(BUFFERS, BUFFER_BYTES),
+            small: Vec::new(),
             known: None,
             folder: None,
             begin: None,
@@ -158,6 +156,11 @@ impl PieceSource for TarStream {
         Box::new(Pieces { source: self, reading, queue: VecDeque::new() })
     }
 
+    fn answers_at_once(&self) -> bool {
+        // So that of the workers only the one that plans waits for the stream.
+        true
+    }
+
     fn is_repeatable(&self) -> bool {
         false
     }
@@ -168,6 +171,31 @@ impl PieceSource for TarStream {
 
     fn interrupt(&self) {
         self.stop.now();
+    }
+}
+
+/// The stored form of a chunk that came, to be read like one on a disk.
+#[derive(Debug)]
+struct Came(AlignedBuffer);
+
+impl FolderFile for Came {
+    fn length(&self) -> Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let part = start.checked_add(buffer.len()).and_then(|end| self.0.get(start..end));
+        buffer.copy_from_slice(part.ok_or_else(|| Error::usage("outside of the chunk"))?);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> Result<()> {
+        Err(Error::usage("what came through a pipe cannot be written to"))
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -211,8 +239,8 @@ type Rest = std::iter::Peekable<std::vec::IntoIter<Descriptor>>;
 #[derive(Debug)]
 struct Reading {
     walker: TarWalker,
-    stop: Stop,
-    pool: BufferPool,
+    /// Small chunks on their way.
+    small: Vec<u8>,
     known: Option<Known>,
     /// The directory of the tar that the bundle lies in.
     folder: Option<String>,
@@ -246,38 +274,48 @@ impl Reading {
         Ok(true)
     }
 
-    /// Reads the stored forms of the next chunks into one buffer. `false` if not all of them came.
+    /// Reads the stored forms of the next chunks: one that is large, or several small ones. `false`
+    /// if not all of them came.
     fn give_group(&mut self, rest: &mut Rest, queue: &mut VecDeque<Piece>) -> Result<bool> {
         let segment = self.segment.as_mut().expect("a batch is of a segment");
         let mut group = Vec::new();
         let mut bytes = 0;
         while let Some(next) = rest.peek() {
             let length = padded(next.stored_bytes.into()) as usize;
-            if bytes + length > BUFFER_BYTES {
+            if bytes > 0 && (length >= LARGE_BYTES || bytes + length > GROUP_BYTES) {
                 break;
             }
-            group.push((bytes, *next));
+            group.push((bytes..bytes + length, *next));
             bytes += length;
             rest.next();
+            if length >= LARGE_BYTES {
+                break;
+            }
         }
-        let mut came = 0;
-        let mut held = None;
-        if bytes > 0 {
-            let mut buffer = self.pool.take(&self.stop)?;
-            came = segment.read_payload(&mut self.walker, &mut buffer[..bytes])?;
-            held = Some(Arc::new(buffer));
-        }
+        let mut large = None;
+        let came = if bytes >= LARGE_BYTES && group.last().is_some_and(|(at, _)| at.len() == bytes)
+        {
+            let mut memory = AlignedBuffer::zeroed(bytes);
+            let came = segment.read_payload(&mut self.walker, &mut memory)?;
+            large = Some(memory);
+            came
+        } else {
+            self.small.resize(bytes, 0);
+            segment.read_payload(&mut self.walker, &mut self.small)?
+        };
         for (at, descriptor) in group {
-            if at + padded(descriptor.stored_bytes.into()) as usize > came {
+            if at.end > came {
                 break;
             }
             segment.found(descriptor.range);
-            let content = match (descriptor.kind, &held) {
-                (ChunkKind::Data | ChunkKind::Zstd, Some(held)) => {
-                    Content::Held { bytes: Arc::clone(held), at, descriptor }
+            let content = match descriptor.kind {
+                ChunkKind::Data | ChunkKind::Zstd => {
+                    let bytes = large.take();
+                    let bytes = bytes.unwrap_or_else(|| AlignedBuffer::from_slice(&self.small[at]));
+                    Content::Stored { file: Arc::new(Came(bytes)), position: 0, descriptor }
                 }
-                (ChunkKind::Zero, _) => Content::Zero,
-                _ => Content::Missing("its source could not be read"),
+                ChunkKind::Zero => Content::Zero,
+                ChunkKind::Unreadable => Content::Missing("its source could not be read"),
             };
             queue.push_back(Piece { range: descriptor.range, content });
         }
@@ -303,7 +341,7 @@ impl Reading {
 
     /// Goes to the next member that concerns us. `false` at the end of the tar.
     fn next_member(&mut self) -> Result<bool> {
-        let member = match self.walker.next()? {
+        let member = match self.walker.next_member()? {
             Step::Member(member) => member,
             Step::End => return Ok(false),
             Step::CutOff => {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::tests::{go_on, image, options, restored, source_of};
 use super::*;
-use crate::device::{ByteSink, ByteStream, Folder, Stop, TarFolder, TarIndex};
+use crate::device::{ByteSink, ByteStream, Engine, Folder, Stop, TarFolder, TarIndex};
 use crate::error::{ErrorKind, Result};
 use crate::format::tar::{encode_end, encode_member};
 
@@ -44,12 +44,19 @@ fn tar_of(options: &WriterOptions) -> Vec<u8> {
     let tar = TarFolder::new(Box::new(sink.clone()), Path::new("tar"), 7);
     BundleWriter::create_in(&tar, &source_of(image()), options, &mut |_| go_on()).expect("made");
     tar.finish().expect("ended");
-    let bytes = sink.0.lock().expect("whole").clone();
-    bytes
+    std::mem::take(&mut *sink.0.lock().expect("whole"))
 }
 
 fn stream(bytes: Vec<u8>) -> Result<TarStream> {
     TarStream::open(Box::new(Trickle(Cursor::new(bytes), 1)), "memory", Stop::default())
+}
+
+fn crew() -> Crew {
+    Crew { engine: Engine::Threads, threads: 2 }
+}
+
+fn verified(bytes: Vec<u8>) -> Result<VerifyReport> {
+    stream(bytes)?.verify(crew(), &mut |_| go_on())
 }
 
 /// Name, header and payload of each member.
@@ -59,7 +66,7 @@ fn members(tar: &[u8]) -> Vec<(String, std::ops::Range<usize>, std::ops::Range<u
     let mut walker = crate::device::TarWalker::new(Box::new(Cursor::new(tar.to_vec())));
     let mut found = Vec::new();
     let mut at = 0;
-    while let crate::device::Step::Member(member) = walker.next().expect("whole") {
+    while let crate::device::Step::Member(member) = walker.next_member().expect("whole") {
         let payload = member.position as usize..(member.position + member.bytes) as usize;
         let end = payload.end.next_multiple_of(512);
         found.push((member.name, at..payload.start, payload));
@@ -105,14 +112,14 @@ fn what_goes_into_a_tar_comes_out_of_the_stream_and_of_the_file() {
         assert_eq!(restored(&source), (image(), 0));
         assert!(source.shortfall().is_none() && source.blemishes().is_empty());
         assert_eq!(restored(&source).0, vec![0xee; image().len()], "it can be read only once");
-        let report = stream(tar.clone()).expect("a bundle").verify(2, &mut |_| go_on());
+        let report = verified(tar.clone());
         let report = report.expect("gone through");
         assert!(report.is_whole() && report.bytes == image().len() as u64, "{report:?}");
         let place = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(place.path(), &tar).expect("written");
         let bundle = Bundle::open(place.path()).expect("a bundle");
         assert_eq!(restored(&bundle), (image(), 0));
-        assert!(bundle.verify(2, &mut |_| go_on()).expect("read").is_whole());
+        assert!(bundle.verify(crew(), &mut |_| go_on()).expect("read").is_whole());
         assert_eq!(
             &stream(tar).expect("a bundle").read_manifest().expect("read"),
             bundle.manifest()
@@ -251,7 +258,7 @@ fn a_merge_of_a_stream_that_stalls_can_be_stopped() {
     let stop = Stop::default();
     let stalled = Stalled(Cursor::new(half), stop.clone());
     let source = TarStream::open(Box::new(stalled), "memory", stop).expect("a bundle");
-    let stopped = source.verify(1, &mut |state| {
+    let stopped = source.verify(crew(), &mut |state| {
         if state.bytes_done > 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert_eq!(stopped.expect_err("stopped").kind(), ErrorKind::Interrupted);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::*;
-use crate::device::{Device, FileFolder, Folder, RamDevice, RamFolder};
+use crate::device::{Device, Engine, FileFolder, Folder, RamDevice, RamFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::PAGE_BYTES;
@@ -63,21 +63,29 @@ fn open(folder: &RamFolder) -> Result<Bundle> {
     Bundle::open_in(Arc::new(folder.clone()))
 }
 
+const CREW: Crew = Crew { engine: Engine::Threads, threads: 2 };
+
 /// Lays every verified piece over a ground of 0xee; what no piece gave stays that.
 struct Collect(RamDevice);
 
 impl Consumer for Collect {
+    type Claim = ();
     type Note = ();
 
-    fn wants(&self, _: ByteRange) -> bool {
-        true
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        vec![range]
     }
 
-    fn consume(&self, range: ByteRange, opened: Opened<'_>) -> Result<()> {
+    fn begin(&self, range: ByteRange, opened: Opened<'_>) -> Result<Begun<(), ()>> {
         match opened {
             Opened::Zero => self.0.zero_at(range.offset, range.length),
             Opened::Bytes(bytes) => self.0.write_at(range.offset, bytes),
-        }
+        }?;
+        Ok(Begun::Done(()))
+    }
+
+    fn end(&self, (): (), result: Result<()>) -> Result<()> {
+        result
     }
 }
 
@@ -86,9 +94,8 @@ pub(super) fn restored(source: &dyn PieceSource) -> (Vec<u8>, usize) {
     let ground = vec![0xee; usize::try_from(source.identity().geometry.size()).expect("small")];
     let collect = Collect(RamDevice::from_bytes(ground));
     let mut damaged = 0;
-    run(source, &collect, 2, |event| {
-        damaged +=
-            usize::from(event.is_some_and(|event| matches!(event.outcome, Outcome::Damaged(_))));
+    run(source, &collect, CREW, |events| {
+        damaged += events.iter().filter(|one| matches!(one.outcome, Outcome::Damaged(_))).count();
         Ok(go_on())
     })
     .expect("gone through");
@@ -96,7 +103,7 @@ pub(super) fn restored(source: &dyn PieceSource) -> (Vec<u8>, usize) {
 }
 
 fn verified(bundle: &Bundle) -> VerifyReport {
-    bundle.verify(2, &mut |_| go_on()).expect("gone through")
+    bundle.verify(CREW, &mut |_| go_on()).expect("gone through")
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use super::pieces::PieceSource;
-use super::pump::{Consumer, Event, Opened, Outcome, run};
+use super::pump::{Begun, Consumer, Crew, Event, Opened, Outcome, run};
 use super::reader::Bundle;
 use super::tar_stream::TarStream;
 use super::writer::push_run;
@@ -51,30 +51,35 @@ pub type OnVerifyProgress<'a> = &'a mut dyn FnMut(&VerifyProgress) -> ControlFlo
 struct Count;
 
 impl Consumer for Count {
+    type Claim = ();
     type Note = ();
 
-    fn wants(&self, _: ByteRange) -> bool {
-        true
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        vec![range]
     }
 
-    fn consume(&self, _: ByteRange, _: Opened<'_>) -> Result<()> {
-        Ok(())
+    fn begin(&self, _: ByteRange, _: Opened<'_>) -> Result<Begun<(), ()>> {
+        Ok(Begun::Done(()))
+    }
+
+    fn end(&self, (): (), result: Result<()>) -> Result<()> {
+        result
     }
 }
 
 impl Bundle {
     /// Reads and checks everything. Damage is reported, not an error.
-    pub fn verify(&self, threads: usize, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
-        let mut report = VerifyReport::default();
+    pub fn verify(&self, crew: Crew, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
         let clock = MonotonicClock::default();
         let began = clock.now();
+        let mut report = VerifyReport::default();
         for segment in self.segments() {
             self.check_pages(segment, &mut report.blemishes)?;
         }
         if let Err(error) = self.check_begin() {
             report.blemishes.push(format!("manifest.begin.json: {error}"));
         }
-        verify_pieces(self, threads, &mut report, progress)?;
+        verify_pieces(self, crew, &mut report, progress)?;
         report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
         Ok(report)
     }
@@ -96,11 +101,11 @@ impl Bundle {
 
 impl TarStream {
     /// Reads and checks everything that comes. Damage, and what does not come, is reported.
-    pub fn verify(&self, threads: usize, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
+    pub fn verify(&self, crew: Crew, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let clock = MonotonicClock::default();
         let began = clock.now();
-        verify_pieces(self, threads, &mut report, progress)?;
+        verify_pieces(self, crew, &mut report, progress)?;
         report.blemishes = self.blemishes();
         report.blemishes.extend(self.shortfall().map(|error| error.to_string()));
         report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
@@ -110,7 +115,7 @@ impl TarStream {
 
 fn verify_pieces(
     source: &dyn PieceSource,
-    threads: usize,
+    crew: Crew,
     report: &mut VerifyReport,
     progress: OnVerifyProgress<'_>,
 ) -> Result<()> {
@@ -118,8 +123,8 @@ fn verify_pieces(
     let mut told = None;
     let mut state =
         VerifyProgress { bytes_total: source.bytes_total(), ..VerifyProgress::default() };
-    run(source, &Count, threads, |event| {
-        if let Some(Event { range, outcome, .. }) = event {
+    run(source, &Count, crew, |events| {
+        for Event { range, chunks, outcome, .. } in events {
             state.bytes_done += range.length;
             match outcome {
                 Outcome::Damaged(_) => {
@@ -128,7 +133,7 @@ fn verify_pieces(
                     push_run(&mut report.damaged, range);
                 }
                 Outcome::Consumed(()) | Outcome::Unwanted => {
-                    report.chunks += 1;
+                    report.chunks += chunks;
                     report.bytes += range.length;
                 }
             }

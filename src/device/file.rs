@@ -16,6 +16,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -27,9 +28,10 @@ use rustix::io::Errno;
 use super::direct::{Alignment, BOUNCE_BYTES, direct_alignment};
 use super::mounted::{refuse_if_mounted, refuse_if_read_only};
 use super::opening::{
-    OpenOptions, check_size, failed, flush_directory_of, lock, missing, open_file, wrong_type,
+    OpenOptions, check_size, failed, flush_directory_of, lock, missing, open_file, suits_direct,
+    wrong_type,
 };
-use super::{AlignedBuffer, Device};
+use super::{Access, AlignedBuffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 
@@ -149,6 +151,24 @@ impl FileDevice {
             rewriting: Mutex::new(()),
             zeroing: AtomicU8::new(0),
         })
+    }
+
+    /// For moving much at a time: past the page cache where the file system can do that and the
+    /// page cache is not its only home.
+    pub fn open_for_bulk(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let buffered = Self::open(path, options)?;
+        if !suits_direct(&buffered.file) {
+            return Ok(buffered);
+        }
+        // The lock is the open file's own: released before it is taken again.
+        drop(buffered);
+        match Self::open(path, OpenOptions { direct: true, ..options }) {
+            Err(error) if error.errno() == Some(Errno::INVAL.raw_os_error()) => {
+                Self::open(path, options)
+            }
+            opened => opened,
+        }
     }
 
     #[must_use]
@@ -383,6 +403,16 @@ impl Device for FileDevice {
 
     fn answers_at_once(&self) -> bool {
         self.direct.is_none()
+    }
+
+    fn direct(&self, access: Access, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {
+        let alignment = self.direct?;
+        let length = memory.len();
+        let allowed = access == Access::Read || self.check_writable("write").is_ok();
+        let suits = alignment.fits(offset, memory)
+            && self.check_range(offset, length as u64).is_ok()
+            && self.split_at_tail(alignment, offset, length) == length;
+        (allowed && suits).then(|| self.file.as_fd())
     }
 }
 

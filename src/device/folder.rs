@@ -16,11 +16,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind as IoErrorKind};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use rustix::fs::OFlags;
+
+use super::opening::suits_direct;
 use crate::error::{Error, Result};
+
+/// What direct I/O is aligned to here: members are laid out in pages.
+const PAGE: u64 = 4096;
 
 /// One file of a folder. It grows as it is written.
 pub trait FolderFile: Send + Sync + Debug {
@@ -30,6 +37,12 @@ pub trait FolderFile: Send + Sync + Debug {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
     /// Afterwards everything written before is durable.
     fn flush(&self) -> Result<()>;
+
+    /// See `Device::direct`; for reading only.
+    fn direct(&self, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {
+        let (_by_nobody, _else) = (offset, memory);
+        None
+    }
 }
 
 /// See the module.
@@ -45,6 +58,10 @@ pub trait Folder: Send + Sync + Debug {
     fn rename(&self, from: &str, to: &str) -> Result<()>;
     /// Afterwards the names are durable.
     fn flush(&self) -> Result<()>;
+    /// Whether reads usually return without waiting for a medium, as `Device::answers_at_once`.
+    fn answers_at_once(&self) -> bool {
+        true
+    }
 }
 
 pub(super) fn checked<'a>(folder: &Path, name: &'a str) -> Result<&'a str> {
@@ -154,14 +171,14 @@ impl Folder for FileFolder {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|source| Error::device("create", &source).at_path(&path))?;
         self.created().insert(name.to_owned());
-        Ok(Arc::new(DiskFile { file, path }))
+        Ok(Arc::new(DiskFile::new(file, path)))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
         let path = self.member(name)?;
         let file = File::open(&path);
         let file = file.map_err(|source| Error::device("open", &source).at_path(&path))?;
-        Ok(Arc::new(DiskFile { file, path }))
+        Ok(Arc::new(DiskFile::new(file, path)))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
@@ -177,15 +194,47 @@ impl Folder for FileFolder {
     fn flush(&self) -> Result<()> {
         flush_directory(&self.path)
     }
+
+    fn answers_at_once(&self) -> bool {
+        File::open(&self.path).is_ok_and(|directory| !suits_direct(&directory))
+    }
 }
 
 #[derive(Debug)]
-struct DiskFile {
+pub(super) struct DiskFile {
     file: File,
+    /// The same file past the page cache, where its file system can do that.
+    direct: Option<File>,
     path: PathBuf,
 }
 
 impl DiskFile {
+    pub(super) fn new(file: File, path: PathBuf) -> Self {
+        let direct = if suits_direct(&file) {
+            let flags = OFlags::DIRECT.bits() as i32;
+            let writable = rustix::fs::fcntl_getfl(&file).is_ok_and(|f| f.contains(OFlags::RDWR));
+            OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&path).ok()
+        } else {
+            None
+        };
+        Self { file, direct, path }
+    }
+
+    pub(super) fn answers_at_once(&self) -> bool {
+        self.direct.is_none()
+    }
+
+    /// The descriptor for a request.
+    fn suited(&self, offset: u64, memory: &[u8]) -> &File {
+        let aligned = offset.is_multiple_of(PAGE) && memory.len().is_multiple_of(PAGE as usize);
+        match &self.direct {
+            Some(direct) if aligned && memory.as_ptr().addr().is_multiple_of(PAGE as usize) => {
+                direct
+            }
+            _ => &self.file,
+        }
+    }
+
     fn failed(&self, operation: &'static str, source: &IoError) -> Error {
         Error::device(operation, source).at_path(&self.path)
     }
@@ -198,19 +247,24 @@ impl FolderFile for DiskFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.file
+        self.suited(offset, buffer)
             .read_exact_at(buffer, offset)
             .map_err(|source| self.failed("read", &source).at_offset(offset))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.file
+        self.suited(offset, data)
             .write_all_at(data, offset)
             .map_err(|source| self.failed("write", &source).at_offset(offset))
     }
 
     fn flush(&self) -> Result<()> {
         self.file.sync_all().map_err(|source| self.failed("flush", &source))
+    }
+
+    fn direct(&self, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {
+        let direct = self.direct.as_ref()?;
+        std::ptr::eq(self.suited(offset, memory), direct).then(|| direct.as_fd())
     }
 }
 

@@ -7,8 +7,9 @@
 //! | `FaultyDevice` | `faulty.rs` | any device, with errors injected by a plan |
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
-//! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`), and
-//! `WorkerPool`, the threads that do device operations.
+//! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
+//! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where
+//! state is kept (`directory.rs`, `crashing_directory.rs`), and `WorkerPool`, the threads that do device operations.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -20,15 +21,17 @@ mod directory;
 mod faulty;
 mod file;
 mod folder;
-mod lending;
 mod mounted;
 mod opening;
 mod pool;
+mod queue;
 mod ram;
 mod stream;
 mod tar;
+mod uring;
 
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 
 pub use buffer::{AlignedBuffer, Payload};
 pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
@@ -37,14 +40,15 @@ pub use directory::{Directory, FileDirectory, Space};
 pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
 pub use file::FileDevice;
 pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
-pub use lending::{BufferPool, Lent};
 pub use opening::OpenOptions;
 pub use pool::WorkerPool;
+pub use queue::{Access, BlockingQueue, Done, Engine, Place, Queue, Request};
 pub use ram::RamDevice;
 pub use stream::{
     ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard, open_stream,
 };
 pub use tar::{Step, TarFolder, TarIndex, TarMember, TarWalker};
+pub use uring::RingQueue;
 
 use crate::error::Result;
 use crate::extent::ByteRange;
@@ -79,6 +83,13 @@ pub trait Device: Send + Sync + Debug {
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
         let rest = self.size().saturating_sub(offset);
         Ok((rest > 0).then_some(ByteRange::new(offset, rest)))
+    }
+
+    /// A descriptor on which the kernel may be given exactly this request beside us, if there is
+    /// one: open past the page cache, allowed, inside and aligned as it must be.
+    fn direct(&self, access: Access, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {
+        let (_by_nobody, _else, _here) = (access, offset, memory);
+        None
     }
 
     /// Whether reads and writes usually return without waiting for a disk (memory, page cache), so

@@ -92,6 +92,15 @@ pub(super) fn open_file(
     })
 }
 
+/// Whether a file may gain by `O_DIRECT`: not where its pages are its only home.
+pub(super) fn suits_direct(file: &File) -> bool {
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    // The field is signed on some platforms and 32 bits wide on others.
+    let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u64 & 0xffff_ffff);
+    kind.is_ok_and(|kind| kind != TMPFS && kind != RAMFS)
+}
+
 pub(super) fn lock(file: &File, shared: bool) -> Result<()> {
     let operation = match shared {
         true => FlockOperation::NonBlockingLockShared,

@@ -67,6 +67,12 @@ struct CapturedPage {
 }
 
 impl Capture {
+    /// Pages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()

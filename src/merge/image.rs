@@ -59,6 +59,10 @@ impl PieceSource for ImagePieces {
         self.device.size()
     }
 
+    fn answers_at_once(&self) -> bool {
+        self.device.answers_at_once()
+    }
+
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_> {
         let mut at = 0;
         let mut data = Some(ByteRange::default());

@@ -8,7 +8,7 @@ mod target;
 pub use crate::bundle::PieceSource as MergeSource;
 pub use image::ImagePieces;
 pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, check_all, run};
-pub use target::{MergeTarget, OfflineTarget, TargetIdentity};
+pub use target::{Claim, MergeTarget, OfflineTarget, TargetIdentity};
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,8 @@
 //! | step | where | law |
 //! |---|---|---|
 //! | identity compared | here, before anything is read | 7 |
-//! | pieces with nothing wanted skipped, the others read ahead | reading thread | |
-//! | verified, unpacked | verifying threads | 9 |
-//! | claimed, re-checked, written, marked | the target, on the same threads | 4 |
+//! | what is not wanted passed over, the rest read and verified | the pump's workers | 9 |
+//! | claimed and re-checked, written, marked | the target, the pump's queues, the target | 4 |
 //! | blocks that no bundle may supply after a crash brought over the link | the target | 5 |
 //! | made durable every `MERGE_COMMIT_BYTES` or `MERGE_COMMIT_MS` | the caller's thread | 2 |
 //! | pieces that others held meanwhile gone through once more | | |
@@ -18,9 +17,12 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
 use super::seams::{Seams, cut};
-use super::target::{MergeTarget, TargetIdentity};
-use crate::bundle::{Consumer, Event, Identity, Opened, Outcome, PieceSource, run as pump};
+use super::target::{Claim, MergeTarget, TargetIdentity};
+use crate::bundle::{
+    Begun, Consumer, Crew, Event, Identity, Opened, Outcome, PieceSource, run as pump,
+};
 use crate::clock::{Instant, MonotonicClock};
+use crate::device::Engine;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::limits::{MERGE_COMMIT_BYTES, MERGE_COMMIT_MS, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX};
@@ -29,13 +31,15 @@ use crate::units::Geometry;
 /// How a merge is done.
 #[derive(Clone, Copy, Debug)]
 pub struct MergeOptions {
-    /// Threads that verify, unpack and write.
+    /// Threads that verify and unpack.
     pub threads: usize,
+    /// `None`: the one that suits the source and the target.
+    pub engine: Option<Engine>,
 }
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { threads: crate::bundle::threads_default() }
+        Self { threads: crate::bundle::threads_default(), engine: None }
     }
 }
 
@@ -75,6 +79,8 @@ pub struct MergeReport {
     /// Why less came than the source holds: it was cut off, and what came was merged.
     pub shortfall: Option<String>,
     pub seconds: f64,
+    /// What carried out the reads and writes.
+    pub engine: &'static str,
 }
 
 /// Merges all of the source. See the module.
@@ -100,7 +106,10 @@ pub fn run(
         state: MergeProgress { bytes_total: source.bytes_total(), ..MergeProgress::default() },
         report: MergeReport::default(),
     };
-    let done = merge.passes(source, options.threads);
+    let at_once = source.answers_at_once() || target.device().answers_at_once();
+    let engine = options.engine.unwrap_or_else(|| Engine::suited_to(at_once));
+    merge.report.engine = engine.name();
+    let done = merge.passes(source, Crew { engine, threads: options.threads });
     // What was filled is kept, however it ended.
     let committed = target.commit();
     done?;
@@ -191,46 +200,90 @@ struct Filler<'a> {
 }
 
 impl Filler<'_> {
-    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<Filled> {
-        let written = self.target.fill(blocks, bytes)?;
+    fn note_left_over(&self, blocks: BlockRange) {
         if !self.target.wanted(blocks).is_empty() {
             let mut left_over = self.left_over.lock().unwrap_or_else(PoisonError::into_inner);
             if left_over.len() < REPORT_RUNS_MAX {
                 left_over.push(blocks);
             }
         }
+    }
+
+    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<Filled> {
+        let written = self.target.fill(blocks, bytes)?;
+        self.note_left_over(blocks);
         Ok(Filled { written, zeroed: if bytes.is_none() { written } else { 0 } })
     }
-}
 
-impl Consumer for Filler<'_> {
-    type Note = Filled;
-
-    fn wants(&self, range: ByteRange) -> bool {
-        !self.target.wanted(self.target.geometry().touched(range)).is_empty()
-    }
-
-    fn consume(&self, range: ByteRange, opened: Opened<'_>) -> Result<Filled> {
-        let bytes = match opened {
-            Opened::Zero => None,
-            Opened::Bytes(bytes) => Some(bytes),
-        };
-        let part = |part: ByteRange| {
-            let start = (part.offset - range.offset) as usize;
-            bytes.map(|bytes| &bytes[start..][..part.length as usize])
-        };
-        let cut = cut(range, self.target.geometry());
+    /// Parts of blocks, which their neighbours make whole.
+    fn fill_edges(
+        &self,
+        range: ByteRange,
+        edges: [Option<ByteRange>; 2],
+        bytes: Option<&[u8]>,
+    ) -> Result<Filled> {
         let mut filled = Filled::default();
-        if !cut.blocks.is_empty() {
-            let whole = self.target.geometry().bytes_of(cut.blocks);
-            filled = self.fill(cut.blocks, part(whole))?;
-        }
-        for edge in cut.edges.into_iter().flatten() {
-            if let Some((block, bytes)) = self.seams.add(edge, part(edge)) {
+        for edge in edges.into_iter().flatten() {
+            let start = (edge.offset - range.offset) as usize;
+            let part = bytes.map(|bytes| &bytes[start..][..edge.length as usize]);
+            if let Some((block, bytes)) = self.seams.add(edge, part) {
                 filled.written += self.fill(block, Some(&bytes))?.written;
             }
         }
         Ok(filled)
+    }
+}
+
+/// A claim that is being written, the blocks of its piece, and what was filled beside it.
+struct Filling {
+    claim: Claim,
+    blocks: BlockRange,
+    bytes: u64,
+    edges: Filled,
+}
+
+impl Consumer for Filler<'_> {
+    type Claim = Filling;
+    type Note = Filled;
+
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        let geometry = self.target.geometry();
+        let runs = self.target.wanted(geometry.touched(range)).into_iter();
+        runs.filter_map(|run| geometry.bytes_of(run).intersect(range)).collect()
+    }
+
+    fn begin(&self, range: ByteRange, opened: Opened<'_>) -> Result<Begun<Filling, Filled>> {
+        let geometry = self.target.geometry();
+        let cut = cut(range, geometry);
+        let bytes = match opened {
+            Opened::Zero => None,
+            Opened::Bytes(bytes) => Some(bytes),
+        };
+        let edges = self.fill_edges(range, cut.edges, bytes)?;
+        if cut.blocks.is_empty() {
+            return Ok(Begun::Done(edges));
+        }
+        if bytes.is_none() {
+            let Filled { written, zeroed } = self.fill(cut.blocks, None)?;
+            return Ok(Begun::Done(Filled { written: written + edges.written, zeroed }));
+        }
+        let claim = self.target.claim(cut.blocks)?;
+        if claim.runs.is_empty() {
+            self.note_left_over(cut.blocks);
+            return Ok(Begun::Done(edges));
+        }
+        let runs: Vec<_> = claim.runs.iter().map(|run| geometry.bytes_of(*run)).collect();
+        let bytes = runs.iter().map(|run| run.length).sum();
+        let filling = Filling { claim, blocks: cut.blocks, bytes, edges };
+        Ok(Begun::Writing { claim: filling, device: self.target.device(), runs })
+    }
+
+    fn end(&self, filling: Filling, result: Result<()>) -> Result<Filled> {
+        self.target.settle(filling.claim, &result);
+        result?;
+        self.note_left_over(filling.blocks);
+        let Filled { written, zeroed } = filling.edges;
+        Ok(Filled { written: written + filling.bytes, zeroed })
     }
 }
 
@@ -246,16 +299,16 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn passes(&mut self, source: &dyn PieceSource, threads: usize) -> Result<()> {
+    fn passes(&mut self, source: &dyn PieceSource, crew: Crew) -> Result<()> {
         let seams = Seams::new(self.target.geometry());
         let filler = Filler { target: self.target, seams, left_over: Mutex::default() };
-        pump(source, &filler, threads, |event| self.hear(event, true))?;
+        pump(source, &filler, crew, |events| self.hear(events, true))?;
         self.report.shortfall = source.shortfall().map(|error| error.to_string());
         let held =
             std::mem::take(&mut *filler.left_over.lock().unwrap_or_else(PoisonError::into_inner));
         let left_over = held.into_iter().any(|run| !self.target.wanted(run).is_empty());
         if left_over && source.is_repeatable() {
-            pump(source, &filler, threads, |event| self.hear(event, false))?;
+            pump(source, &filler, crew, |events| self.hear(events, false))?;
         } else if left_over {
             self.report.shortfall.get_or_insert_with(|| {
                 "some blocks were in use when they came by, and cannot come again: run it again"
@@ -266,12 +319,12 @@ impl Merge<'_> {
     }
 
     /// `first`: of the first pass, in which every piece is counted; the second only adds to it.
-    fn hear(&mut self, event: Option<Event<Filled>>, first: bool) -> Result<ControlFlow<()>> {
-        if let Some(Event { range, bytes_read, outcome }) = event {
+    fn hear(&mut self, events: Vec<Event<Filled>>, first: bool) -> Result<ControlFlow<()>> {
+        for Event { range, chunks, bytes_read, outcome } in events {
             let report = &mut self.report;
             report.bytes_read += bytes_read;
             if first {
-                report.chunks_total += 1;
+                report.chunks_total += chunks;
                 report.bytes_skipped += range.length;
                 self.state.bytes_done += range.length;
             }

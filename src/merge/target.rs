@@ -25,6 +25,22 @@ pub struct TargetIdentity {
     pub takes_unbound: bool,
 }
 
+/// Runs held by one filler.
+#[derive(Debug)]
+pub struct Claim {
+    /// The target's own name for it; nothing where there are no runs.
+    pub number: u64,
+    pub runs: Vec<BlockRange>,
+}
+
+impl Claim {
+    /// Nothing was wanted.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { number: 0, runs: Vec::new() }
+    }
+}
+
 /// See the module. Several threads call it at a time.
 pub trait MergeTarget: Sync {
     fn geometry(&self) -> Geometry;
@@ -40,10 +56,42 @@ pub trait MergeTarget: Sync {
     /// The runs inside `blocks` that are missing and that no bundle may supply (law 5).
     fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange>;
 
-    /// Claims those blocks that are still wanted, writes them from `bytes` (of the whole range;
-    /// `None`: zeros) and marks them, as one step to everybody else (law 4). Blocks that someone
-    /// else holds or made current are skipped. Returns the bytes written.
-    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64>;
+    /// Where a claim's runs are written.
+    fn device(&self) -> Arc<dyn Device>;
+
+    /// Takes those runs of the blocks that are still wanted and that nobody else holds. Until it is
+    /// settled nobody else writes them (law 4).
+    fn claim(&self, blocks: BlockRange) -> Result<Claim>;
+
+    /// The claim's runs were written, and are current from now on; or that failed, and they stay
+    /// missing.
+    fn settle(&self, claim: Claim, result: &Result<()>);
+
+    /// Claims, writes from `bytes` (of the whole range; `None`: zeros) and settles. Returns the
+    /// bytes written.
+    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
+        let whole = self.geometry().bytes_of(blocks);
+        assert!(bytes.is_none_or(|bytes| bytes.len() as u64 == whole.length), "bytes of the range");
+        let claim = self.claim(blocks)?;
+        let mut written = 0;
+        let mut result = Ok(());
+        for run in &claim.runs {
+            let ByteRange { offset, length } = self.geometry().bytes_of(*run);
+            result = match bytes {
+                Some(bytes) => {
+                    let start = (offset - whole.offset) as usize;
+                    self.device().write_at(offset, &bytes[start..][..length as usize])
+                }
+                None => self.device().zero_at(offset, length),
+            };
+            if result.is_err() {
+                break;
+            }
+            written += length;
+        }
+        self.settle(claim, &result);
+        result.map(|()| written)
+    }
 
     /// Makes everything filled durable: the device's flush, then the map's commit (rule R1).
     fn commit(&self) -> Result<()>;
@@ -96,33 +144,6 @@ impl OfflineTarget {
     fn claims(&self) -> MutexGuard<'_, ExtentMap<()>> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Takes the wanted runs that nobody else holds.
-    fn claim(&self, blocks: BlockRange) -> Claim<'_> {
-        let mut claims = self.claims();
-        let held: Vec<BlockRange> = claims.overlapping(blocks).map(|(run, ())| run).collect();
-        let free = subtract(blocks, held);
-        let runs: Vec<BlockRange> = free.into_iter().flat_map(|run| self.map.wanted(run)).collect();
-        for run in &runs {
-            claims.insert(*run, ());
-        }
-        Claim { target: self, runs }
-    }
-}
-
-/// Runs held by one filler; given back when dropped, also after an error.
-struct Claim<'a> {
-    target: &'a OfflineTarget,
-    runs: Vec<BlockRange>,
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        let mut claims = self.target.claims();
-        for run in &self.runs {
-            claims.remove(*run);
-        }
-    }
 }
 
 impl MergeTarget for OfflineTarget {
@@ -147,24 +168,28 @@ impl MergeTarget for OfflineTarget {
         self.map.in_doubt(blocks)
     }
 
-    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
-        let whole = self.geometry().bytes_of(blocks);
-        assert!(bytes.is_none_or(|bytes| bytes.len() as u64 == whole.length), "bytes of the range");
-        let claim = self.claim(blocks);
-        let mut written = 0;
-        for run in &claim.runs {
-            let ByteRange { offset, length } = self.geometry().bytes_of(*run);
-            match bytes {
-                Some(bytes) => {
-                    let start = (offset - whole.offset) as usize;
-                    self.device.write_at(offset, &bytes[start..][..length as usize])?;
-                }
-                None => self.device.zero_at(offset, length)?,
-            }
-            self.map.mark_current(*run);
-            written += length;
+    fn device(&self) -> Arc<dyn Device> {
+        Arc::clone(&self.device)
+    }
+
+    fn claim(&self, blocks: BlockRange) -> Result<Claim> {
+        let mut claims = self.claims();
+        let held: Vec<BlockRange> = claims.overlapping(blocks).map(|(run, ())| run).collect();
+        let free = subtract(blocks, held);
+        let runs: Vec<BlockRange> = free.into_iter().flat_map(|run| self.map.wanted(run)).collect();
+        for run in &runs {
+            claims.insert(*run, ());
         }
-        Ok(written)
+        Ok(Claim { number: 0, runs })
+    }
+
+    fn settle(&self, claim: Claim, result: &Result<()>) {
+        for run in claim.runs {
+            if result.is_ok() {
+                self.map.mark_current(run);
+            }
+            self.claims().remove(run);
+        }
     }
 
     fn commit(&self) -> Result<()> {
@@ -179,6 +204,10 @@ impl MergeTarget for OfflineTarget {
             let capture = self.map.file().capture(COMMIT_PAGES_MAX);
             self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
             self.map.file().commit(&capture)?;
+            if capture.len() < COMMIT_PAGES_MAX {
+                // What was marked meanwhile is for the next commit.
+                break;
+            }
         }
         Ok(())
     }
@@ -218,9 +247,9 @@ mod tests {
     #[test]
     fn blocks_that_another_filler_holds_are_skipped() {
         let (_, target) = target();
-        let claim = target.claim(BlockRange::new(0, 2));
+        let claim = target.claim(BlockRange::new(0, 2)).expect("claimed");
         assert_eq!(target.fill(BlockRange::new(0, 4), None).expect("filled"), 8192);
-        drop(claim);
+        target.settle(claim, &Err(Error::busy("not written")));
         assert_eq!(target.fill(BlockRange::new(0, 4), None).expect("filled"), 8192);
     }
 

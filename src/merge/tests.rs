@@ -73,7 +73,7 @@ fn place() -> Place {
 }
 
 fn options() -> MergeOptions {
-    MergeOptions { threads: 2 }
+    MergeOptions { threads: 2, engine: None }
 }
 
 fn merged(source: &dyn MergeSource, target: &dyn MergeTarget) -> MergeReport {
@@ -293,16 +293,24 @@ impl MergeTarget for Shared {
         self.inner.in_doubt(blocks)
     }
 
-    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
+    fn device(&self) -> Arc<dyn Device> {
+        self.inner.device()
+    }
+
+    fn claim(&self, blocks: BlockRange) -> Result<Claim> {
         if self.fails && blocks.contains(300) {
             return Err(Error::new(ErrorKind::Device, "injected"));
         }
         let mut held = self.held.lock().expect("not poisoned");
         if held.is_some_and(|held| held.intersect(blocks).is_some()) {
             *held = None;
-            return Ok(0);
+            return Ok(Claim::nothing());
         }
-        self.inner.fill(blocks, bytes)
+        self.inner.claim(blocks)
+    }
+
+    fn settle(&self, claim: Claim, result: &Result<()>) {
+        self.inner.settle(claim, result);
     }
 
     fn commit(&self) -> Result<()> {

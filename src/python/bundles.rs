@@ -16,8 +16,8 @@ use super::maps::OverwriteMap;
 use super::places::{OpenedBundle, Place};
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    BundleProgress, BundleReport, BundleWriter, Compression, ImageSource, PieceSource, Source,
-    VerifyProgress, WriterOptions, threads_default,
+    BundleProgress, BundleReport, BundleWriter, Compression, Crew, ImageSource, PieceSource,
+    Source, VerifyProgress, WriterOptions, threads_default,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions, Stop, discard};
@@ -218,8 +218,12 @@ pub fn bundle_verify<'py>(
             ])
         };
         match bundle {
-            OpenedBundle::Whole(bundle) => bundle.verify(threads_default(), &mut tell),
-            OpenedBundle::Stream(stream) => stream.verify(threads_default(), &mut tell),
+            OpenedBundle::Whole(bundle) => {
+                bundle.verify(Crew::of(None, threads_default(), &bundle), &mut tell)
+            }
+            OpenedBundle::Stream(stream) => {
+                stream.verify(Crew::of(None, threads_default(), &*stream), &mut tell)
+            }
         }
     });
     let report = callback.result(result)?;
@@ -252,6 +256,7 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     dict.set_item("damaged", extents(py, damaged)?)?;
     dict.set_item("shortfall", report.shortfall)?;
     dict.set_item("seconds", report.seconds)?;
+    dict.set_item("engine", report.engine)?;
     Ok(dict)
 }
 
@@ -280,7 +285,7 @@ fn run<'py>(
 
 fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
     let options = OpenOptions { lock: true, ..OpenOptions::default() };
-    let device = Arc::new(FileDevice::open(target, options)?);
+    let device = Arc::new(FileDevice::open_for_bulk(target, options)?);
     OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
 }
 

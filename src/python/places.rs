@@ -46,7 +46,7 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 pub enum OpenedBundle {
     Whole(Bundle),
-    Stream(TarStream),
+    Stream(Box<TarStream>),
 }
 
 fn is_pipe(path: &Path) -> bool {
@@ -61,7 +61,7 @@ impl Place {
     pub fn open_bundle(&self, stop: &Stop) -> Result<OpenedBundle> {
         let stream = |stream: DescriptorStream| {
             let opened = TarStream::open(Box::new(stream), &self.to_string(), stop.clone())?;
-            Ok(OpenedBundle::Stream(opened))
+            Ok(OpenedBundle::Stream(Box::new(opened)))
         };
         let path = match self {
             Self::Descriptor(number) => {
@@ -86,13 +86,13 @@ impl Place {
             let is_raw = !path.is_dir() && !is_pipe(path) && !TarIndex::is_one(path)?;
             if is_raw {
                 let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
-                let device = Arc::new(FileDevice::open(path, options)?);
+                let device = Arc::new(FileDevice::open_for_bulk(path, options)?);
                 return Ok(Box::new(ImagePieces::new(device)?));
             }
         }
         Ok(match self.open_bundle(stop)? {
             OpenedBundle::Whole(bundle) => Box::new(bundle),
-            OpenedBundle::Stream(stream) => Box::new(stream),
+            OpenedBundle::Stream(stream) => stream,
         })
     }
 

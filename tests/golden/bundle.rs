@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use dualrestore::bundle::{
-    Bundle, BundleWriter, Compression, Consumer, Identity, ImageSource, Opened, Outcome,
-    PieceSource, Source, WriterOptions, run,
+    Begun, Bundle, BundleWriter, Compression, Consumer, Crew, Identity, ImageSource, Opened,
+    Outcome, PieceSource, Source, WriterOptions, run,
 };
 use dualrestore::device::{RamDevice, RamFolder};
 use dualrestore::error::{Error, ErrorKind, Result};
@@ -83,27 +83,32 @@ fn golden_bundle(directory: &str, folder: &RamFolder) -> Bundle {
 struct Collect(Mutex<Vec<u8>>);
 
 impl Consumer for Collect {
+    type Claim = ();
     type Note = ();
 
-    fn wants(&self, _: ByteRange) -> bool {
-        true
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        vec![range]
     }
 
-    fn consume(&self, range: ByteRange, opened: Opened<'_>) -> Result<()> {
+    fn begin(&self, range: ByteRange, opened: Opened<'_>) -> Result<Begun<(), ()>> {
         let mut ground = self.0.lock().expect("no thread panicked");
         let place = &mut ground[range.offset as usize..range.end() as usize];
         match opened {
             Opened::Zero => place.fill(0),
             Opened::Bytes(bytes) => place.copy_from_slice(bytes),
         }
-        Ok(())
+        Ok(Begun::Done(()))
+    }
+
+    fn end(&self, (): (), result: Result<()>) -> Result<()> {
+        result
     }
 }
 
 fn restored(bundle: &Bundle) -> Vec<u8> {
     let ground = vec![0xee; bundle.identity().geometry.size() as usize];
     let collect = Collect(Mutex::new(ground));
-    run(bundle, &collect, 2, |_| Ok(go_on())).expect("gone through");
+    run(bundle, &collect, Crew::of(None, 2, bundle), |_| Ok(go_on())).expect("gone through");
     collect.0.into_inner().expect("no thread panicked")
 }
 
@@ -122,7 +127,7 @@ fn a_bundle_of_version_1_opens_and_is_still_what_is_written() {
     };
     let options = WriterOptions { compression: Compression::Zstd(1), ..WriterOptions::default() };
     let bundle = golden_bundle("bundle-v1", &written(&source, 1, options));
-    let found = bundle.verify(2, &mut |_| go_on()).expect("gone through");
+    let found = bundle.verify(Crew::of(None, 2, &bundle), &mut |_| go_on()).expect("gone through");
     assert_eq!((found.chunks_damaged, found.blemishes), (1, vec![]));
     assert_eq!(found.damaged, [ByteRange::new(4096, 4096)]);
     bytes[4096..8192].fill(0xee);
@@ -148,9 +153,9 @@ fn a_bundle_of_version_1_of_a_part_of_a_volume_is_still_what_is_written() {
     bytes[8192..64 << 10].fill(0xee);
     assert!(restored(&bundle) == bytes);
     let mut damaged = 0;
-    run(&bundle, &Collect(Mutex::new(vec![0; 128 << 10])), 2, |event| {
-        let is_damaged = |outcome: &Outcome<()>| matches!(outcome, Outcome::Damaged(_));
-        damaged += usize::from(event.is_some_and(|event| is_damaged(&event.outcome)));
+    let collect = Collect(Mutex::new(vec![0; 128 << 10]));
+    run(&bundle, &collect, Crew::of(None, 2, &bundle), |events| {
+        damaged += events.iter().filter(|one| matches!(one.outcome, Outcome::Damaged(_))).count();
         Ok(go_on())
     })
     .expect("gone through");

@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::folder::{Folder, FolderFile};
+use super::super::folder::{DiskFile, Folder, FolderFile};
 use super::super::stream::{DescriptorStream, Stop};
 use super::walker::{Step, TarWalker};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::format::tar::{RECORD_BYTES, is_header};
 #[derive(Debug)]
 pub struct TarIndex {
     path: PathBuf,
-    file: Arc<File>,
+    file: Arc<DiskFile>,
     /// Position and length of each payload.
     members: BTreeMap<String, (u64, u64)>,
     whole: bool,
@@ -52,7 +52,7 @@ impl TarIndex {
         let mut members = BTreeMap::new();
         let mut folder: Option<String> = None;
         let whole = loop {
-            match walker.next().map_err(|error| error.within(path))? {
+            match walker.next_member().map_err(|error| error.within(path))? {
                 Step::Member(member) if is_ours(&member.name) => {
                     if folder.get_or_insert_with(|| member.folder.clone()) != &member.folder {
                         return Err(Error::format(
@@ -68,7 +68,12 @@ impl TarIndex {
                 Step::CutOff => break false,
             }
         };
-        Ok(Self { path: path.to_path_buf(), file: Arc::new(file), members, whole })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: Arc::new(DiskFile::new(file, path.to_path_buf())),
+            members,
+            whole,
+        })
     }
 
     /// Whether the archive has its end.
@@ -115,11 +120,15 @@ impl Folder for TarIndex {
     fn flush(&self) -> Result<()> {
         Ok(())
     }
+
+    fn answers_at_once(&self) -> bool {
+        self.file.answers_at_once()
+    }
 }
 
 #[derive(Debug)]
 struct MemberFile {
-    file: Arc<File>,
+    file: Arc<DiskFile>,
     path: PathBuf,
     position: u64,
     bytes: u64,
@@ -140,7 +149,7 @@ impl FolderFile for MemberFile {
                 "the member ends before",
             )));
         }
-        self.file.read_exact_at(buffer, self.position + offset).map_err(|source| failed(&source))
+        self.file.read_at(self.position + offset, buffer).map_err(|error| error.at_path(&self.path))
     }
 
     fn write_at(&self, _: u64, _: &[u8]) -> Result<()> {

@@ -83,7 +83,7 @@ impl TarWalker {
     }
 
     /// Leaves the rest of the payload out and reads the next header.
-    pub fn next(&mut self) -> Result<Step> {
+    pub fn next_member(&mut self) -> Result<Step> {
         let rest = self.left + self.padding;
         let skipped = self.stream.skip(rest)?;
         self.position += skipped;
@@ -247,7 +247,7 @@ mod tests {
         let mut walker = TarWalker::new(Box::new(Cursor::new(bytes)));
         let mut names = Vec::new();
         loop {
-            match walker.next() {
+            match walker.next_member() {
                 Ok(Step::Member(member)) => names.push(member.name),
                 end => return (names, end, walker.damaged()),
             }

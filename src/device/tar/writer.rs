@@ -240,14 +240,16 @@ mod tests {
         assert!(bytes.len().is_multiple_of(4096));
         let mut walker = TarWalker::new(Box::new(std::io::Cursor::new(bytes)));
         for (name, expected) in [("one", b"xyzabc".to_vec()), ("two", vec![5; 5000])] {
-            let Step::Member(member) = walker.next().expect("whole") else { panic!("a member") };
+            let Step::Member(member) = walker.next_member().expect("whole") else {
+                panic!("a member")
+            };
             assert_eq!((member.name.as_str(), member.bytes), (name, expected.len() as u64));
             assert!(member.position.is_multiple_of(4096));
             let mut held = vec![0; expected.len()];
             assert_eq!(walker.read(&mut held).expect("read"), expected.len());
             assert_eq!(held, expected);
         }
-        assert!(matches!(walker.next().expect("whole"), Step::End));
+        assert!(matches!(walker.next_member().expect("whole"), Step::End));
     }
 
     #[test]

@@ -10,10 +10,11 @@ use uuid::Uuid;
 
 use super::event::Event;
 use super::volume::PrimaryVolume;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::extent::BlockRange;
 use crate::map::MapIdentity;
-use crate::merge::{MergeTarget, TargetIdentity};
+use crate::merge::{Claim, MergeTarget, TargetIdentity};
 use crate::units::Geometry;
 use crate::volume::primary::Caller;
 use crate::volume::service::Command;
@@ -21,6 +22,7 @@ use crate::volume::service::Command;
 /// See the module.
 pub struct LiveTarget {
     volume: Arc<PrimaryVolume>,
+    device: Arc<dyn Device>,
     /// As when the merge began.
     identity: MapIdentity,
 }
@@ -34,8 +36,9 @@ impl fmt::Debug for LiveTarget {
 impl LiveTarget {
     /// Refuses a volume that waits for the operator's word.
     pub fn new(volume: Arc<PrimaryVolume>) -> Result<Self> {
-        let identity = volume.driver_or_refuse()?.map().identity();
-        Ok(Self { volume, identity })
+        let driver = volume.driver_or_refuse()?;
+        let (identity, device) = (driver.map().identity(), Arc::clone(&driver.device));
+        Ok(Self { volume, device, identity })
     }
 
     /// An error if another life of the volume has begun. To be asked where none can begin.
@@ -73,34 +76,29 @@ impl MergeTarget for LiveTarget {
         self.volume.live().map_or_else(Vec::new, |driver| driver.map().in_doubt(blocks))
     }
 
-    fn fill(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<u64> {
+    fn device(&self) -> Arc<dyn Device> {
+        Arc::clone(&self.device)
+    }
+
+    fn claim(&self, blocks: BlockRange) -> Result<Claim> {
         let driver = self.volume.driver_or_refuse()?;
-        let whole = self.geometry().bytes_of(blocks);
-        assert!(bytes.is_none_or(|bytes| bytes.len() as u64 == whole.length), "bytes of the range");
         // A new generation begins only while nothing holds a claim and none is given.
         let claimed = driver.with_open_machine(|machine| {
             self.check_generation(driver.map().identity())?;
             machine.claim_for_merge(blocks)
         })?;
-        let Some((claim, runs)) = claimed else { return Ok(0) };
-        let mut written = 0;
-        let mut result = Ok(());
-        for run in runs {
-            let range = self.geometry().bytes_of(run);
-            let start = (range.offset - whole.offset) as usize;
-            result = match bytes {
-                Some(bytes) => driver
-                    .device
-                    .write_at(range.offset, &bytes[start..start + range.length as usize]),
-                None => driver.device.zero_at(range.offset, range.length),
-            };
-            if result.is_err() {
-                break;
-            }
-            written += range.length;
+        Ok(claimed.map_or_else(Claim::nothing, |(number, runs)| Claim { number, runs }))
+    }
+
+    fn settle(&self, claim: Claim, result: &Result<()>) {
+        if claim.runs.is_empty() {
+            return;
         }
-        driver.event(Event::MergeWritten { claim, result: result.clone() }, Caller::Other);
-        result.map(|()| written)
+        // A life does not end while a claim is held.
+        if let Some(driver) = self.volume.live() {
+            let event = Event::MergeWritten { claim: claim.number, result: result.clone() };
+            driver.event(event, Caller::Other);
+        }
     }
 
     fn commit(&self) -> Result<()> {
@@ -121,7 +119,7 @@ impl MergeTarget for LiveTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Device, FileDirectory, RamDevice};
+    use crate::device::{FileDirectory, RamDevice};
     use crate::error::ErrorKind;
     use crate::units::BlockSize;
     use crate::volume::engine::Engine;

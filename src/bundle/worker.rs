@@ -1,0 +1,355 @@
+//! One worker of a pump: its queue, its slots, and the jobs in them. The table is in `pump.rs`.
+//!
+//! Guarantees: a slot is used again only when nothing is under way in it and every claim of its job
+//! has ended, also after an error.
+//! Does not know: what is planned, what consumers do.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crossbeam_channel::Sender;
+
+use super::pieces::{Content, Opener};
+use super::plan::{Job, Part, Planner, SLOT_BYTES};
+use super::pump::{Begun, Consumer, Event, Opened, Outcome};
+use crate::device::{Access, Done, Place, Queue, Request};
+use crate::error::{Error, Result};
+use crate::limits::MERGE_READ_FAILURES_MAX;
+
+/// What the workers of a pump have in common.
+pub(super) struct Shared<'a, C> {
+    pub consumer: &'a C,
+    pub planner: Mutex<Planner<'a>>,
+    pub stop: AtomicBool,
+    /// Reads in a row that failed.
+    pub failures: AtomicU32,
+}
+
+impl<C: Consumer> Shared<'_, C> {
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn next_job(&self) -> Result<Option<Job>> {
+        if self.is_stopped() {
+            return Ok(None);
+        }
+        let mut planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner);
+        planner.next_job(&|range| self.consumer.wanted(range))
+    }
+}
+
+/// Where the bytes of an opened part are, in its slot.
+enum Form {
+    Zero,
+    Bytes(Range<usize>),
+}
+
+struct Writing<C> {
+    part: usize,
+    claim: C,
+    left: usize,
+    result: Result<()>,
+}
+
+struct Running<C: Consumer> {
+    job: Job,
+    reads_left: usize,
+    /// Parts whose read failed, and why.
+    failed: Vec<(Range<usize>, Error)>,
+    writing: Vec<Option<Writing<C::Claim>>>,
+    events: Vec<Event<C::Note>>,
+}
+
+type News<N> = Sender<Result<Vec<Event<N>>>>;
+
+/// See the module.
+pub(super) struct Worker<'a, 'p, C: Consumer> {
+    shared: &'a Shared<'p, C>,
+    queue: Box<dyn Queue>,
+    opener: Opener,
+    news: News<C::Note>,
+    running: Vec<Option<Running<C>>>,
+    free: Vec<usize>,
+}
+
+const WRITE: u64 = 1 << 31;
+
+fn tag(slot: usize, what: u64) -> u64 {
+    (slot as u64) << 32 | what
+}
+
+impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
+    pub(super) fn new(
+        shared: &'a Shared<'p, C>,
+        queue: Box<dyn Queue>,
+        slots: usize,
+        opener: Opener,
+        news: News<C::Note>,
+    ) -> Self {
+        let running = (0..slots).map(|_| None).collect();
+        Self { shared, queue, opener, news, running, free: (0..slots).collect() }
+    }
+
+    /// Until the plan ends, the pump is stopped, or something fails that is no piece's damage.
+    pub(super) fn run(mut self) -> Result<()> {
+        let mut failed = None;
+        let mut done = Vec::new();
+        loop {
+            if failed.is_none()
+                && let Err(error) = self.take_up_jobs()
+            {
+                failed = Some(self.stop(error));
+            }
+            // A slot is taken while something is under way in it.
+            if self.free.len() == self.running.len() {
+                return failed.map_or(Ok(()), Err);
+            }
+            if let Err(error) = self.queue.wait(&mut done) {
+                // Nothing more will be heard of what is under way.
+                let error = self.stop(error);
+                self.abandon(&error);
+                return Err(failed.unwrap_or(error));
+            }
+            for one in done.drain(..) {
+                if let Err(error) = self.hear(one) {
+                    failed = Some(failed.unwrap_or(self.stop(error)));
+                }
+            }
+        }
+    }
+
+    fn stop(&self, error: Error) -> Error {
+        self.shared.stop.store(true, Ordering::Release);
+        error
+    }
+
+    /// Ends every claim: whether its blocks were written is unknown, so they stay missing.
+    fn abandon(&mut self, error: &Error) {
+        for running in self.running.iter_mut().filter_map(Option::take) {
+            for writing in running.writing.into_iter().flatten() {
+                let _told_by_the_caller =
+                    self.shared.consumer.end(writing.claim, Err(error.clone()));
+            }
+        }
+    }
+
+    fn take_up_jobs(&mut self) -> Result<()> {
+        while !self.free.is_empty() {
+            let Some(job) = self.shared.next_job()? else { return Ok(()) };
+            let slot = self.free.pop().expect("checked above");
+            let at = slot * SLOT_BYTES;
+            for (number, read) in job.reads.iter().enumerate() {
+                self.queue.submit(Request {
+                    place: read.place.clone(),
+                    access: Access::Read,
+                    offset: read.offset,
+                    memory: at + read.memory.start..at + read.memory.end,
+                    tag: tag(slot, number as u64),
+                });
+            }
+            let reads_left = job.reads.len();
+            self.running[slot] = Some(Running {
+                job,
+                reads_left,
+                failed: Vec::new(),
+                writing: Vec::new(),
+                events: Vec::new(),
+            });
+            if reads_left == 0 {
+                self.open_job(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, done: Done) -> Result<()> {
+        let slot = usize::try_from(done.tag >> 32).expect("as submitted");
+        let number = usize::try_from(done.tag & (WRITE - 1)).expect("as submitted");
+        if done.tag & WRITE != 0 {
+            return self.written(slot, number, done.result);
+        }
+        let running = self.running[slot].as_mut().expect("a slot is kept while it is read into");
+        running.reads_left -= 1;
+        if let Err(error) = done.result {
+            running.failed.push((running.job.reads[number].parts.clone(), error));
+        }
+        if running.reads_left == 0 { self.open_job(slot) } else { Ok(()) }
+    }
+
+    /// All that can be read was read: opens every part, then begins with each.
+    fn open_job(&mut self, slot: usize) -> Result<()> {
+        if self.shared.is_stopped() {
+            self.running[slot] = None;
+            self.free.push(slot);
+            return Ok(());
+        }
+        let mut running = self.running[slot].take().expect("asked for a slot with a job");
+        let at = slot * SLOT_BYTES;
+        let memory = self.queue.memory(at..at + SLOT_BYTES);
+        let (stored, plain) = memory.split_at_mut(running.job.boundary());
+        let forms: Result<Vec<_>> = (0..running.job.parts.len())
+            .map(|number| {
+                let part = &running.job.parts[number];
+                let bytes = &mut stored[part.stored.clone()];
+                let mut read = Ok(());
+                if !bytes.is_empty() {
+                    read = settle_read(number, part, &running.failed, bytes);
+                    self.shared.count(&read)?;
+                }
+                Ok(read.and_then(|()| open_part(&mut self.opener, part, bytes, plain)))
+            })
+            .collect();
+        let mut begun = Ok(());
+        match forms {
+            Err(error) => begun = Err(error),
+            Ok(forms) => {
+                for (number, form) in forms.into_iter().enumerate() {
+                    begun = self.begin(slot, &mut running, number, form);
+                    if begun.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        let ended = running.writing.is_empty();
+        self.running[slot] = Some(running);
+        if ended {
+            self.finish(slot);
+        }
+        begun
+    }
+
+    fn begin(
+        &mut self,
+        slot: usize,
+        running: &mut Running<C>,
+        number: usize,
+        form: Result<Form>,
+    ) -> Result<()> {
+        let part = &running.job.parts[number];
+        let range = part.piece.range;
+        let at = slot * SLOT_BYTES;
+        let begun = match form {
+            Err(error) => {
+                running.events.push(event_of(part, Outcome::Damaged(error)));
+                return Ok(());
+            }
+            Ok(Form::Zero) => (self.shared.consumer.begin(range, Opened::Zero)?, at),
+            Ok(Form::Bytes(place)) => {
+                let start = at + place.start;
+                let bytes = self.queue.memory(start..at + place.end);
+                (self.shared.consumer.begin(range, Opened::Bytes(bytes))?, start)
+            }
+        };
+        match begun {
+            (Begun::Done(note), _) => {
+                running.events.push(event_of(part, Outcome::Consumed(note)));
+            }
+            (Begun::Writing { claim, device, runs }, start) => {
+                assert!(!runs.is_empty(), "a claim to be written has runs");
+                let writing = Writing { part: number, claim, left: runs.len(), result: Ok(()) };
+                for run in runs {
+                    let from = start + (run.offset - range.offset) as usize;
+                    self.queue.submit(Request {
+                        place: Place::Device(device.clone()),
+                        access: Access::Write,
+                        offset: run.offset,
+                        memory: from..from + run.length as usize,
+                        tag: tag(slot, WRITE | running.writing.len() as u64),
+                    });
+                }
+                running.writing.push(Some(writing));
+            }
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, slot: usize, number: usize, result: Result<()>) -> Result<()> {
+        let running = self.running[slot].as_mut().expect("a slot is kept while it is written");
+        let place = &mut running.writing[number];
+        let writing = place.as_mut().expect("a claim is kept while it is written");
+        writing.left -= 1;
+        if writing.result.is_ok() {
+            writing.result = result;
+        }
+        if writing.left > 0 {
+            return Ok(());
+        }
+        let ended = place.take().expect("seen above");
+        let note = self.shared.consumer.end(ended.claim, ended.result);
+        let all_ended = running.writing.iter().all(Option::is_none);
+        let told = note.map(|note| {
+            let part = &running.job.parts[ended.part];
+            running.events.push(event_of(part, Outcome::Consumed(note)));
+        });
+        if all_ended {
+            self.finish(slot);
+        }
+        told
+    }
+
+    /// The caller's thread hears of the job; its slot is free.
+    fn finish(&mut self, slot: usize) {
+        let mut running = self.running[slot].take().expect("asked for a slot with a job");
+        let passed = running.job.passed.iter().map(|passed| Event {
+            range: passed.range,
+            chunks: passed.chunks,
+            bytes_read: 0,
+            outcome: Outcome::Unwanted,
+        });
+        running.events.extend(passed);
+        // Nobody listens any more only if the caller has panicked.
+        let _heard = self.news.send(Ok(running.events));
+        self.free.push(slot);
+    }
+}
+
+impl<C> Shared<'_, C> {
+    /// Of a medium that is gone every read fails: then that is the error, not damage of a piece.
+    fn count(&self, read: &Result<()>) -> Result<()> {
+        let Err(error) = read else {
+            self.failures.store(0, Ordering::Release);
+            return Ok(());
+        };
+        if self.failures.fetch_add(1, Ordering::AcqRel) + 1 >= MERGE_READ_FAILURES_MAX {
+            return Err(error.clone());
+        }
+        Ok(())
+    }
+}
+
+/// Whether the bytes of a part are there. One failed read of several parts says little of each: it
+/// is read by itself then.
+fn settle_read(
+    number: usize,
+    part: &Part,
+    failed: &[(Range<usize>, Error)],
+    bytes: &mut [u8],
+) -> Result<()> {
+    match failed.iter().find(|(parts, _)| parts.contains(&number)) {
+        None => Ok(()),
+        Some((parts, error)) if parts.len() == 1 => Err(error.clone()),
+        Some(_) => part.piece.read(bytes),
+    }
+}
+
+/// Verifies and unpacks. `plain` is the end of the slot, in which unpacked forms lie.
+fn open_part(opener: &mut Opener, part: &Part, bytes: &mut [u8], plain: &mut [u8]) -> Result<Form> {
+    match &part.piece.content {
+        Content::Missing(why) => Err(Error::integrity(*why).at_offset(part.piece.range.offset)),
+        Content::Zero => Ok(Form::Zero),
+        Content::Stored { .. } | Content::Plain(_) => {
+            let boundary = SLOT_BYTES - plain.len();
+            let place = part.plain.start - boundary..part.plain.end - boundary;
+            part.piece.open(opener, bytes, &mut plain[place])?;
+            let start = if part.plain.is_empty() { part.stored.start } else { part.plain.start };
+            Ok(Form::Bytes(start..start + part.piece.range.length as usize))
+        }
+    }
+}
+
+fn event_of<N>(part: &Part, outcome: Outcome<N>) -> Event<N> {
+    Event { range: part.piece.range, chunks: 1, bytes_read: part.stored.len() as u64, outcome }
+}
