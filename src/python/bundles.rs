@@ -219,7 +219,7 @@ pub fn bundle_verify<'py>(
         };
         match bundle {
             OpenedBundle::Whole(bundle) => {
-                bundle.verify(Crew::of(None, threads_default(), &bundle), &mut tell)
+                bundle.verify(Crew::of(None, threads_default(), &*bundle), &mut tell)
             }
             OpenedBundle::Stream(stream) => {
                 stream.verify(Crew::of(None, threads_default(), &*stream), &mut tell)

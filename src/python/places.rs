@@ -45,7 +45,7 @@ impl fmt::Display for Place {
 /// A bundle that has its end within reach, or one that comes as it may.
 #[derive(Debug)]
 pub enum OpenedBundle {
-    Whole(Bundle),
+    Whole(Box<Bundle>),
     Stream(Box<TarStream>),
 }
 
@@ -76,7 +76,7 @@ impl Place {
         if is_pipe(path) || Bundle::is_cut_off(path)? {
             return stream(open_stream(path, stop.clone())?);
         }
-        Ok(OpenedBundle::Whole(Bundle::open(path)?))
+        Ok(OpenedBundle::Whole(Box::new(Bundle::open(path)?)))
     }
 
     /// What a merge takes from here.
@@ -91,7 +91,7 @@ impl Place {
             }
         }
         Ok(match self.open_bundle(stop)? {
-            OpenedBundle::Whole(bundle) => Box::new(bundle),
+            OpenedBundle::Whole(bundle) => bundle,
             OpenedBundle::Stream(stream) => stream,
         })
     }
