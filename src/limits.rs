@@ -170,6 +170,23 @@ pub const TAR_EXTENDED_BYTES_MAX: u64 = 1 << 20;
 /// Padding after the end of an archive that is read so that its writer can end in peace.
 pub const TAR_TRAILING_BYTES_MAX: u64 = 1 << 20;
 
+/// Of an attached medium: indexes and descriptors kept in memory (those of a hundred full segments
+/// and of all that is read now), and verified chunks (what a few sequential readers are at).
+pub const MEDIUM_INDEX_BYTES: usize = 16 << 20;
+pub const MEDIUM_CHUNK_BYTES: usize = 16 << 20;
+/// Threads that read one attached medium, and reads of it at a time; further ones wait.
+pub const MEDIUM_THREADS: usize = 4;
+pub const MEDIUM_IN_FLIGHT_MAX: usize = 16;
+/// A read of a medium that is not answered by then goes over the link, and the medium counts as
+/// gone. A disk that had to spin up first is quicker.
+pub const MEDIUM_STALL_MS: u64 = 15_000;
+/// Reads in a row that fail before a medium counts as gone.
+pub const MEDIUM_FAILURES_MAX: u32 = 3;
+/// Damaged stretches of one attached medium that are remembered; with more of them it is no use.
+pub const MEDIUM_DAMAGED_MAX: usize = 4096;
+/// Media attached to one volume at a time.
+pub const MEDIA_MAX: usize = 64;
+
 /// What a merge filled becomes durable after so many bytes or milliseconds: what a crash redoes.
 pub const MERGE_COMMIT_BYTES: u64 = 256 << 20;
 pub const MERGE_COMMIT_MS: u64 = 2_000;

@@ -202,8 +202,10 @@ class PrimaryVolume:
         link_only_bytes, unsent_bytes, hot_extents, hydrating, mirrored, error,
         backups: [{connected, demand, mirror, bulk (states of the link classes), unsent_bytes,
         resyncing, in_flight_bytes, error}, ..],
+        media: as `attach` returns them,
         reads, writes, flushes, bytes_read, bytes_written_live, fetches, bytes_fetched,
-        bytes_hydrated, bytes_merged, bytes_skipped_current, bytes_resent, errors}`
+        bytes_hydrated, bytes_merged, bytes_from_media, bytes_skipped_current, bytes_resent,
+        errors}`
 
         `state`: `waiting` (for the operator's word), `restoring` (something is missing),
         `resyncing` (nothing missing, what the backup lacks is being sent), `mirroring` (only
@@ -214,6 +216,19 @@ class PrimaryVolume:
         """The operator's word: declares what is lost, durable on return, with a new generation.
         `{generation, missing_bytes}`. `none` on a waiting volume: the primary is the truth and
         everything is unsent. The link connections are closed and must be made again."""
+
+    def attach(self, bundle: str) -> dict[str, Any]:
+        """Missing blocks are read from the bundle in this directory (an absolute path) too, ahead
+        of the link, until it is detached or a loss is declared; a restart does not forget it.
+        Attached again, it is opened anew.
+
+        `{path, state, error, bundle, generation, sequence, bytes_covered, bytes_supplied,
+        reads_damaged}`; `state` is `opening` (after a start), `attached`, `unvouched` (of an
+        earlier generation, and the backup has not said what it may supply), `gone` (pulled out,
+        stalled or unreadable: attach it again) or `refused` (after a start: see `error`)."""
+
+    def detach(self, bundle: str) -> bool:
+        """Nothing is read from this directory any more; False if it was not attached."""
 
     def hydrate(self, enabled: bool) -> None:
         """Fetch missing blocks over the bulk connection in the background (until told else)."""

@@ -150,6 +150,27 @@ class BackupLink(Record, frozen=True, kw_only=True):
     """Filled by the daemon, with the transport's own error when the core has none."""
 
 
+class AttachedMedium(Record, frozen=True, kw_only=True):
+    """A bundle that missing blocks are read from. See `dualrestore._core.PrimaryVolume.attach`."""
+
+    path: str
+    state: str
+    """`opening`, `attached`, `unvouched`, `gone` or `refused`."""
+    bundle: str
+    generation: int
+    sequence: int
+    bytes_covered: int
+    bytes_supplied: int
+    reads_damaged: int
+    error: str | None = None
+
+
+class AttachReport(Record, frozen=True, kw_only=True):
+    """The media that were attached, or what is left attached after one was detached."""
+
+    media: list[AttachedMedium]
+
+
 class PrimaryStatus(Record, frozen=True, kw_only=True):
     """A volume in the role primary. See `dualrestore._core.PrimaryVolume.status`."""
 
@@ -165,6 +186,7 @@ class PrimaryStatus(Record, frozen=True, kw_only=True):
     mirrored: bool
     backups: list[BackupLink]
     role: str = "primary"
+    media: list[AttachedMedium] = []
     link_only_bytes: int = 0
     hot_extents: int = 0
     hydrating: bool = False
@@ -178,6 +200,7 @@ class PrimaryStatus(Record, frozen=True, kw_only=True):
     bytes_fetched: int = 0
     bytes_hydrated: int = 0
     bytes_merged: int = 0
+    bytes_from_media: int = 0
     bytes_skipped_current: int = 0
     bytes_resent: int = 0
     errors: int = 0

@@ -18,6 +18,7 @@ mod members;
 mod pieces;
 mod plan;
 mod pump;
+mod random_reader;
 mod reader;
 mod segment_reader;
 mod segment_stream;
@@ -35,6 +36,7 @@ pub use pump::{
     Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
     threads_default,
 };
+pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};

@@ -60,6 +60,11 @@ impl Bundle {
     }
 
     #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -276,7 +281,7 @@ impl Pieces<'_> {
     }
 }
 
-fn piece_of(descriptor: Descriptor, file: &Arc<dyn FolderFile>, payload: u64) -> Piece {
+pub(super) fn piece_of(descriptor: Descriptor, file: &Arc<dyn FolderFile>, payload: u64) -> Piece {
     let content = match descriptor.kind {
         ChunkKind::Zero => Content::Zero,
         ChunkKind::Unreadable => Content::Missing("its source could not be read"),

@@ -91,6 +91,22 @@ impl SegmentReader {
         self.trailer.as_ref()
     }
 
+    /// Where its batches lie, if the index is whole; before the first `next_batch`.
+    #[must_use]
+    pub fn entries(&self) -> Option<&[IndexEntry]> {
+        match &self.found_by {
+            FoundBy::Index(entries) => Some(entries.as_slice()),
+            FoundBy::Scan(_) => None,
+        }
+    }
+
+    /// The batch that begins at this position.
+    pub fn batch_at(&mut self, at: u64) -> Result<FoundBatch> {
+        let batch = self.read_batch(at)?;
+        let payload_position = at + u64::from(batch.pages) * PAGE;
+        Ok(FoundBatch { batch, payload_position })
+    }
+
     /// The file, to read payloads from.
     #[must_use]
     pub fn file(&self) -> &Arc<dyn FolderFile> {

@@ -18,7 +18,8 @@ use crate::format::frames::Class;
 use crate::link::PrimarySide;
 use crate::volume::opening::{Recorded, VolumeDevice};
 use crate::volume::primary::{
-    Caller, Comparison, Event, Lost, MirrorPolicy, Options, PrimaryStatus, PrimaryVolume as Volume,
+    AttachmentStatus, Caller, Comparison, Event, Lost, MirrorPolicy, Options, PrimaryStatus,
+    PrimaryVolume as Volume,
 };
 use crate::volume::service::Command;
 
@@ -68,6 +69,23 @@ impl PrimaryVolume {
         dict.set_item("error", side.and_then(|side| side.problem()))?;
         Ok(dict)
     }
+}
+
+fn attachment_dict<'py>(
+    py: Python<'py>,
+    medium: &AttachmentStatus,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("path", medium.path.to_str())?;
+    dict.set_item("state", medium.state)?;
+    dict.set_item("error", medium.error.as_ref().map(ToString::to_string))?;
+    dict.set_item("bundle", medium.bundle.to_string())?;
+    dict.set_item("generation", medium.generation)?;
+    dict.set_item("sequence", medium.cut)?;
+    dict.set_item("bytes_covered", medium.bytes_covered)?;
+    dict.set_item("bytes_supplied", medium.bytes_supplied)?;
+    dict.set_item("reads_damaged", medium.reads_damaged)?;
+    Ok(dict)
 }
 
 fn state_word(status: &PrimaryStatus, backups: bool) -> &'static str {
@@ -172,6 +190,11 @@ impl PrimaryVolume {
             links.append(self.link_dict(py, &status)?)?;
         }
         dict.set_item("backups", links)?;
+        let media = PyList::empty(py);
+        for medium in py.detach(|| self.held.media()) {
+            media.append(attachment_dict(py, &medium)?)?;
+        }
+        dict.set_item("media", media)?;
         let recovery = self.held.recovery();
         dict.set_item("recovered_link_only_blocks", recovery.link_only_blocks)?;
         dict.set_item("recovered_unsent_blocks", recovery.unsent_blocks())?;
@@ -186,6 +209,7 @@ impl PrimaryVolume {
         dict.set_item("bytes_fetched", counters.bytes_fetched)?;
         dict.set_item("bytes_hydrated", counters.bytes_hydrated)?;
         dict.set_item("bytes_merged", counters.bytes_merged)?;
+        dict.set_item("bytes_from_media", counters.bytes_from_media)?;
         dict.set_item("bytes_resent", counters.bytes_resent)?;
         dict.set_item("errors", counters.errors)?;
         Ok(dict)
@@ -221,6 +245,15 @@ impl PrimaryVolume {
             self.held.driver_or_refuse()?.event(Event::Hydrate { enabled }, Caller::Other);
             Ok(())
         })
+    }
+
+    fn attach<'py>(&self, py: Python<'py>, bundle: &str) -> PyResult<Bound<'py, PyDict>> {
+        let status = detached(py, || self.held.attach(Path::new(bundle)))?;
+        attachment_dict(py, &status)
+    }
+
+    fn detach(&self, py: Python<'_>, bundle: &str) -> PyResult<bool> {
+        detached(py, || self.held.detach(Path::new(bundle)))
     }
 
     #[pyo3(signature = (label, *, selection=None, backup=0, timeout_ms))]

@@ -86,6 +86,15 @@ impl Engine {
     }
 }
 
+/// Runs a job on a thread of its own, which nobody waits for: for what may stall without end.
+pub fn spawn_apart(name: &str, job: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(job)
+        .map(|_unawaited| ())
+        .map_err(|error| Error::device("start a thread", &error))
+}
+
 impl Ticker {
     fn run(&self, clock: MonotonicClock) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,8 +2,11 @@
 
 mod backup;
 mod chance;
+mod comparing;
 mod disk;
 mod figures;
+mod media;
+mod medium;
 mod oracle;
 mod random;
 mod schedule;

@@ -10,6 +10,7 @@ use dualrestore::volume::primary::{Event, MirrorPolicy, Options};
 
 use crate::backup::{LANES, Lane};
 use crate::chance::Chance;
+use crate::medium::fault;
 use crate::stamp::{self, SECTOR};
 use crate::world::{Beginning, Job, Trace, World};
 
@@ -40,11 +41,14 @@ enum Step {
     Hydrate,
     MarkUnsent,
     Watch,
+    Attach,
+    Detach,
+    Vouch,
     Fault,
 }
 
 /// Each step with how likely it is, and how many lives in eight have it at all.
-const STEPS: [(Step, u64, u64); 20] = [
+const STEPS: [(Step, u64, u64); 23] = [
     (Step::Request, 120, 8),
     (Step::Local, 200, 8),
     (Step::Apply, 60, 8),
@@ -64,6 +68,9 @@ const STEPS: [(Step, u64, u64); 20] = [
     (Step::Hydrate, 8, 4),
     (Step::MarkUnsent, 4, 1),
     (Step::Watch, 12, 2),
+    (Step::Attach, 10, 4),
+    (Step::Detach, 4, 3),
+    (Step::Vouch, 10, 4),
     (Step::Fault, 8, 3),
 ];
 
@@ -208,6 +215,19 @@ impl Life {
             }
             Step::MarkUnsent if backup => self.mark_unsent(),
             Step::Watch => self.watch(),
+            Step::Attach => self.attach(),
+            Step::Detach => {
+                let ids = self.world.shelf.ids();
+                if !ids.is_empty() {
+                    let id = self.chance.pick(&ids);
+                    self.world.detach(id);
+                }
+            }
+            Step::Vouch => {
+                for id in self.world.shelf.ids() {
+                    self.world.vouch(id);
+                }
+            }
             Step::Fault => self.fault(),
             _ => {}
         }
@@ -273,6 +293,23 @@ impl Life {
         self.world.merge(blocks);
     }
 
+    /// A medium with some blocks, now and then one of an earlier generation.
+    fn attach(&mut self) {
+        const MEDIA_MAX: usize = 3;
+        if self.world.shelf.ids().len() >= MEDIA_MAX || self.world.bundle.is_none() {
+            return;
+        }
+        let coverage = match self.chance.below(3) {
+            0 => vec![self.blocks()],
+            _ => vec![self.world.geometry().all_blocks()],
+        };
+        if self.chance.one_in(3) {
+            self.world.attach_old(coverage);
+        } else {
+            self.world.attach(coverage);
+        }
+    }
+
     /// Begins a comparison of some blocks with the backup, or ends it.
     fn watch(&mut self) {
         if self.world.is_watching() {
@@ -292,7 +329,8 @@ impl Life {
     }
 
     fn fault(&mut self) {
-        match self.chance.below(12) {
+        match self.chance.below(15) {
+            12.. => self.world.shelf.fault = Some(fault(&mut self.chance)),
             0..4 => self.world.volume.fail_next_read(),
             4..8 => self.world.volume.fail_next_write(),
             8 => self.world.volume.fail_next_flush(),
@@ -390,6 +428,7 @@ impl Life {
             Job::Commit { .. } => "commit",
             Job::Record { .. } => "record",
             Job::Merge { .. } => "merge",
+            Job::Medium { .. } => "medium",
         });
         let mut words: Vec<String> = jobs.map(str::to_owned).collect();
         words.push(format!("link quiet: {}", world.link.is_quiet()));

@@ -17,13 +17,15 @@ use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap};
 use dualrestore::units::Geometry;
 use dualrestore::volume::content::Content;
-use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary, WatchId};
+use dualrestore::volume::primary::{Action, Event, MirrorPolicy, Options, Primary};
 use dualrestore::volume::service::{Command, Outcome};
 use uuid::Uuid;
 
 use crate::backup::{Backup, Lane, Link};
 use crate::chance::Chance;
+use crate::comparing::Watch;
 use crate::disk::Disk;
+use crate::medium::Shelf;
 use crate::oracle::{Oracle, Value};
 use crate::stamp;
 
@@ -55,6 +57,7 @@ pub enum Job {
     Commit { epoch: u64, capture: Capture },
     Record { extents: Vec<u32> },
     Merge { claim: u64, runs: Vec<BlockRange> },
+    Medium { medium: u64, token: u64, range: ByteRange },
 }
 
 #[derive(Debug)]
@@ -73,14 +76,6 @@ enum Asked {
     Nothing,
 }
 
-/// A comparison under way: what both sides held when it began.
-#[derive(Debug)]
-struct Watch {
-    id: WatchId,
-    blocks: BlockRange,
-    sides: [Vec<u8>; 2],
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct World {
@@ -97,8 +92,9 @@ pub struct World {
     pub backup: Backup,
     /// A copy of the backup at some instant since the loss.
     pub bundle: Option<Vec<u8>>,
+    pub shelf: Shelf,
     pub oracle: Oracle,
-    watch: Option<Watch>,
+    pub(crate) watch: Option<Watch>,
     /// Requests that were not answered.
     asked: BTreeMap<u64, Asked>,
     /// Answers that nobody took yet.
@@ -155,6 +151,7 @@ impl World {
             items: Vec::new(),
             link: Link::default(),
             bundle: (!beginning.backup_empty).then(|| there.clone()),
+            shelf: Shelf::new(&there, geometry, seed),
             backup: Backup::new(there, seed ^ 4),
             oracle,
             watch: None,
@@ -202,6 +199,10 @@ impl World {
                 Action::FlushLocal => self.add(Job::Flush),
                 Action::Commit { epoch, capture } => self.add(Job::Commit { epoch, capture }),
                 Action::RecordIntent { extents } => self.add(Job::Record { extents }),
+                Action::ReadMedium { medium, token, range } => {
+                    self.check_medium(medium, range);
+                    self.add(Job::Medium { medium, token, range });
+                }
                 Action::Send(message) => self.link.send(message),
                 Action::Complete { id, outcome } => self.answered(id, outcome),
                 Action::CutDone { id, result } => {
@@ -372,6 +373,10 @@ impl World {
             Job::Merge { claim, runs } => {
                 Event::MergeWritten { claim: *claim, result: self.write_bundle(runs) }
             }
+            Job::Medium { medium, token, range } => {
+                let result = self.shelf.read(*medium, *range);
+                Event::MediumRead { medium: *medium, token: *token, result }
+            }
         };
         self.volume.end();
         event
@@ -418,39 +423,6 @@ impl World {
 
     pub fn take_bundle(&mut self) {
         self.bundle = Some(self.backup.disk.visible());
-    }
-
-    // Comparison.
-
-    pub fn is_watching(&self) -> bool {
-        self.watch.is_some()
-    }
-
-    pub fn begin_watch(&mut self, blocks: BlockRange) {
-        if let Some(id) = self.primary.begin_watch(blocks) {
-            self.note(|| format!("watch {blocks:?}"));
-            let sides = self.both_sides(blocks);
-            self.watch = Some(Watch { id, blocks, sides });
-        }
-    }
-
-    /// Whenever in between either side was read, they agree, if nothing touched the blocks.
-    pub fn end_watch(&mut self) {
-        let Some(watch) = self.watch.take() else { return };
-        let untouched = self.primary.end_watch(watch.id);
-        self.note(|| format!("watch ends, untouched: {untouched}"));
-        if untouched {
-            let [here, there] = self.both_sides(watch.blocks);
-            let first = &watch.sides[0];
-            let agree = [&watch.sides[1], &here, &there].iter().all(|side| *side == first);
-            assert!(agree, "the comparison of {:?} cries wolf", watch.blocks);
-        }
-    }
-
-    fn both_sides(&self, blocks: BlockRange) -> [Vec<u8>; 2] {
-        let bytes = self.geometry().bytes_of(blocks);
-        let span = bytes.offset as usize..bytes.end() as usize;
-        [&*self.volume, &self.backup.disk].map(|disk| disk.visible()[span.clone()].to_vec())
     }
 
     // The link and the backup.
@@ -515,6 +487,7 @@ impl World {
             self.link.cut();
         }
         self.link.late.clear();
+        self.shelf.clear();
         self.watch = None;
         self.oracle.crash();
         for disk in [&self.volume, &self.map_disk, &self.intent_disk] {

@@ -27,6 +27,8 @@ _VERBS = {
     "snapshot": "Cut a snapshot at the backup; list or delete snapshots.",
     "bundle": "Create, verify or show a bundle.",
     "merge": "Merge bundles into a live volume, or into a file with a map.",
+    "attach": "Read missing blocks from a plugged-in bundle, before it is merged.",
+    "detach": "Stop reading from a bundle, so that it may be unplugged.",
     "map": "Create, mark, show, export or draw an overwrite map.",
     "verify": "Compare digests of both sides.",
     "completion": "Print the completion script of a shell.",

@@ -10,6 +10,8 @@
 | GET `/v1/volumes/NAME/snapshots` | | `[SnapshotReport, ..]` |
 | DELETE `/v1/volumes/NAME/snapshots/ID` | | `{}` |
 | POST `/v1/volumes/NAME/merge` | `Merge` | lines |
+| POST `/v1/volumes/NAME/attach` | `Attach` | `AttachReport` |
+| POST `/v1/volumes/NAME/detach` | `Detach` | `AttachReport` |
 | POST `/v1/volumes/NAME/verify` | `Verify` | lines |
 | POST `/v1/volumes/NAME/bundle` | `MakeBundle` | lines |
 | GET `/v1/volumes/NAME/map/PLANE` | | `[[offset, length], ..]` |
@@ -43,6 +45,7 @@ from dualrestore.errors import (
     IdentityError,
     UsageError,
 )
+from dualrestore.jobs.attach import attach, detach
 from dualrestore.jobs.bundle import BundleOptions, create_bundle
 from dualrestore.jobs.merge import merge_live
 from dualrestore.jobs.restore import restore
@@ -105,6 +108,18 @@ class Merge(_Body):
     """Paths on the daemon's host."""
 
     sources: list[str]
+
+
+class Attach(_Body):
+    """Paths on the daemon's host."""
+
+    bundles: list[str]
+
+
+class Detach(_Body):
+    """A path as it was attached."""
+
+    bundle: str
 
 
 class Verify(_Body):
@@ -243,6 +258,17 @@ class Control:
         volume, sources = self._node.primary(name), _paths(body.sources)
         return self._lines("merge", name, lambda report: merge_live(sources, volume, report))
 
+    async def attach(self, request: Request) -> Response:
+        body = await _body(request, Attach)
+        volume = self._node.primary(request.path_params["name"])
+        return _json(await asyncio.to_thread(attach, _paths(body.bundles), volume))
+
+    async def detach(self, request: Request) -> Response:
+        body = await _body(request, Detach)
+        volume = self._node.primary(request.path_params["name"])
+        [bundle] = _paths([body.bundle])
+        return _json(await asyncio.to_thread(detach, bundle, volume))
+
     async def verify(self, request: Request) -> Response:
         body = await _body(request, Verify)
         name = request.path_params["name"]
@@ -320,6 +346,8 @@ class Control:
             ("GET", one + "/snapshots", self.snapshots),
             ("DELETE", one + "/snapshots/{snapshot}", self.delete_snapshot),
             ("POST", one + "/merge", self.merge),
+            ("POST", one + "/attach", self.attach),
+            ("POST", one + "/detach", self.detach),
             ("POST", one + "/verify", self.verify),
             ("POST", one + "/bundle", self.bundle),
             ("GET", one + "/map/{plane}", self.extents),

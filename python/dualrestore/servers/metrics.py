@@ -27,6 +27,7 @@ _COUNTERS = {
     "bytes_fetched": ("fetched_bytes", "Missing bytes brought because someone asked"),
     "bytes_hydrated": ("hydrated_bytes", "Missing bytes brought in the background"),
     "bytes_merged": ("merged_bytes", "Missing bytes written from bundles"),
+    "bytes_from_media": ("media_bytes", "Missing bytes read from attached media"),
     "bytes_skipped_current": ("merge_skipped_bytes", "Bytes of bundles that were current"),
     "bytes_resent": ("resent_bytes", "Bytes sent again to a backup"),
     "bytes_mirrored": ("mirrored_bytes", "Bytes of writes applied by the backup"),
@@ -54,6 +55,16 @@ class _StatusCollector(Collector):
                     if key in volume:
                         metric.add_metric([volume["name"], volume["role"]], float(volume[key]))
                 yield metric
+        media = GaugeMetricFamily(
+            "dualrestore_attached_media",
+            "Media that missing blocks are read from, by state",
+            labels=["volume", "state"],
+        )
+        for volume in self._status["volumes"]:
+            states = [medium["state"] for medium in volume.get("media", [])]
+            for state in sorted(set(states)):
+                media.add_metric([volume["name"], state], float(states.count(state)))
+        yield media
         mirrored = GaugeMetricFamily(
             "dualrestore_mirrored", "1: both sides are proven equal", labels=["volume"]
         )

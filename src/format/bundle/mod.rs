@@ -10,7 +10,7 @@ pub use batch::{
     Batch, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, PageHead, encode_batch, pages_for,
     parse_batch, parse_page_head,
 };
-pub use manifest::{BeginManifest, HexHash, Manifest, Run, SegmentEntry, segment_name};
+pub use manifest::{BeginManifest, HexHash, Manifest, Run, SegmentEntry, UuidText, segment_name};
 pub use page::{PAGE_BYTES, Page, padded};
 pub use segment::{IndexEntry, SegmentHeader, Trailer, encode_index, index_bytes, parse_index};
 

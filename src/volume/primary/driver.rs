@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::event::{Action, Event, OutgoingMessage};
+use super::media_readers::MediaReaders;
 use super::state::{Counters, Primary};
 use crate::clock::Instant;
 use crate::device::{AlignedBuffer, Device};
@@ -56,12 +57,13 @@ pub struct Driver {
     this: Weak<Driver>,
 }
 
-struct State {
-    machine: Primary,
+pub(super) struct State {
+    pub(super) machine: Primary,
     completions: HashMap<u64, Completion>,
     cuts: HashMap<u64, crossbeam_channel::Sender<Result<(u64, u64)>>>,
     digests: HashMap<u64, crossbeam_channel::Sender<Result<[u8; 32]>>>,
-    next_id: u64,
+    pub(super) media: MediaReaders,
+    pub(super) next_id: u64,
     outbox: Option<Arc<dyn Outbox>>,
     /// Set while requests are refused: closing, or the operator's word is being carried out.
     closed: Option<Error>,
@@ -101,6 +103,7 @@ impl Driver {
                 completions: HashMap::new(),
                 cuts: HashMap::new(),
                 digests: HashMap::new(),
+                media: MediaReaders::default(),
                 next_id: 0,
                 outbox: None,
                 closed: None,
@@ -118,11 +121,11 @@ impl Driver {
         driver
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn own(&self) -> Arc<Self> {
+    pub(super) fn own(&self) -> Arc<Self> {
         self.this.upgrade().expect("a driver lives in an Arc")
     }
 
@@ -236,7 +239,7 @@ impl Driver {
     }
 
     /// As `settle`, with all device work left to the device threads.
-    fn settle_elsewhere(&self, state: MutexGuard<'_, State>, actions: Vec<Action>) {
+    pub(super) fn settle_elsewhere(&self, state: MutexGuard<'_, State>, actions: Vec<Action>) {
         let mut events = VecDeque::new();
         self.settle(state, actions, Caller::Other, &mut events);
         assert!(events.is_empty(), "others do device work on device threads");
@@ -274,7 +277,10 @@ impl Driver {
             Action::RecordIntent { extents } => {
                 Event::IntentRecorded { result: self.intent.record(&extents) }
             }
-            Action::Send(_) | Action::Complete { .. } | Action::CutDone { .. } => {
+            Action::Send(_)
+            | Action::Complete { .. }
+            | Action::CutDone { .. }
+            | Action::ReadMedium { .. } => {
                 unreachable!("those were sorted out under the lock")
             }
         }
@@ -529,6 +535,7 @@ impl Driver {
         assert!(state.machine.is_idle(), "quiesced before");
         self.intent.record(&[])?;
         state.machine = machine;
+        state.media = MediaReaders::default();
         state.closed = None;
         state.still = false;
         state.compared = false;
@@ -566,6 +573,9 @@ impl State {
                     let completion =
                         self.completions.remove(&id).expect("a request is answered once");
                     due.push((completion, outcome));
+                }
+                Action::ReadMedium { medium, token, range } => {
+                    self.media.ask(medium, token, range);
                 }
                 Action::CutDone { id, result } => {
                     if let Some(waiting) = self.cuts.remove(&id) {

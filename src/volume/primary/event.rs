@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::media::MediumId;
 use crate::device::AlignedBuffer;
 use crate::error::Result;
 use crate::extent::ByteRange;
@@ -78,6 +79,12 @@ pub enum Event {
         tag: u64,
         result: Result<Content>,
     },
+    /// An attached medium answered `Action::ReadMedium`, or could not.
+    MediumRead {
+        medium: MediumId,
+        token: u64,
+        result: Result<Content>,
+    },
     /// The backup has applied everything up to this sequence.
     Applied {
         sequence: u64,
@@ -121,6 +128,12 @@ pub enum Action {
         token: u64,
         range: ByteRange,
         parts: Vec<ByteRange>,
+    },
+    /// Answered by `MediumRead`, if ever: a medium may stall.
+    ReadMedium {
+        medium: MediumId,
+        token: u64,
+        range: ByteRange,
     },
     WriteLocal {
         token: u64,

@@ -3,6 +3,8 @@
 //! | fetch | next | then |
 //! |---|---|---|
 //! | queued | sent, when the link is up and fewer than the limit are | |
+//! | queued | reading, if an attached medium is to supply it (`media.rs`) | |
+//! | reading | answered: as if sent; failed: gone, whoever waited asks again | filling |
 //! | sent | answered: readers are served at once; blocks it still claims are written | filling |
 //! | sent | link lost: queued again | |
 //! | filling | written: current, claim ends | gone |
@@ -13,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::claims::{ClaimId, ClaimKind};
 use super::event::{Action, FetchClass, OutgoingMessage};
+use super::media::MediumId;
 use super::requests::Pending;
 use super::state::Primary;
 use crate::error::{Error, Result};
@@ -25,12 +28,15 @@ use crate::volume::content::Content;
 struct Fetch {
     blocks: BlockRange,
     class: FetchClass,
+    /// Whence it is to come; the link where none.
+    medium: Option<MediumId>,
     state: FetchState,
 }
 
 #[derive(Debug)]
 enum FetchState {
     Queued,
+    Reading,
     Sent,
     Filling { writes: usize, failure: Option<Error> },
 }
@@ -91,14 +97,16 @@ impl Primary {
             self.claims.wait(*claim, id);
         }
         for gap in subtract(blocks, held.into_iter().map(|(run, _)| run)) {
-            if !self.options.backup {
-                // Only a bundle or a write can bring it.
-                self.waiting.missing.push(id);
-                continue;
-            }
-            for piece in self.fetch_pieces(gap) {
-                let tag = self.new_fetch(piece, class);
-                self.claims.wait(tag, id);
+            for (run, medium) in self.sources(gap) {
+                if medium.is_none() && !self.options.backup {
+                    // Only a bundle or a write can bring it.
+                    self.waiting.missing.push(id);
+                    continue;
+                }
+                for piece in self.fetch_pieces(run) {
+                    let tag = self.new_fetch(piece, class, medium);
+                    self.claims.wait(tag, id);
+                }
             }
         }
     }
@@ -110,22 +118,61 @@ impl Primary {
         self.ready.extend(std::mem::take(&mut self.waiting.missing));
     }
 
-    fn fetch_pieces(&self, run: BlockRange) -> Vec<BlockRange> {
+    fn fetch_pieces(&self, run: BlockRange) -> impl Iterator<Item = BlockRange> + use<> {
         let per_fetch = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
         (run.start..run.end)
             .step_by(per_fetch as usize)
-            .map(|start| BlockRange::new(start, (start + per_fetch).min(run.end)))
-            .collect()
+            .map(move |start| BlockRange::new(start, (start + per_fetch).min(run.end)))
     }
 
-    fn new_fetch(&mut self, blocks: BlockRange, class: FetchClass) -> ClaimId {
+    fn new_fetch(
+        &mut self,
+        blocks: BlockRange,
+        class: FetchClass,
+        medium: Option<MediumId>,
+    ) -> ClaimId {
         let tag = self.claims.take(&[blocks], ClaimKind::Fetch);
-        self.fetches.by_tag.insert(tag, Fetch { blocks, class, state: FetchState::Queued });
+        let fetch = Fetch { blocks, class, medium, state: FetchState::Queued };
+        self.fetches.by_tag.insert(tag, fetch);
         match class {
+            _ if medium.is_some() => self.media.queue(tag, class),
             FetchClass::Demand => self.fetches.demand.push_back(tag),
             FetchClass::Bulk => self.fetches.bulk.push_back(tag),
         }
         tag
+    }
+
+    /// The blocks of a fetch that is queued, and whence they are to come.
+    pub(super) fn queued_fetch(&self, tag: ClaimId) -> Option<(BlockRange, Option<MediumId>)> {
+        let fetch = self.fetches.by_tag.get(&tag)?;
+        matches!(fetch.state, FetchState::Queued).then_some((fetch.blocks, fetch.medium))
+    }
+
+    pub(super) fn begin_reading(&mut self, tag: ClaimId) {
+        self.fetches.by_tag.get_mut(&tag).expect("it was queued").state = FetchState::Reading;
+    }
+
+    pub(super) fn fetch_of(&self, tag: ClaimId) -> (BlockRange, FetchClass) {
+        let fetch = &self.fetches.by_tag[&tag];
+        (fetch.blocks, fetch.class)
+    }
+
+    /// Ends a fetch that brought nothing; whoever waited for it looks for its blocks again.
+    pub(super) fn forget_fetch(&mut self, tag: ClaimId) {
+        let fetch = self.fetches.by_tag.remove(&tag).expect("a fetch is forgotten once");
+        let waiters = self.claims.release(tag, fetch.blocks);
+        self.ready.extend(waiters);
+    }
+
+    /// For when there is another source than there was: fetches that were not begun are begun anew.
+    pub(super) fn forget_queued_fetches(&mut self) {
+        let queued = self.fetches.by_tag.iter();
+        let queued = queued.filter(|(_, fetch)| matches!(fetch.state, FetchState::Queued));
+        let mut tags: Vec<ClaimId> = queued.map(|(tag, _)| *tag).collect();
+        tags.sort_unstable();
+        for tag in tags {
+            self.forget_fetch(tag);
+        }
     }
 
     pub(super) fn pump_fetches(&mut self, actions: &mut Vec<Action>) {
@@ -148,12 +195,10 @@ impl Primary {
     /// Whether writes or merges took everything over that a queued fetch was to bring; then it is
     /// gone.
     fn was_overtaken(&mut self, tag: ClaimId) -> bool {
-        let blocks = self.fetches.by_tag[&tag].blocks;
+        let Some((blocks, _)) = self.queued_fetch(tag) else { return true };
         let overtaken = self.claims.held_by(tag, blocks).is_empty();
         if overtaken {
-            self.fetches.by_tag.remove(&tag);
-            let waiters = self.claims.release(tag, blocks);
-            self.ready.extend(waiters);
+            self.forget_fetch(tag);
         }
         overtaken
     }
@@ -206,11 +251,15 @@ impl Primary {
                     self.ready.push_back(id);
                 }
             }
-            Ok(content) => self.keep(tag, blocks, class, &content, actions),
+            Ok(content) => {
+                self.counters.bytes_fetched += content.len();
+                self.keep(tag, blocks, class, &content, actions);
+            }
         }
     }
 
-    fn keep(
+    /// Content of a fetch: answers its readers, and writes what it still holds.
+    pub(super) fn keep(
         &mut self,
         tag: ClaimId,
         blocks: BlockRange,
@@ -218,7 +267,6 @@ impl Primary {
         content: &Content,
         actions: &mut Vec<Action>,
     ) {
-        self.counters.bytes_fetched += content.len();
         if class == FetchClass::Bulk {
             self.counters.bytes_hydrated += content.len();
         }
@@ -238,9 +286,7 @@ impl Primary {
             }
         }
         if kept.is_empty() || self.poisoned.is_some() {
-            self.fetches.by_tag.remove(&tag);
-            let waiters = self.claims.release(tag, blocks);
-            self.ready.extend(waiters);
+            self.forget_fetch(tag);
             return;
         }
         // Content that the backup has not made durable is unsent until it is.
@@ -304,13 +350,15 @@ impl Primary {
         while self.fetches.hydrate
             && self.mirror.up
             && self.poisoned.is_none()
-            && self.fetches.sent_bulk + self.fetches.bulk.len() < BULK_IN_FLIGHT_MAX
+            && self.fetches.sent_bulk + self.fetches.bulk.len() + self.media.bulk_waiting()
+                < BULK_IN_FLIGHT_MAX
         {
             let rest = BlockRange::new(self.fetches.cursor, all.end);
             match self.next_unclaimed_missing(rest) {
                 Some(run) => {
-                    let piece = self.fetch_pieces(run)[0];
-                    self.new_fetch(piece, FetchClass::Bulk);
+                    let piece = self.fetch_pieces(run).next().expect("a run is not empty");
+                    let (piece, medium) = self.sources(piece)[0];
+                    self.new_fetch(piece, FetchClass::Bulk, medium);
                     self.fetches.cursor = piece.end;
                 }
                 None if self.fetches.cursor > 0 => self.fetches.cursor = 0,

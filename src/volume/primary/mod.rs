@@ -6,6 +6,8 @@
 //! | `state.rs` | the machine: dispatch, link, commits, poison, ticks |
 //! | `requests.rs` | how requests begin; `reads.rs`, `writes.rs`, `flushes.rs`: the life of each |
 //! | `fetch.rs` | missing blocks on their way here: demand, hydration, merge claims |
+//! | `media.rs` | attached media, from which missing blocks are read ahead of the link |
+//! | `media_readers.rs`, `attaching.rs` | the threads that read media; which are attached |
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
@@ -17,12 +19,15 @@
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod acquaintance;
+mod attaching;
 mod claims;
 mod driver;
 mod event;
 mod fetch;
 mod flushes;
 mod hot;
+mod media;
+mod media_readers;
 mod merging;
 mod mirror;
 mod reads;
@@ -35,9 +40,11 @@ mod volume;
 mod writes;
 
 pub use acquaintance::Introduction;
+pub use attaching::AttachmentStatus;
 pub use claims::ClaimId;
 pub use driver::{Caller, Driver, Outbox};
 pub use event::{Action, Event, FetchClass, MirrorPolicy, Options, OutgoingMessage};
+pub use media::{MediumCondition, MediumId, MediumStatus, Supply};
 pub use merging::LiveTarget;
 pub use state::{Counters, Primary, WatchId};
 pub use volume::{Comparison, Lost, PrimaryStatus, PrimaryVolume};

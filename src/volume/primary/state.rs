@@ -21,6 +21,7 @@ use super::event::{Action, Event, MirrorPolicy, Options, OutgoingMessage};
 use super::fetch::Fetches;
 use super::flushes::Cut;
 use super::hot::HotExtents;
+use super::media::Media;
 use super::mirror::MirrorLeg;
 use super::requests::{Operation, Pending};
 use crate::clock::Instant;
@@ -43,6 +44,8 @@ pub struct Counters {
     pub bytes_fetched: u64,
     pub bytes_hydrated: u64,
     pub bytes_merged: u64,
+    /// Missing bytes read from attached media.
+    pub bytes_from_media: u64,
     pub bytes_resent: u64,
     pub errors: u64,
 }
@@ -66,6 +69,7 @@ pub struct Primary {
     pub(super) hot: HotExtents,
     pub(super) mirror: MirrorLeg,
     pub(super) fetches: Fetches,
+    pub(super) media: Media,
     pub(super) merges: HashMap<ClaimId, Vec<BlockRange>>,
     pub(super) pushes: usize,
     pub(super) commits: Commits,
@@ -123,6 +127,7 @@ impl Primary {
             hot: HotExtents::default(),
             mirror: MirrorLeg::default(),
             fetches: Fetches::default(),
+            media: Media::default(),
             merges: HashMap::new(),
             pushes: 0,
             commits: Commits::default(),
@@ -158,6 +163,9 @@ impl Primary {
             Event::LinkUp => self.link_up(),
             Event::LinkDown => self.link_down(actions),
             Event::Fetched { tag, result } => self.fetched(tag, result, actions),
+            Event::MediumRead { medium, token, result } => {
+                self.medium_read(medium, token, result, actions);
+            }
             Event::Applied { sequence } => self.backup_applied(sequence),
             Event::Flushed { sequence } => self.backup_flushed(sequence),
             Event::CutAnswered { sequence, result } => self.cut_answered(sequence, result, actions),
@@ -170,7 +178,7 @@ impl Primary {
     }
 
     /// Lets everything advance that can.
-    fn settle(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn settle(&mut self, actions: &mut Vec<Action>) {
         loop {
             // First, so that a block which is written without a pause gets its push too.
             self.pump_resync(actions);
@@ -179,6 +187,7 @@ impl Primary {
             }
             self.pump_resync(actions);
             self.pump_hydration();
+            self.pump_media(actions);
             self.pump_fetches(actions);
             if let Some(extents) = self.hot.next_record() {
                 actions.push(Action::RecordIntent { extents });
@@ -233,6 +242,7 @@ impl Primary {
         }
         self.mirror.end_session();
         self.fetches.requeue_sent();
+        self.withdraw_vouching();
         for list in [&mut self.waiting.window, &mut self.waiting.applied, &mut self.waiting.resync]
         {
             self.ready.extend(std::mem::take(list));
@@ -244,6 +254,7 @@ impl Primary {
         let expired = self.operations.iter().filter(|(_, operation)| operation.expired(self.now));
         let expired: Vec<u64> = expired.map(|(id, _)| *id).collect();
         self.ready.extend(expired);
+        self.tick_media();
         if self.poisoned.is_some() {
             return;
         }

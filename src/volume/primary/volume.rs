@@ -16,6 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::acquaintance::{Acquaintance, Introduction};
+use super::attaching::Attachment;
 use super::driver::Driver;
 use super::event::Options;
 use super::state::{Counters, Primary};
@@ -55,6 +56,7 @@ pub struct PrimaryVolume {
     pub(super) live: RwLock<Option<Arc<Driver>>>,
     recovery: Recovery,
     pub(super) acquaintance: Acquaintance,
+    pub(super) attachments: Mutex<Vec<Attachment>>,
     /// See `hold_word`.
     word: Mutex<()>,
 }
@@ -120,6 +122,7 @@ impl PrimaryVolume {
             live: RwLock::new(None),
             recovery: Recovery::default(),
             acquaintance,
+            attachments: Mutex::default(),
             word: Mutex::new(()),
         };
         if has_map(&*volume.directory)? {
@@ -131,7 +134,9 @@ impl PrimaryVolume {
             let driver = volume.create_files(Uuid::new_v4(), 0, true, false)?;
             volume.live = RwLock::new(Some(driver));
         }
-        Ok(Arc::new(volume))
+        let volume = Arc::new(volume);
+        volume.find_recorded_media()?;
+        Ok(volume)
     }
 
     /// Bytes of the volume whose map is in the directory, if there is one.
@@ -203,6 +208,10 @@ impl PrimaryVolume {
         let machine = Primary::new(Arc::clone(&map), self.options);
         let engine = Arc::clone(&self.engine);
         Driver::new(machine, Arc::clone(&self.device), map, intent, presumed, engine)
+    }
+
+    pub(super) fn directory(&self) -> &Arc<dyn Directory> {
+        &self.directory
     }
 
     #[must_use]
@@ -331,7 +340,9 @@ impl PrimaryVolume {
                 driver.map.begin_generation_without(generation, &blocks)?;
             }
         }
-        driver.resume(Primary::new(Arc::clone(&driver.map), self.options))
+        driver.resume(Primary::new(Arc::clone(&driver.map), self.options))?;
+        self.forget_media();
+        Ok(())
     }
 
     /// Refuses requests, lets those in flight end, makes everything durable, marks a clean stop.

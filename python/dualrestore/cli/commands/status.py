@@ -128,6 +128,14 @@ def _primary_lines(volume: "PrimaryStatus", before: "tuple[float, NodeStatus] | 
         f"skipped {format_size(volume.bytes_skipped_current)}, "
         f"by wire {format_size(volume.bytes_hydrated)}"
     )
+    for medium in volume.media:
+        shown = "attached" if medium.state == "attached" else medium.state.upper()
+        error = f": {medium.error}" if medium.error else ""
+        again = "; attach it again when it is back" if medium.state == "gone" else ""
+        lines.append(
+            f"  medium {medium.path}: {shown}, supplied {format_size(medium.bytes_supplied)} of "
+            f"{format_size(medium.bytes_covered)}{error}{again}"
+        )
     for backup in volume.backups:
         connected = "connected" if backup.connected else "NOT CONNECTED"
         error = f": {backup.error}" if backup.error else ""
