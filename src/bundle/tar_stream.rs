@@ -9,8 +9,8 @@
 //!
 //! Guarantees: the identity is known before the first piece is given, and no piece of another
 //! bundle follows; members may come in any order; what did not come, or came damaged, is given as
-//! missing once the manifest has told of it (law 8); memory is that of the chunks that a pump holds,
-//! a group of them, the manifest, and the runs of damaged segments.
+//! missing once the manifest has told of it (law 8). Memory is that of the chunks that a pump
+//! holds, a group of them, the manifest, and the runs of damaged segments.
 //! Does not know: targets.
 
 use std::collections::{BTreeMap, VecDeque};

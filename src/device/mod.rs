@@ -9,7 +9,8 @@
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
 //! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where
-//! state is kept (`directory.rs`, `crashing_directory.rs`), and `WorkerPool`, the threads that do device operations.
+//! state is kept (`directory.rs`, `crashing_directory.rs`), and `WorkerPool`, the threads that do
+//! device operations.
 
 #[cfg(test)]
 mod block_device_tests;

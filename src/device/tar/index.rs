@@ -13,9 +13,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::folder::{DiskFile, Folder, FolderFile};
-use super::super::stream::{DescriptorStream, Stop};
 use super::walker::{Step, TarWalker};
+use crate::device::folder::{DiskFile, Folder, FolderFile};
+use crate::device::stream::{DescriptorStream, Stop};
 use crate::error::{Error, Result};
 use crate::format::tar::{RECORD_BYTES, is_header};
 

@@ -11,7 +11,7 @@
 //! payload ends where its header says, or where the stream does.
 //! Does not know: bundles, where the bytes come from.
 
-use super::super::stream::ByteStream;
+use crate::device::stream::ByteStream;
 use crate::error::{Error, Result};
 use crate::format::tar::{
     Extended, Header, Kind, RECORD_BYTES, Record, is_empty, is_header, padded, parse_extended,

@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::super::folder::{Folder, FolderFile, checked};
-use super::super::stream::ByteSink;
+use crate::device::folder::{Folder, FolderFile, checked};
+use crate::device::stream::ByteSink;
 use crate::error::{Error, Result};
 use crate::format::tar::{encode_end, encode_member, padded};
 use crate::limits::TAR_MEMBER_BYTES_MAX;
