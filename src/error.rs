@@ -21,6 +21,8 @@ pub enum ErrorKind {
     Integrity,
     /// Another volume, geometry, generation or role than was expected.
     Identity,
+    /// Encrypted, and nothing that was given opens it; or the reverse.
+    Locked,
     /// A storage system call failed; `errno` says how.
     Device,
     /// The link is down, was lost, or the peer broke the protocol.

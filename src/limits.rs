@@ -141,6 +141,8 @@ pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
 /// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
 pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Largest `key.age` that is read: room for hundreds of recipients.
+pub const BUNDLE_KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Chunks read ahead of the threads that encode them; 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that

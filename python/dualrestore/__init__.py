@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         IntegrityError,
         InterruptedJobError,
         LinkError,
+        LockedError,
         PoisonedError,
         UsageError,
     )
@@ -42,6 +43,7 @@ _HOMES = {
     "IntegrityError": "errors",
     "InterruptedJobError": "errors",
     "LinkError": "errors",
+    "LockedError": "errors",
     "MergeReport": "model",
     "OverwriteMap": "core",
     "PoisonedError": "errors",
@@ -64,6 +66,7 @@ __all__ = [
     "IntegrityError",
     "InterruptedJobError",
     "LinkError",
+    "LockedError",
     "MergeReport",
     "OverwriteMap",
     "PoisonedError",

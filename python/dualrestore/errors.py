@@ -7,6 +7,7 @@ DualRestoreError
 ├── FormatError                     not our format, or a version or feature not known   5
 ├── IdentityError                   another volume, geometry, generation or role        5
 ├── IntegrityError                  our format, but damaged                             5
+├── LockedError                     encrypted, and nothing that was given opens it      5
 ├── DeviceError(OSError)            a storage system call failed                        1
 │   └── PoisonedError               a flush failed earlier: no more writes (law 11)     1
 ├── LinkError(ConnectionError)      link down, lost, or the peer broke the protocol     7
@@ -72,6 +73,14 @@ class IntegrityError(DualRestoreError):
     exit_code = ExitCode.NOT_OURS
 
 
+class LockedError(DualRestoreError):
+    """Encrypted, and no key was given or another one (a wrong passphrase or identity); or a key was
+    given and the bundle is not encrypted, so that it may have been exchanged.
+    """
+
+    exit_code = ExitCode.NOT_OURS
+
+
 class DeviceError(DualRestoreError, OSError):
     """A storage system call failed; `errno` says how, the text says where."""
 
@@ -122,6 +131,7 @@ _BY_NAME: dict[str, type[DualRestoreError]] = {
         FormatError,
         IdentityError,
         IntegrityError,
+        LockedError,
         DeviceError,
         PoisonedError,
         LinkError,

@@ -12,11 +12,12 @@
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::encryption::{Encryption, seal_batch};
 use crate::device::AlignedBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, Hash, HexHash, IndexEntry, PAGE_BYTES, Run,
+    Checks, ChunkKind, DESCRIPTORS_PER_PAGE, Descriptor, HexHash, IndexEntry, PAGE_BYTES, Run,
     SegmentEntry, SegmentHeader, Trailer, encode_batch, encode_index, index_bytes, padded,
     pages_for, segment_name,
 };
@@ -61,7 +62,7 @@ fn stopped() -> Error {
 
 #[derive(Debug)]
 struct OpenSegment {
-    header_hash: Hash,
+    checks: Checks,
     position: u64,
     index: Vec<IndexEntry>,
     root: blake3::Hasher,
@@ -73,6 +74,7 @@ struct OpenSegment {
 pub struct Assembler {
     outlet: Outlet,
     identity: SegmentHeader,
+    encryption: Option<Encryption>,
     segment_bytes_max: u64,
     segment: Option<OpenSegment>,
     memory: AlignedBuffer,
@@ -82,12 +84,18 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// `identity` is the header of segment 0.
-    pub fn new(outlet: Outlet, identity: SegmentHeader, segment_bytes_max: u64) -> Result<Self> {
+    /// `identity` is the header of segment 0, its salt left out.
+    pub fn new(
+        outlet: Outlet,
+        identity: SegmentHeader,
+        encryption: Option<Encryption>,
+        segment_bytes_max: u64,
+    ) -> Result<Self> {
         let memory = outlet.written.recv().map_err(|_| stopped())?;
         Ok(Self {
             outlet,
             identity,
+            encryption,
             segment_bytes_max,
             segment: None,
             memory,
@@ -190,8 +198,11 @@ impl Assembler {
                 "expected at most {BUNDLE_SEGMENTS_MAX} segments; allow larger ones"
             )));
         }
-        let header = SegmentHeader { segment: number, ..self.identity };
+        let salt = self.encryption.as_ref().map(|encryption| (encryption.salts)()).transpose()?;
+        let header = SegmentHeader { segment: number, salt, ..self.identity };
         let (page, header_hash) = header.encode();
+        let key = self.encryption.as_ref().map(|encryption| &encryption.key);
+        let checks = header.checks(header_hash, key)?;
         let name = segment_name(number);
         self.outlet.order(Order::Create(name.clone()))?;
         self.outlet.order(Order::Write(0, page.to_vec()))?;
@@ -209,8 +220,7 @@ impl Assembler {
             coverage: Vec::new(),
         };
         let root = blake3::Hasher::new();
-        self.segment =
-            Some(OpenSegment { header_hash, position: PAGE, index: Vec::new(), root, entry });
+        self.segment = Some(OpenSegment { checks, position: PAGE, index: Vec::new(), root, entry });
         Ok(())
     }
 
@@ -220,10 +230,12 @@ impl Assembler {
         let start = PAYLOAD_AT - usize::from(pages) * PAGE_BYTES;
         let end = PAYLOAD_AT + self.payload;
         let batch = u32::try_from(segment.index.len()).expect("a segment is at most 1 GiB");
+        let payload = &mut self.memory[PAYLOAD_AT..end];
+        seal_batch(&segment.checks, batch, &mut self.descriptors, payload);
         encode_batch(
             (segment.entry.number, batch),
             &self.descriptors,
-            &segment.header_hash,
+            &segment.checks,
             &mut self.memory[start..PAYLOAD_AT],
             &mut segment.root,
         );
@@ -246,7 +258,7 @@ impl Assembler {
     }
 
     fn close_segment(&mut self) -> Result<()> {
-        let OpenSegment { header_hash, position, index, root, mut entry } =
+        let OpenSegment { checks, position, index, root, mut entry } =
             self.segment.take().expect("a segment is open");
         let mut tail = encode_index(&index);
         entry.root = HexHash(*root.finalize().as_bytes());
@@ -264,7 +276,7 @@ impl Assembler {
             root: entry.root.0,
         };
         entry.bytes = trailer.file_bytes();
-        tail.extend_from_slice(&trailer.encode(&header_hash));
+        tail.extend_from_slice(&trailer.encode(&checks));
         self.outlet.order(Order::Write(position, tail))?;
         self.outlet.order(Order::Close)?;
         self.finished.push(entry);

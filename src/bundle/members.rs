@@ -6,6 +6,8 @@ pub const README_NAME: &str = "README.txt";
 /// Restores a raw image with Python alone.
 pub const RECOVER: &[u8] = include_bytes!("recover.py");
 pub const RECOVER_NAME: &str = "recover.py";
+/// The key of an encrypted bundle, wrapped by age.
+pub const KEY_NAME: &str = "key.age";
 pub const BEGIN_NAME: &str = "manifest.begin.json";
 /// Its presence says that the bundle is finished.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -21,5 +23,5 @@ pub fn segment_number(name: &str) -> Option<u32> {
 
 /// Whether a reader needs the file.
 pub fn is_needed(name: &str) -> bool {
-    name == BEGIN_NAME || name == MANIFEST_NAME || segment_number(name).is_some()
+    [BEGIN_NAME, KEY_NAME, MANIFEST_NAME].contains(&name) || segment_number(name).is_some()
 }

@@ -14,6 +14,7 @@
 
 mod assemble;
 mod encode;
+mod encryption;
 mod members;
 mod pieces;
 mod plan;
@@ -25,12 +26,14 @@ mod segment_stream;
 mod selection;
 mod snapshot_source;
 mod source;
+mod tar_reading;
 mod tar_stream;
 mod verify;
 mod worker;
 mod writer;
 
 pub use encode::{Compression, is_zero};
+pub use encryption::{Encryption, generate_key, random_salt};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
@@ -47,6 +50,8 @@ pub use writer::{
     OnBundleProgress, WriterOptions,
 };
 
+#[cfg(test)]
+mod encrypted_tests;
 #[cfg(test)]
 mod tar_tests;
 #[cfg(test)]

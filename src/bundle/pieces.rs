@@ -11,7 +11,7 @@ use crate::bundle::source::Identity;
 use crate::device::{Device, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::{ChunkKind, Descriptor, padded};
+use crate::format::bundle::{Checks, ChunkKind, Descriptor, Place, padded};
 
 /// What is known of the bytes of a piece.
 #[derive(Clone, Debug)]
@@ -19,7 +19,13 @@ pub enum Content {
     /// All zero.
     Zero,
     /// A chunk of a bundle, stored at that position of the file.
-    Stored { file: Arc<dyn FolderFile>, position: u64, descriptor: Descriptor },
+    Stored {
+        file: Arc<dyn FolderFile>,
+        position: u64,
+        descriptor: Descriptor,
+        checks: Arc<Checks>,
+        place: Place,
+    },
     /// Bytes of a plain image, which carries no checksums.
     Plain(Arc<dyn Device>),
     /// Promised by the source, but damaged or never read; the text says which.
@@ -63,19 +69,19 @@ impl Piece {
         }
     }
 
-    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself or unpacked
-    /// into `plain` (at least as long as the piece, if it unpacks).
+    /// Verifies the stored form and returns the bytes of the piece, in `stored` itself (decrypted
+    /// there) or unpacked into `plain` (at least as long as the piece, if it unpacks).
     pub fn open<'b>(
         &self,
         opener: &mut Opener,
-        stored: &'b [u8],
+        stored: &'b mut [u8],
         plain: &'b mut [u8],
     ) -> Result<&'b [u8]> {
         let length = usize::try_from(self.range.length).expect("a piece with bytes is small");
         let length = if self.unpacks() { length } else { 0 };
         match &self.content {
-            Content::Stored { descriptor, .. } => {
-                opener.open(descriptor, stored, &mut plain[..length])
+            Content::Stored { descriptor, checks, place, .. } => {
+                opener.open((checks, *place, descriptor), stored, &mut plain[..length])
             }
             Content::Plain(_) => Ok(stored),
             Content::Zero | Content::Missing(_) => Err(Error::usage("the piece has no bytes")),
@@ -97,21 +103,22 @@ impl Opener {
 
     fn open<'b>(
         &mut self,
-        descriptor: &Descriptor,
-        stored: &'b [u8],
+        (checks, place, descriptor): (&Checks, Place, &Descriptor),
+        stored: &'b mut [u8],
         plain: &'b mut [u8],
     ) -> Result<&'b [u8]> {
         let damaged = |what: &str| {
             Err(Error::integrity(format!("a chunk is damaged: {what}"))
                 .at_offset(descriptor.range.offset))
         };
-        let (stored, padding) = stored.split_at(descriptor.stored_bytes as usize);
+        let (stored, padding) = stored.split_at_mut(descriptor.stored_bytes as usize);
         if crc32c::crc32c(stored) != descriptor.crc32c {
             return damaged("its CRC32C does not match");
         }
         if padding.iter().any(|byte| *byte != 0) {
             return damaged("its padding is not zero");
         }
+        checks.open(place, descriptor, stored)?;
         let bytes = if descriptor.kind == ChunkKind::Zstd {
             // The place is exactly as long as the chunk, so no frame can ask for more memory.
             match self.decompressor.decompress_to_buffer(stored, plain) {
@@ -121,7 +128,7 @@ impl Opener {
         } else {
             stored
         };
-        if *blake3::hash(bytes).as_bytes() != descriptor.hash {
+        if !checks.vouches(descriptor, bytes) {
             return damaged("its BLAKE3 does not match");
         }
         Ok(bytes)

@@ -19,7 +19,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::pieces::{Content, Opener, Piece};
-use super::reader::{Bundle, piece_of};
+use super::reader::Bundle;
 use super::segment_reader::{FoundBatch, SegmentReader};
 use crate::device::AlignedBuffer;
 use crate::error::{Error, Result};
@@ -160,10 +160,10 @@ impl RandomReader {
         let index = self.index(fence.segment)?;
         for entry in index.iter().filter(|entry| holds(entry.span, at)) {
             let found = self.batch(fence.segment, entry.position)?;
-            let held = found.batch.descriptors.iter().find(|held| holds(held.range, at));
-            let Some(descriptor) = held else { continue };
+            let held = found.batch.descriptors.iter().position(|held| holds(held.range, at));
+            let Some(number) = held else { continue };
             let file = self.bundle.folder().open(&self.bundle.segments()[fence.segment].name)?;
-            let piece = piece_of(*descriptor, &file, found.payload_position);
+            let piece = found.piece(number, &file);
             return match piece.content {
                 Content::Zero => Ok(Found::Zeros(piece.range)),
                 Content::Missing(why) => Err(Error::integrity(why).at_offset(at)),
@@ -177,7 +177,8 @@ impl RandomReader {
         let entry = &self.bundle.segments()[segment];
         // Its pages are checked against the hash of its header: no other segment is taken for it.
         let file = self.bundle.folder().open(&entry.name)?;
-        SegmentReader::open(file, entry.number, self.bundle.geometry(), entry.header_hash.0)
+        let checks = Arc::new(self.bundle.checks_of(entry, &*file)?);
+        SegmentReader::open(file, entry.number, self.bundle.geometry(), checks)
     }
 
     fn index(&self, segment: usize) -> Result<Arc<[IndexEntry]>> {
@@ -235,10 +236,11 @@ impl RandomReader {
         piece.read(&mut stored)?;
         let mut plain = AlignedBuffer::zeroed(piece.range.length as usize);
         let mut opener = self.take_opener()?;
-        let opened = piece.open(&mut opener, &stored, &mut plain).map(<[u8]>::as_ptr);
+        let place = stored.as_ptr();
+        let opened = piece.open(&mut opener, &mut stored, &mut plain).map(<[u8]>::as_ptr);
         self.openers().push(opener);
         // What was stored as it is stays where it was read to.
-        let as_stored = opened? == stored.as_ptr();
+        let as_stored = opened? == place;
         Ok(if as_stored { stored } else { plain })
     }
 

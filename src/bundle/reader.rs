@@ -19,7 +19,7 @@ use crate::device::{FileFolder, Folder, FolderFile, TarIndex};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    BeginManifest, ChunkKind, Descriptor, Manifest, SegmentEntry, SegmentHeader,
+    BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
 use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
 use crate::units::Geometry;
@@ -30,15 +30,19 @@ pub struct Bundle {
     folder: Arc<dyn Folder>,
     manifest: Manifest,
     geometry: Geometry,
+    key: Option<BundleKey>,
 }
 
 impl Bundle {
-    /// Opens the bundle in a directory, or in a tar (a file, or a disk that it was written to).
+    /// Opens the bundle in a directory, or in a tar (a file, or a disk that it was written to). It
+    /// must not be encrypted.
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.is_dir() && TarIndex::is_one(path)? {
-            return Self::open_in(Arc::new(TarIndex::open(path, is_needed)?));
-        }
-        Self::open_in(Arc::new(FileFolder::open(path)?))
+        Self::open_with(path, None)
+    }
+
+    /// The same: with its key if it is encrypted, and only then.
+    pub fn open_with(path: &Path, key: Option<&BundleKey>) -> Result<Self> {
+        Self::open_in_with(folder_at(path)?, key)
     }
 
     /// Whether it is a tar in which no manifest was found: one that was cut off.
@@ -50,9 +54,34 @@ impl Bundle {
     }
 
     pub fn open_in(folder: Arc<dyn Folder>) -> Result<Self> {
-        let manifest = read_manifest(folder.as_ref())?;
+        Self::open_in_with(folder, None)
+    }
+
+    pub fn open_in_with(folder: Arc<dyn Folder>, key: Option<&BundleKey>) -> Result<Self> {
+        let (manifest, bytes) = read_manifest(folder.as_ref())?;
+        let within = |error: Error| error.within(&folder.path().join(MANIFEST_NAME));
+        manifest.begin.expect_key(key).map_err(|error| error.within(folder.path()))?;
+        if let Some(key) = key {
+            manifest.check_mac(&bytes, key).map_err(within)?;
+        }
+        Self::checked(folder, manifest, key.cloned())
+    }
+
+    /// To look at what its manifest says: the chunks of an encrypted one cannot be had, and nothing
+    /// proves who wrote it.
+    pub fn look(path: &Path) -> Result<Self> {
+        let folder = folder_at(path)?;
+        let (manifest, _) = read_manifest(folder.as_ref())?;
+        Self::checked(folder, manifest, None)
+    }
+
+    fn checked(
+        folder: Arc<dyn Folder>,
+        manifest: Manifest,
+        key: Option<BundleKey>,
+    ) -> Result<Self> {
         let geometry = manifest.begin.geometry()?;
-        let bundle = Self { folder, manifest, geometry };
+        let bundle = Self { folder, manifest, geometry, key };
         for segment in &bundle.manifest.segments {
             bundle.check_segment(segment)?;
         }
@@ -90,6 +119,7 @@ impl Bundle {
         self.folder.as_ref()
     }
 
+    /// The header that a segment should have, the salt left out.
     fn expected_header(&self, number: u32) -> SegmentHeader {
         let identity = self.identity();
         SegmentHeader {
@@ -100,6 +130,7 @@ impl Bundle {
             cut: identity.cut,
             segment: number,
             begin_hash: self.manifest.begin_hash.0,
+            salt: None,
         }
     }
 
@@ -117,7 +148,15 @@ impl Bundle {
         }
         let (header, hash) = read_header(file.as_ref()).map_err(located)?;
         let expected = self.expected_header(entry.number);
-        if header != expected {
+        if header.salt.is_some() != self.manifest.begin.is_encrypted() {
+            let state = |encrypted| if encrypted { "an encrypted" } else { "a plain" };
+            return Err(located(Error::identity(format!(
+                "expected {} segment, found {} one: it is not of this bundle",
+                state(self.manifest.begin.is_encrypted()),
+                state(header.salt.is_some())
+            ))));
+        }
+        if (SegmentHeader { salt: None, ..header }) != expected {
             return Err(located(Error::identity(format!(
                 "expected segment {} of bundle {} of volume {}, generation {}, cut {}; \
                  found segment {} of bundle {} of volume {}, generation {}, cut {}",
@@ -156,7 +195,18 @@ impl Bundle {
     /// Goes through the batches of one segment.
     pub fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader> {
         let file = self.open_segment(entry)?;
-        SegmentReader::open(file, entry.number, self.geometry, entry.header_hash.0)
+        let checks = self.checks_of(entry, file.as_ref())?;
+        SegmentReader::open(file, entry.number, self.geometry, Arc::new(checks))
+    }
+
+    pub(super) fn checks_of(&self, entry: &SegmentEntry, file: &dyn FolderFile) -> Result<Checks> {
+        if !self.manifest.begin.is_encrypted() {
+            return Ok(Checks::plain(entry.header_hash.0));
+        }
+        let (header, hash) = read_header(file)?;
+        let key =
+            self.key.as_ref().ok_or_else(|| locked("the bundle was opened without its key"))?;
+        header.checks(hash, Some(key))
     }
 
     /// Whether `manifest.begin.json` is the one that the bundle was begun with.
@@ -167,6 +217,14 @@ impl Bundle {
             && begin == self.manifest.begin;
         if same { Ok(()) } else { Err(Error::integrity("it is not of this bundle")) }
     }
+}
+
+/// The folder that a bundle lies in.
+fn folder_at(path: &Path) -> Result<Arc<dyn Folder>> {
+    if !path.is_dir() && TarIndex::is_one(path)? {
+        return Ok(Arc::new(TarIndex::open(path, is_needed)?));
+    }
+    Ok(Arc::new(FileFolder::open(path)?))
 }
 
 impl PieceSource for Bundle {
@@ -218,10 +276,13 @@ fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_manifest(folder: &dyn Folder) -> Result<Manifest> {
+fn read_manifest(folder: &dyn Folder) -> Result<(Manifest, Vec<u8>)> {
     let path = folder.path().join(MANIFEST_NAME);
     match read_member(folder, MANIFEST_NAME) {
-        Ok(bytes) => Manifest::parse(&bytes).map_err(|error| error.at_path(&path)),
+        Ok(bytes) => match Manifest::parse(&bytes) {
+            Ok(manifest) => Ok((manifest, bytes)),
+            Err(error) => Err(error.at_path(&path)),
+        },
         Err(error) if error.errno() == Some(2) => {
             let names = folder.names()?;
             let begun = names.iter().any(|name| name == BEGIN_NAME);
@@ -258,14 +319,14 @@ impl Pieces<'_> {
             return Ok(true);
         };
         if let Some(found) = reader.next_batch() {
-            for descriptor in found.batch.descriptors {
+            for piece in found.pieces(reader.file()) {
                 match self.found.last_mut() {
-                    Some(last) if last.end() == descriptor.range.offset => {
-                        last.length += descriptor.range.length;
+                    Some(last) if last.end() == piece.range.offset => {
+                        last.length += piece.range.length;
                     }
-                    _ => self.found.push(descriptor.range),
+                    _ => self.found.push(piece.range),
                 }
-                self.queue.push_back(piece_of(descriptor, reader.file(), found.payload_position));
+                self.queue.push_back(piece);
             }
         } else {
             self.found.sort_unstable();
@@ -279,19 +340,6 @@ impl Pieces<'_> {
         }
         Ok(true)
     }
-}
-
-pub(super) fn piece_of(descriptor: Descriptor, file: &Arc<dyn FolderFile>, payload: u64) -> Piece {
-    let content = match descriptor.kind {
-        ChunkKind::Zero => Content::Zero,
-        ChunkKind::Unreadable => Content::Missing("its source could not be read"),
-        ChunkKind::Data | ChunkKind::Zstd => Content::Stored {
-            file: Arc::clone(file),
-            position: payload + u64::from(descriptor.payload_offset),
-            descriptor,
-        },
-    };
-    Piece { range: descriptor.range, content }
 }
 
 /// The parts of `coverage` that lie in none of `found`; both ascend.

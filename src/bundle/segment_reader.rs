@@ -10,11 +10,12 @@
 
 use std::sync::Arc;
 
+use super::pieces::{Content, Piece};
 use crate::device::FolderFile;
 use crate::error::{Error, Result};
 use crate::format::bundle::{
-    Batch, Hash, IndexEntry, PAGE_BYTES, Page, SegmentHeader, Trailer, index_bytes, parse_batch,
-    parse_index, parse_page_head,
+    Batch, Checks, ChunkKind, Hash, IndexEntry, PAGE_BYTES, Page, Place, SegmentHeader, Trailer,
+    index_bytes, parse_batch, parse_index, parse_page_head,
 };
 use crate::units::Geometry;
 
@@ -26,7 +27,7 @@ pub struct SegmentReader {
     file: Arc<dyn FolderFile>,
     number: u32,
     geometry: Geometry,
-    header_hash: Hash,
+    checks: Arc<Checks>,
     length: u64,
     found_by: FoundBy,
     root: blake3::Hasher,
@@ -44,22 +45,52 @@ enum FoundBy {
 pub struct FoundBatch {
     pub batch: Batch,
     pub payload_position: u64,
+    /// What its chunks are checked with.
+    pub checks: Arc<Checks>,
+}
+
+impl FoundBatch {
+    /// The chunk of one of its descriptors as a piece of that file.
+    #[must_use]
+    pub fn piece(&self, number: usize, file: &Arc<dyn FolderFile>) -> Piece {
+        let descriptor = self.batch.descriptors[number];
+        let content = match descriptor.kind {
+            ChunkKind::Zero => Content::Zero,
+            ChunkKind::Unreadable => Content::Missing("its source could not be read"),
+            ChunkKind::Data | ChunkKind::Zstd => Content::Stored {
+                file: Arc::clone(file),
+                position: self.payload_position + u64::from(descriptor.payload_offset),
+                descriptor,
+                checks: Arc::clone(&self.checks),
+                place: Place {
+                    batch: self.batch.batch,
+                    descriptor: u32::try_from(number).expect("a batch has few"),
+                },
+            },
+        };
+        Piece { range: descriptor.range, content }
+    }
+
+    /// All of them.
+    pub fn pieces(&self, file: &Arc<dyn FolderFile>) -> impl Iterator<Item = Piece> {
+        (0..self.batch.descriptors.len()).map(|number| self.piece(number, file))
+    }
 }
 
 impl SegmentReader {
-    /// A segment whose header hash is known. Only a failing read is an error.
+    /// A segment whose header has been read. Only a failing read is an error.
     pub fn open(
         file: Arc<dyn FolderFile>,
         number: u32,
         geometry: Geometry,
-        header_hash: Hash,
+        checks: Arc<Checks>,
     ) -> Result<Self> {
         let length = file.length()? / PAGE * PAGE;
         let mut reader = Self {
             file,
             number,
             geometry,
-            header_hash,
+            checks,
             length,
             found_by: FoundBy::Scan(PAGE),
             root: blake3::Hasher::new(),
@@ -74,7 +105,7 @@ impl SegmentReader {
 
     fn read_index(&self) -> Result<(Trailer, Vec<IndexEntry>)> {
         let at = self.length.checked_sub(PAGE).ok_or_else(|| Error::format("an empty segment"))?;
-        let trailer = Trailer::parse(&self.page(at)?, &self.header_hash)?;
+        let trailer = Trailer::parse(&self.page(at)?, &self.checks)?;
         if trailer.file_bytes() != self.length || trailer.segment != self.number {
             return Err(Error::format("the trailer is of another segment"));
         }
@@ -104,7 +135,7 @@ impl SegmentReader {
     pub fn batch_at(&mut self, at: u64) -> Result<FoundBatch> {
         let batch = self.read_batch(at)?;
         let payload_position = at + u64::from(batch.pages) * PAGE;
-        Ok(FoundBatch { batch, payload_position })
+        Ok(FoundBatch { batch, payload_position, checks: Arc::clone(&self.checks) })
     }
 
     /// The file, to read payloads from.
@@ -145,20 +176,21 @@ impl SegmentReader {
             if let FoundBy::Scan(next) = &mut self.found_by {
                 *next = end;
             }
-            return Some(FoundBatch { batch, payload_position });
+            let checks = Arc::clone(&self.checks);
+            return Some(FoundBatch { batch, payload_position, checks });
         }
     }
 
     fn read_batch(&mut self, at: u64) -> Result<Batch> {
         let first = self.page(at)?;
-        let head = parse_page_head(&first, &self.header_hash)?;
+        let head = parse_page_head(&first, &self.checks)?;
         if head.page != 0 {
             return Err(Error::format("a batch begins with its first page"));
         }
         let mut pages = vec![0; usize::from(head.pages) * PAGE_BYTES];
         self.file.read_at(at, &mut pages)?;
         let mut root = self.root.clone();
-        let batch = parse_batch(&pages, self.number, self.geometry, &self.header_hash, &mut root)?;
+        let batch = parse_batch(&pages, self.number, self.geometry, &self.checks, &mut root)?;
         self.root = root;
         Ok(batch)
     }

@@ -9,10 +9,14 @@
 //! Guarantees: as those of `segment_reader.rs`; memory is that of the descriptor pages of a batch.
 //! Does not know: chunks' bytes.
 
+use std::sync::Arc;
+
 use crate::device::TarWalker;
 use crate::error::Result;
 use crate::extent::ByteRange;
-use crate::format::bundle::{Batch, Hash, PAGE_BYTES, Page, Trailer, parse_batch, parse_page_head};
+use crate::format::bundle::{
+    Batch, Checks, Hash, PAGE_BYTES, Page, Trailer, parse_batch, parse_page_head,
+};
 use crate::units::Geometry;
 
 /// See the module.
@@ -21,6 +25,7 @@ pub struct SegmentStream {
     number: u32,
     geometry: Geometry,
     header_hash: Hash,
+    checks: Arc<Checks>,
     /// Read ahead of what was used.
     window: Vec<u8>,
     root: blake3::Hasher,
@@ -43,11 +48,12 @@ pub struct SeenSegment {
 impl SegmentStream {
     /// A segment whose header page has just been read.
     #[must_use]
-    pub fn new(number: u32, geometry: Geometry, header_hash: Hash) -> Self {
+    pub fn new(number: u32, geometry: Geometry, header_hash: Hash, checks: Checks) -> Self {
         Self {
             number,
             geometry,
             header_hash,
+            checks: Arc::new(checks),
             window: Vec::new(),
             root: blake3::Hasher::new(),
             trailer: None,
@@ -60,11 +66,17 @@ impl SegmentStream {
         self.number
     }
 
+    /// What its chunks are checked with.
+    #[must_use]
+    pub fn checks(&self) -> &Arc<Checks> {
+        &self.checks
+    }
+
     /// The next batch that is whole; `None` at the end of the segment, or where it is cut off.
     pub fn next_batch(&mut self, walker: &mut TarWalker) -> Result<Option<Batch>> {
         while self.look_ahead(walker, PAGE_BYTES)? {
             let page: &Page = self.window.first_chunk().expect("a page was read");
-            if let Ok(head) = parse_page_head(page, &self.header_hash)
+            if let Ok(head) = parse_page_head(page, &self.checks)
                 && head.page == 0
             {
                 let length = usize::from(head.pages) * PAGE_BYTES;
@@ -74,7 +86,7 @@ impl SegmentStream {
                     self.window.drain(..length);
                     return Ok(Some(batch));
                 }
-            } else if let Ok(trailer) = Trailer::parse(page, &self.header_hash) {
+            } else if let Ok(trailer) = Trailer::parse(page, &self.checks) {
                 self.trailer = Some(trailer);
             }
             self.window.drain(..PAGE_BYTES);
@@ -85,7 +97,7 @@ impl SegmentStream {
     fn parse(&mut self, length: usize) -> Option<Batch> {
         let mut root = self.root.clone();
         let pages = &self.window[..length];
-        let batch = parse_batch(pages, self.number, self.geometry, &self.header_hash, &mut root);
+        let batch = parse_batch(pages, self.number, self.geometry, &self.checks, &mut root);
         if batch.is_ok() {
             self.root = root;
         }

@@ -11,6 +11,7 @@ use super::tests::{go_on, image, options, restored, source_of};
 use super::*;
 use crate::device::{ByteSink, ByteStream, Engine, Folder, Stop, TarFolder, TarIndex};
 use crate::error::{ErrorKind, Result};
+use crate::format::bundle::BundleKey;
 use crate::format::tar::{encode_end, encode_member};
 
 #[derive(Clone, Debug, Default)]
@@ -125,6 +126,35 @@ fn what_goes_into_a_tar_comes_out_of_the_stream_and_of_the_file() {
             bundle.manifest()
         );
     }
+}
+
+#[test]
+fn an_encrypted_bundle_comes_out_of_a_stream_with_its_key_only() {
+    let key = BundleKey::new(options().bundle, [1; 32]);
+    let wrapped_key = b"wrapped".to_vec();
+    let encryption = Some(Encryption { key: key.clone(), wrapped_key, salts: random_salt });
+    let tar = tar_of(&WriterOptions { encryption, ..options() });
+    let source = stream(tar.clone()).expect("a bundle");
+    assert_eq!(source.wrapped_key().expect("it came").as_deref(), Some(&b"wrapped"[..]));
+    let wrong = BundleKey::new(options().bundle, [2; 32]);
+    assert_eq!(source.unlock(Some(&wrong)).expect_err("refused").kind(), ErrorKind::Locked);
+    assert_eq!(source.unlock(None).expect_err("refused").kind(), ErrorKind::Locked);
+    source.unlock(Some(&key)).expect("its key");
+    assert_eq!(restored(&source), (image(), 0));
+    assert!(source.shortfall().is_none() && source.blemishes().is_empty());
+    let locked = stream(tar.clone()).expect("a bundle");
+    let refused = locked.pieces().next().expect("one").expect_err("no key was given");
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    let mut bad = tar.clone();
+    let segment = members(&tar).into_iter().find(|(name, ..)| name.ends_with(".drs"));
+    bad[segment.expect("one").2.start + 70_000] ^= 1;
+    let source = stream(bad).expect("a bundle");
+    source.unlock(Some(&key)).expect("its key");
+    let (found, damaged) = restored(&source);
+    assert_eq!(damaged, 1);
+    is_laid_over_ground(&found);
+    let plain = stream(tar_of(&options())).expect("a bundle");
+    assert!(plain.unlock(Some(&key)).is_err(), "it may have been exchanged");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::extent::ByteRange;
 use crate::format::bundle::PAGE_BYTES;
 use crate::units::{BlockSize, Geometry};
 
-const SIZE: usize = (6 << 20) + 4096 + 512;
+pub(super) const SIZE: usize = (6 << 20) + 4096 + 512;
 
 /// Bytes that do not compress, the same every time.
 fn noise(length: usize, seed: u8) -> Vec<u8> {
@@ -63,7 +63,7 @@ fn open(folder: &RamFolder) -> Result<Bundle> {
     Bundle::open_in(Arc::new(folder.clone()))
 }
 
-const CREW: Crew = Crew { engine: Engine::Threads, threads: 2 };
+pub(super) const CREW: Crew = Crew { engine: Engine::Threads, threads: 2 };
 
 /// Lays every verified piece over a ground of 0xee; what no piece gave stays that.
 struct Collect(RamDevice);
@@ -102,7 +102,7 @@ pub(super) fn restored(source: &dyn PieceSource) -> (Vec<u8>, usize) {
     (collect.0.contents(), damaged)
 }
 
-fn verified(bundle: &Bundle) -> VerifyReport {
+pub(super) fn verified(bundle: &Bundle) -> VerifyReport {
     bundle.verify(CREW, &mut |_| go_on()).expect("gone through")
 }
 
@@ -234,7 +234,11 @@ fn impossible_options_are_refused_before_anything_is_made() {
 
 const SEGMENT: &str = "seg-00000001.drs";
 
-fn with_changed(folder: &RamFolder, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> RamFolder {
+pub(super) fn with_changed(
+    folder: &RamFolder,
+    name: &str,
+    change: impl FnOnce(&mut Vec<u8>),
+) -> RamFolder {
     let copy = RamFolder::new();
     for held in folder.names().expect("listed") {
         copy.replace(&held, folder.contents(&held).expect("there"));
@@ -246,7 +250,7 @@ fn with_changed(folder: &RamFolder, name: &str, change: impl FnOnce(&mut Vec<u8>
 }
 
 /// Every byte that came out is right or was left out.
-fn assert_nothing_wrong(bundle: &Bundle, what: &str) {
+pub(super) fn assert_nothing_wrong(bundle: &Bundle, what: &str) {
     let (bytes, damaged) = restored(bundle);
     let wrong = bytes.iter().zip(image()).any(|(got, right)| *got != right && *got != 0xee);
     assert!(!wrong, "{what}: wrong bytes came out");

@@ -17,8 +17,10 @@ use uuid::Uuid;
 
 use super::assemble::{Assembler, Order, Outlet, STAGING_BYTES};
 use super::encode::{Compression, Encoder, Part};
+use super::encryption::Encryption;
 use super::members::{
-    BEGIN_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME, UNFINISHED_NAME,
+    BEGIN_NAME, KEY_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME,
+    UNFINISHED_NAME,
 };
 use super::selection::{Stretches, normalised, zero_grain};
 use super::source::Source;
@@ -46,6 +48,8 @@ pub struct WriterOptions {
     /// Whole blocks of the volume; empty: all of it.
     pub selection: Vec<ByteRange>,
     pub compression: Compression,
+    /// Its key is of the bundle named here.
+    pub encryption: Option<Encryption>,
     pub bundle: Uuid,
     /// Seconds since 1970, 0 if unknown.
     pub created_unix_s: u64,
@@ -61,6 +65,7 @@ impl Default for WriterOptions {
         Self {
             selection: Vec::new(),
             compression: Compression::None,
+            encryption: None,
             bundle: Uuid::new_v4(),
             created_unix_s: 0,
             software: format!("dualrestore {}", env!("CARGO_PKG_VERSION")),
@@ -142,11 +147,18 @@ impl BundleWriter {
         begin.created_unix_s = options.created_unix_s;
         begin.software.clone_from(&options.software);
         begin.selection = selection.iter().map(|range| Run::from(*range)).collect();
+        let encryption = options.encryption.as_ref();
+        if let Some(Encryption { key, .. }) = encryption {
+            begin.encrypt(key);
+        }
         let begin_bytes = begin.encode();
         for (name, bytes) in
             [(README_NAME, README), (RECOVER_NAME, RECOVER), (BEGIN_NAME, &begin_bytes)]
         {
             write_member(folder, name, bytes)?;
+        }
+        if let Some(Encryption { wrapped_key, .. }) = encryption {
+            write_member(folder, KEY_NAME, wrapped_key)?;
         }
         folder.flush()?;
         let begin_hash: Hash = *blake3::hash(&begin_bytes).as_bytes();
@@ -158,13 +170,18 @@ impl BundleWriter {
             cut: identity.cut,
             segment: 0,
             begin_hash,
+            salt: None,
         };
         let mut making = Making::new(clock, &selection, progress);
         let segments = making.run(folder, source, options, (selection, header))?;
         let mut manifest = Manifest::new(begin, begin_hash, segments);
         manifest.unreadable = making.unreadable.iter().map(|range| Run::from(*range)).collect();
         folder.flush()?;
-        write_member(folder, UNFINISHED_NAME, &manifest.encode())?;
+        write_member(
+            folder,
+            UNFINISHED_NAME,
+            &manifest.encode(encryption.map(|encryption| &encryption.key)),
+        )?;
         folder.rename(UNFINISHED_NAME, MANIFEST_NAME)?;
         folder.flush()?;
         Ok(making.report(&manifest, clock.now().since_ms(began)))
@@ -182,6 +199,9 @@ fn check(options: &WriterOptions) -> Result<()> {
     }
     if options.threads == 0 {
         return Err(Error::usage("expected at least one thread to make a bundle"));
+    }
+    if options.encryption.as_ref().is_some_and(|how| how.key.bundle() != options.bundle) {
+        return Err(Error::usage("expected a key made for this bundle, found another bundle's"));
     }
     Ok(())
 }
@@ -257,8 +277,9 @@ impl<'p> Making<'p> {
             }
             let files =
                 spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
-            let assembler =
-                Assembler::new(Outlet { orders, written }, header, options.segment_bytes_max)?;
+            let outlet = Outlet { orders, written };
+            let encryption = options.encryption.clone();
+            let assembler = Assembler::new(outlet, header, encryption, options.segment_bytes_max)?;
             let segments = self.assemble(assembler, &encoded, &free);
             drop((encoded, free));
             files.join().expect("the writing thread does not panic")?;

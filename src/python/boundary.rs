@@ -23,6 +23,7 @@ mod errors {
     pyo3::import_exception!(dualrestore.errors, UsageError);
     pyo3::import_exception!(dualrestore.errors, FormatError);
     pyo3::import_exception!(dualrestore.errors, IntegrityError);
+    pyo3::import_exception!(dualrestore.errors, LockedError);
     pyo3::import_exception!(dualrestore.errors, IdentityError);
     pyo3::import_exception!(dualrestore.errors, DeviceError);
     pyo3::import_exception!(dualrestore.errors, PoisonedError);
@@ -42,6 +43,7 @@ impl From<Error> for PyErr {
             ErrorKind::Usage => errors::UsageError::new_err(message),
             ErrorKind::Format => errors::FormatError::new_err(message),
             ErrorKind::Integrity => errors::IntegrityError::new_err(message),
+            ErrorKind::Locked => errors::LockedError::new_err(message),
             ErrorKind::Identity => errors::IdentityError::new_err(message),
             ErrorKind::Device => errors::DeviceError::new_err((errno, message)),
             ErrorKind::Poisoned => errors::PoisonedError::new_err((errno, message)),

@@ -1,4 +1,5 @@
-//! Bundles: one of a plain image with a chunk of each kind, one that is bound to a volume.
+//! Bundles: one of a plain image with a chunk of each kind, one that is bound to a volume, one that
+//! is encrypted.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
@@ -6,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use dualrestore::bundle::{
-    Begun, Bundle, BundleWriter, Compression, Consumer, Crew, Identity, ImageSource, Opened,
-    Outcome, PieceSource, Source, WriterOptions, run,
+    Begun, Bundle, BundleWriter, Compression, Consumer, Crew, Encryption, Identity, ImageSource,
+    Opened, Outcome, PieceSource, Source, WriterOptions, run,
 };
 use dualrestore::device::{RamDevice, RamFolder};
 use dualrestore::error::{Error, ErrorKind, Result};
 use dualrestore::extent::ByteRange;
+use dualrestore::format::bundle::BundleKey;
 use dualrestore::units::BlockSize;
 
 use crate::{golden, path_of};
@@ -160,4 +162,39 @@ fn a_bundle_of_version_1_of_a_part_of_a_volume_is_still_what_is_written() {
     })
     .expect("gone through");
     assert_eq!(damaged, 0);
+}
+
+#[test]
+fn an_encrypted_bundle_of_version_1_opens_with_its_key_and_is_still_what_is_written() {
+    let mut bytes = vec![0; (128 << 10) + 512];
+    bytes[..8192].copy_from_slice(&noise(8192, 10));
+    bytes[65_536..98_304].copy_from_slice(&b"dualrestore bundle golden file. ".repeat(1024));
+    bytes[128 << 10..].copy_from_slice(&noise(512, 11));
+    let source = Imagined {
+        image: image_of(bytes.clone()),
+        unreadable: ByteRange::default(),
+        volume: Uuid::from_u128(0x6011_d3a9_0000_4000_8000_0000_0000_0001),
+        generation: 6,
+        cut: 1234,
+    };
+    let directory = "bundle-v1-encrypted";
+    let key =
+        BundleKey::new(Uuid::from_u128(0x6011_d5b0_0000_4000_8000_0000_0000_0003), [0x42; 32]);
+    // What age makes is different each time, so this one was made once.
+    let wrapped_key = std::fs::read(path_of(directory).join("key.age")).expect("there");
+    let salts = || Ok([0x5a; 32]);
+    let encryption = Some(Encryption { key: key.clone(), wrapped_key, salts });
+    let options =
+        WriterOptions { encryption, compression: Compression::Zstd(1), ..WriterOptions::default() };
+    let folder = written(&source, 3, options);
+    for name in FILES {
+        golden(&format!("{directory}/{name}"), &folder.contents(name).expect("there"));
+    }
+    let error = Bundle::open(&path_of(directory)).expect_err("no key");
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    let bundle = Bundle::open_with(&path_of(directory), Some(&key)).expect("whole");
+    let found = bundle.verify(Crew::of(None, 2, &bundle), &mut |_| go_on()).expect("gone through");
+    assert!(found.is_whole(), "{found:?}");
+    assert_eq!(bundle.identity(), source.identity());
+    assert!(restored(&bundle) == bytes);
 }

@@ -9,6 +9,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Hash;
+use super::checks::Checks;
 use super::page::{PAGE_BYTES, Page, check, expect_zero, padded, seal};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -95,7 +96,7 @@ pub struct Descriptor {
     /// Length and checksum of the stored form; both 0 if nothing is stored.
     pub stored_bytes: u32,
     pub crc32c: u32,
-    /// BLAKE3 of the chunk's own bytes; zeros if nothing is stored.
+    /// BLAKE3 of the chunk's own bytes, or what `Checks` makes of it; zeros if nothing is stored.
     pub hash: Hash,
     /// Where the stored form begins, counted from the start of the batch's payload.
     pub payload_offset: u32,
@@ -132,7 +133,7 @@ pub fn pages_for(descriptors: usize) -> u16 {
 pub fn encode_batch(
     (segment, batch): (u32, u32),
     descriptors: &[Descriptor],
-    context: &Hash,
+    checks: &Checks,
     out: &mut [u8],
     root: &mut blake3::Hasher,
 ) {
@@ -157,37 +158,43 @@ pub fn encode_batch(
         };
         place[..CHECK_AT].copy_from_slice(head.as_bytes());
         for (slot, descriptor) in place[PAGE_HEAD_BYTES..].chunks_exact_mut(64).zip(part) {
-            slot.copy_from_slice(fields_of(descriptor).as_bytes());
+            slot.copy_from_slice(&descriptor.encode());
         }
-        root.update(&seal(place, CHECK_AT, context));
+        root.update(&seal(place, CHECK_AT, checks));
     }
 }
 
-fn fields_of(descriptor: &Descriptor) -> DescriptorFields {
-    DescriptorFields {
-        offset: descriptor.range.offset.into(),
-        length: descriptor.range.length.into(),
-        kind: descriptor.kind.code(),
-        reserved: [0; 3],
-        stored_bytes: descriptor.stored_bytes.into(),
-        payload_page: (descriptor.payload_offset / PAGE_BYTES as u32).into(),
-        crc32c: descriptor.crc32c.into(),
-        hash: descriptor.hash,
+impl Descriptor {
+    /// As it stands in a descriptor page.
+    pub(super) fn encode(&self) -> [u8; 64] {
+        let fields = DescriptorFields {
+            offset: self.range.offset.into(),
+            length: self.range.length.into(),
+            kind: self.kind.code(),
+            reserved: [0; 3],
+            stored_bytes: self.stored_bytes.into(),
+            payload_page: (self.payload_offset / PAGE_BYTES as u32).into(),
+            crc32c: self.crc32c.into(),
+            hash: self.hash,
+        };
+        let mut bytes = [0; 64];
+        bytes.copy_from_slice(fields.as_bytes());
+        bytes
     }
 }
 
 /// Checks one page and reads its head.
-pub fn parse_page_head(page: &Page, context: &Hash) -> Result<PageHead> {
-    Ok(checked_head(page, context)?.0)
+pub fn parse_page_head(page: &Page, checks: &Checks) -> Result<PageHead> {
+    Ok(checked_head(page, checks)?.0)
 }
 
-fn checked_head(page: &Page, context: &Hash) -> Result<(PageHead, Hash)> {
+fn checked_head(page: &Page, checks: &Checks) -> Result<(PageHead, Hash)> {
     let fields = HeadFields::ref_from_bytes(&page[..CHECK_AT])
         .map_err(|_| Error::format("a descriptor page is too short"))?;
     if fields.magic != MAGIC {
         return Err(Error::format("expected a descriptor page, found other bytes"));
     }
-    let hash = check(page, CHECK_AT, context, "descriptor page")?;
+    let hash = check(page, CHECK_AT, checks, "descriptor page")?;
     let (pages, descriptors) = (fields.pages.get(), fields.descriptors.get());
     let sane = fields.reserved == 0
         && (1..=BUNDLE_BATCH_PAGES_MAX).contains(&pages)
@@ -213,18 +220,18 @@ pub fn parse_batch(
     bytes: &[u8],
     segment: u32,
     geometry: Geometry,
-    context: &Hash,
+    checks: &Checks,
     root: &mut blake3::Hasher,
 ) -> Result<Batch> {
     let (pages, rest) = bytes.as_chunks::<PAGE_BYTES>();
     let first = pages.first().ok_or_else(|| Error::format("a batch has no descriptor page"))?;
-    let head = parse_page_head(first, context)?;
+    let head = parse_page_head(first, checks)?;
     if head.segment != segment || usize::from(head.pages) != pages.len() || !rest.is_empty() {
         return Err(Error::format("descriptor pages of another segment or batch"));
     }
     let mut descriptors = Vec::with_capacity(head.descriptors as usize);
     for (number, page) in (0u16..).zip(pages) {
-        let (this, hash) = checked_head(page, context)?;
+        let (this, hash) = checked_head(page, checks)?;
         if this != (PageHead { page: number, ..head }) {
             return Err(Error::format("descriptor pages of one batch disagree"));
         }
@@ -304,7 +311,9 @@ mod tests {
     use crate::units::BlockSize;
     use proptest::prelude::*;
 
-    const CONTEXT: Hash = [9; 32];
+    fn checks() -> Checks {
+        Checks::plain([9; 32])
+    }
 
     fn geometry() -> Geometry {
         Geometry::new((64 << 20) + 512, BlockSize::DEFAULT).expect("valid")
@@ -328,12 +337,12 @@ mod tests {
 
     fn encoded(descriptors: &[Descriptor]) -> Vec<u8> {
         let mut out = vec![0xff; usize::from(pages_for(descriptors.len())) * PAGE_BYTES];
-        encode_batch((3, 8), descriptors, &CONTEXT, &mut out, &mut blake3::Hasher::new());
+        encode_batch((3, 8), descriptors, &checks(), &mut out, &mut blake3::Hasher::new());
         out
     }
 
     fn parsed(bytes: &[u8]) -> Result<Batch> {
-        parse_batch(bytes, 3, geometry(), &CONTEXT, &mut blake3::Hasher::new())
+        parse_batch(bytes, 3, geometry(), &checks(), &mut blake3::Hasher::new())
     }
 
     #[test]
@@ -387,13 +396,13 @@ mod tests {
         fn no_bytes_make_the_parser_panic(mut page in prop::collection::vec(any::<u8>(), 4096)) {
             page[..4].copy_from_slice(&MAGIC);
             let place: &mut Page = page.as_mut_slice().try_into().expect("a page");
-            seal(place, CHECK_AT, &CONTEXT);
+            seal(place, CHECK_AT, &checks());
             let _refused_or_not = parsed(&page);
             page[4..8].copy_from_slice(&3u32.to_le_bytes());
             page[12..24].copy_from_slice(&[0, 0, 1, 0, 2, 0, 0, 0, 1, 0, 0, 0]);
             page[24..28].fill(0);
             let place: &mut Page = page.as_mut_slice().try_into().expect("a page");
-            seal(place, CHECK_AT, &CONTEXT);
+            seal(place, CHECK_AT, &checks());
             prop_assert!(parsed(&page).is_err());
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Hash;
+use super::key::{BundleKey, locked};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::limits::{BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX, BUNDLE_SELECTION_RUNS_MAX};
@@ -18,6 +19,10 @@ use crate::units::{BlockSize, Geometry};
 const BEGIN_FORMAT: &str = "dualrestore bundle, begun";
 const FORMAT: &str = "dualrestore bundle";
 const VERSION: u32 = 1;
+const ENCRYPTED: &str = "encrypted";
+const CIPHER: &str = "AES-256-GCM";
+/// The features that this version knows.
+const FEATURES: [&str; 1] = [ENCRYPTED];
 
 /// A run of bytes: first, and first after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +47,7 @@ impl From<Run> for ByteRange {
 pub struct BeginManifest {
     pub format: String,
     pub version: u32,
-    /// Names of features that a reader must know; none exist in version 1.
+    /// Names of features that a reader must know.
     pub features: Vec<String>,
     pub bundle: UuidText,
     /// Absent: made from a plain image, bound to no volume.
@@ -57,6 +62,18 @@ pub struct BeginManifest {
     pub software: String,
     /// What was to be included, whole blocks.
     pub selection: Vec<Run>,
+    /// With the feature "encrypted".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+/// How the chunks are encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encryption {
+    pub cipher: String,
+    /// Tells the right key from others; see `BundleKey::check`.
+    pub key_check: HexHash,
 }
 
 /// One segment of a finished bundle.
@@ -91,6 +108,9 @@ pub struct Manifest {
     pub segments: Vec<SegmentEntry>,
     /// What the source could not read, up to a limit; the descriptors say all of it.
     pub unreadable: Vec<Run>,
+    /// Of an encrypted bundle: HMAC-SHA256 of all text before it. Stands last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<HexHash>,
 }
 
 /// 32 bytes as 64 lower-case hexadecimal digits.
@@ -162,6 +182,46 @@ impl BeginManifest {
             created_unix_s: 0,
             software: String::new(),
             selection: Vec::new(),
+            encryption: None,
+        }
+    }
+
+    /// Says that its chunks are encrypted with that key.
+    pub fn encrypt(&mut self, key: &BundleKey) {
+        self.features.push(ENCRYPTED.into());
+        let key_check = HexHash(key.check());
+        self.encryption = Some(Encryption { cipher: CIPHER.into(), key_check });
+    }
+
+    /// Whether its chunks are encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption.is_some()
+    }
+
+    /// Refuses a key of another bundle, none where one is needed, one where none is.
+    pub fn expect_key(&self, key: Option<&BundleKey>) -> Result<()> {
+        match (&self.encryption, key) {
+            (None, None) => Ok(()),
+            (Some(encryption), Some(key))
+                if key.bundle() == self.bundle.0 && key.check() == encryption.key_check.0 =>
+            {
+                Ok(())
+            }
+            (Some(_), Some(key)) => Err(locked(format!(
+                "expected the key of bundle {}, found another one (of bundle {}): is key.age of \
+                 this bundle?",
+                self.bundle.0,
+                key.bundle()
+            ))),
+            (Some(_), None) => Err(locked(
+                "the bundle is encrypted: name the file of an identity (--identity) or of its \
+                 passphrase (--passphrase-file)",
+            )),
+            (None, Some(_)) => Err(locked(
+                "expected an encrypted bundle, found one that is not: it may have been exchanged; \
+                 name no identity or passphrase if you trust it",
+            )),
         }
     }
 
@@ -178,11 +238,20 @@ impl BeginManifest {
 
     fn check(&self) -> Result<()> {
         expect_format(&self.format, self.version, BEGIN_FORMAT)?;
-        if !self.features.is_empty() {
+        let unknown = |feature: &&String| !FEATURES.contains(&feature.as_str());
+        let unknown: Vec<_> = self.features.iter().filter(unknown).cloned().collect();
+        if !unknown.is_empty() {
             return Err(Error::format(format!(
                 "the bundle needs features that this version does not know: {}; use the program \
                  that made it, or a newer one",
-                self.features.join(", ")
+                unknown.join(", ")
+            )));
+        }
+        let named = self.features.iter().filter(|feature| *feature == ENCRYPTED).count();
+        let cipher = self.encryption.as_ref().map(|encryption| encryption.cipher.as_str());
+        if !matches!((named, cipher), (0, None) | (1, Some(CIPHER))) {
+            return Err(Error::format(format!(
+                "expected a bundle that is encrypted with {CIPHER} or not at all, found {cipher:?}"
             )));
         }
         let geometry = self.geometry()?;
@@ -219,18 +288,45 @@ impl Manifest {
             root,
             segments,
             unreadable: Vec::new(),
+            mac: None,
         }
     }
 
+    /// The file; that of an encrypted bundle with the MAC that its key gives.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+    pub fn encode(&self, key: Option<&BundleKey>) -> Vec<u8> {
+        assert_eq!(self.begin.is_encrypted(), key.is_some(), "a key for an encrypted bundle");
+        let Some(key) = key else { return encode(self) };
+        let unsealed = text_of(&Self { mac: None, ..self.clone() });
+        encode(&Self { mac: Some(HexHash(key.seal_text(unsealed.as_bytes()))), ..self.clone() })
+    }
+
+    /// Whether the bytes, already parsed, are what the holder of the key wrote.
+    pub fn check_mac(&self, bytes: &[u8], key: &BundleKey) -> Result<()> {
+        let mac = self.mac.as_ref().map(|mac| (mac.0, format!("{MAC_START}{}\"", hex(mac))));
+        let sealed = mac.is_some_and(|(mac, end)| {
+            let length = bytes.len().saturating_sub(CHECK_BYTES);
+            let text = bytes[..length].strip_suffix(end.as_bytes());
+            text.is_some_and(|text| key.has_sealed_text(text, &mac))
+        });
+        if sealed {
+            return Ok(());
+        }
+        Err(Error::integrity(
+            "the manifest was changed by somebody without the key: its MAC does not match; copy \
+             it from the medium again, and ask who had the medium",
+        ))
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let manifest: Self = parse(bytes, FORMAT)?;
         expect_format(&manifest.format, manifest.version, FORMAT)?;
         manifest.begin.check()?;
+        if manifest.mac.is_some() != manifest.begin.is_encrypted() {
+            return Err(Error::format(
+                "expected a MAC in the manifest of an encrypted bundle, and only there",
+            ));
+        }
         let geometry = manifest.begin.geometry()?;
         expect_runs(&manifest.unreadable, geometry, "list of unreadable runs")?;
         if manifest.segments.len() > BUNDLE_SEGMENTS_MAX as usize {
@@ -296,14 +392,27 @@ const CHECK_START: &str = ",\n  \"check\": \"";
 const CHECK_END: &str = "\"\n}\n";
 /// CRC32C, a hyphen, BLAKE3, in hexadecimal digits.
 const CHECK_DIGITS: usize = 8 + 1 + 64;
+const CHECK_BYTES: usize = CHECK_START.len() + CHECK_DIGITS + CHECK_END.len();
+const MAC_START: &str = ",\n  \"mac\": \"";
 
 fn check_of(text: &[u8]) -> String {
     format!("{:08x}-{}", crc32c::crc32c(text), blake3::hash(text).to_hex())
 }
 
+fn hex(hash: &HexHash) -> String {
+    String::from(*hash)
+}
+
+/// All of a manifest before what ends every one.
+fn text_of<T: Serialize>(manifest: &T) -> String {
+    let mut json = serde_json::to_string_pretty(manifest).expect("plain structures become JSON");
+    assert!(json.ends_with("\n}"), "a pretty object ends on a line of its own");
+    json.truncate(json.len() - 2);
+    json
+}
+
 fn encode<T: Serialize>(manifest: &T) -> Vec<u8> {
-    let json = serde_json::to_string_pretty(manifest).expect("plain structures become JSON");
-    let text = json.strip_suffix("\n}").expect("a pretty object ends on a line of its own");
+    let text = text_of(manifest);
     format!("{text}{CHECK_START}{}{CHECK_END}", check_of(text.as_bytes())).into_bytes()
 }
 
@@ -364,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_back_and_is_plain_json() {
-        let bytes = manifest().encode();
+        let bytes = manifest().encode(None);
         assert_eq!(Manifest::parse(&bytes).expect("whole"), manifest());
         let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
         assert_eq!(json["begin"]["selection"][1][0], 8192);
@@ -374,7 +483,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_every_truncation_is_noticed() {
-        let mut bytes = manifest().encode();
+        let mut bytes = manifest().encode(None);
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(Manifest::parse(&bytes).is_err(), "bit {bit}");
@@ -388,7 +497,7 @@ mod tests {
     fn refused(change: impl FnOnce(&mut Manifest)) -> Error {
         let mut changed = manifest();
         change(&mut changed);
-        Manifest::parse(&changed.encode()).expect_err("refused")
+        Manifest::parse(&changed.encode(None)).expect_err("refused")
     }
 
     #[test]
@@ -407,7 +516,7 @@ mod tests {
         ] {
             assert_eq!(error.kind(), ErrorKind::Format, "{error}");
         }
-        let text = String::from_utf8(manifest().encode()).expect("text");
+        let text = String::from_utf8(manifest().encode(None)).expect("text");
         let body = text.split_once(CHECK_START).expect("checked").0.replace("\"cut\"", "\"cutt\"");
         let bytes = format!("{body}{CHECK_START}{}{CHECK_END}", check_of(body.as_bytes()));
         let error = Manifest::parse(bytes.as_bytes()).expect_err("an unknown field");

@@ -1,15 +1,16 @@
-//! Checked pages: 4096 bytes that carry a CRC32C and a BLAKE3 of themselves.
+//! Checked pages: 4096 bytes that carry a CRC32C and a hash of themselves.
 //!
 //! Guarantees: any change of a page is noticed; a page of another segment is noticed, because the
-//! BLAKE3 is taken over a context (the hash of the segment's header) and the page. The CRC32C
-//! does not cover the context: it is for readers that have no BLAKE3.
+//! hash is taken over the hash of the segment's header and the page; in an encrypted bundle it is
+//! an HMAC instead. The CRC32C is of the page alone: it is for readers that have neither.
 
 use super::Hash;
+use super::checks::Checks;
 use crate::error::{Error, Result};
 
 /// Bytes of a page, and what every position in a segment is a multiple of.
 pub const PAGE_BYTES: usize = 4096;
-/// Bytes of the two checks: CRC32C, then BLAKE3.
+/// Bytes of the two checks: CRC32C, then hash.
 const CHECK_BYTES: usize = 36;
 /// Where the checks of headers and trailers lie: at the end of the page.
 pub const CHECK_AT_END: usize = PAGE_BYTES - CHECK_BYTES;
@@ -22,24 +23,23 @@ pub const fn padded(length: u64) -> u64 {
     length.next_multiple_of(PAGE_BYTES as u64)
 }
 
-fn checks(page: &Page, at: usize, context: &[u8]) -> (u32, Hash) {
+fn checks_of(page: &Page, at: usize, checks: &Checks) -> (u32, Hash) {
     let (before, after) = (&page[..at], &page[at + CHECK_BYTES..]);
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(context).update(before).update(after);
-    (crc32c::crc32c_append(crc32c::crc32c(before), after), *hasher.finalize().as_bytes())
+    let crc = crc32c::crc32c_append(crc32c::crc32c(before), after);
+    (crc, checks.of_page(before, after))
 }
 
 /// Writes both checks at `at`; returns the hash.
-pub fn seal(page: &mut Page, at: usize, context: &[u8]) -> Hash {
-    let (crc, hash) = checks(page, at, context);
+pub fn seal(page: &mut Page, at: usize, checks: &Checks) -> Hash {
+    let (crc, hash) = checks_of(page, at, checks);
     page[at..at + 4].copy_from_slice(&crc.to_le_bytes());
     page[at + 4..at + CHECK_BYTES].copy_from_slice(&hash);
     hash
 }
 
 /// Compares both checks at `at`; returns the hash.
-pub fn check(page: &Page, at: usize, context: &[u8], what: &str) -> Result<Hash> {
-    let (crc, hash) = checks(page, at, context);
+pub fn check(page: &Page, at: usize, checks: &Checks, what: &str) -> Result<Hash> {
+    let (crc, hash) = checks_of(page, at, checks);
     if page[at..at + 4] != crc.to_le_bytes() || page[at + 4..at + CHECK_BYTES] != hash {
         return Err(Error::integrity(format!(
             "the {what} is damaged, or of another segment: its checksums do not match; copy it \
@@ -61,17 +61,27 @@ pub fn expect_zero(bytes: &[u8], what: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::bundle::BundleKey;
+    use uuid::Uuid;
 
     #[test]
-    fn every_flipped_bit_of_a_page_and_another_context_are_noticed() {
-        let mut page: Page = std::array::from_fn(|at| (at * 7) as u8);
-        seal(&mut page, 28, b"context");
-        check(&page, 28, b"context", "page").expect("whole");
-        assert!(check(&page, 28, b"another", "page").is_err());
-        for bit in 0..PAGE_BYTES * 8 {
-            page[bit / 8] ^= 1 << (bit % 8);
-            assert!(check(&page, 28, b"context", "page").is_err(), "bit {bit}");
-            page[bit / 8] ^= 1 << (bit % 8);
+    fn every_flipped_bit_of_a_page_another_header_and_another_key_are_noticed() {
+        let (key, other) = ([1, 2].map(|byte| BundleKey::new(Uuid::nil(), [byte; 32]))).into();
+        let encrypted = |key: &BundleKey| Checks::encrypted([5; 32], key, &[6; 32], 0);
+        for (right, wrong) in [
+            (Checks::plain([5; 32]), Checks::plain([6; 32])),
+            (encrypted(&key), encrypted(&other)),
+            (encrypted(&key), Checks::plain([5; 32])),
+        ] {
+            let mut page: Page = std::array::from_fn(|at| (at * 7) as u8);
+            seal(&mut page, 28, &right);
+            check(&page, 28, &right, "page").expect("whole");
+            assert!(check(&page, 28, &wrong, "page").is_err());
+            for bit in 0..PAGE_BYTES * 8 {
+                page[bit / 8] ^= 1 << (bit % 8);
+                assert!(check(&page, 28, &right, "page").is_err(), "bit {bit}");
+                page[bit / 8] ^= 1 << (bit % 8);
+            }
         }
     }
 }

@@ -9,6 +9,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Hash;
+use super::checks::Checks;
+use super::key::{BundleKey, Salt, locked};
 use super::page::{CHECK_AT_END, PAGE_BYTES, Page, check, expect_zero, seal};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -21,6 +23,9 @@ const HEADER_MAGIC: [u8; 8] = *b"\x89DRS\r\n\x1a\n";
 const TRAILER_MAGIC: [u8; 8] = *b"DRStrail";
 const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
+/// Features that a reader must know, as bits of the header.
+const ENCRYPTED: u64 = 1;
+const FEATURES: u64 = ENCRYPTED;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -39,6 +44,7 @@ struct HeaderFields {
     segment: U32,
     features: U64,
     begin_hash: Hash,
+    salt: Salt,
 }
 
 /// Whose bytes a segment holds.
@@ -54,6 +60,8 @@ pub struct SegmentHeader {
     pub segment: u32,
     /// BLAKE3 of `manifest.begin.json`.
     pub begin_hash: Hash,
+    /// Of an encrypted segment: what makes its keys its own.
+    pub salt: Option<Salt>,
 }
 
 impl SegmentHeader {
@@ -73,12 +81,13 @@ impl SegmentHeader {
             size: self.geometry.size().into(),
             block_size: self.geometry.block_size().bytes_u32().into(),
             segment: self.segment.into(),
-            features: 0.into(),
+            features: self.salt.map_or(0, |_| ENCRYPTED).into(),
             begin_hash: self.begin_hash,
+            salt: self.salt.unwrap_or_default(),
         };
         let mut page = [0; PAGE_BYTES];
         page[..size_of::<HeaderFields>()].copy_from_slice(fields.as_bytes());
-        let hash = seal(&mut page, CHECK_AT_END, &[]);
+        let hash = seal(&mut page, CHECK_AT_END, &Checks::OF_HEADER);
         (page, hash)
     }
 
@@ -98,15 +107,20 @@ impl SegmentHeader {
                 fields.major, fields.minor
             )));
         }
-        let hash = check(page, CHECK_AT_END, &[], "segment header")?;
-        if fields.features != 0 {
+        let hash = check(page, CHECK_AT_END, &Checks::OF_HEADER, "segment header")?;
+        let features = fields.features.get();
+        if features & !FEATURES != 0 {
             return Err(Error::format(format!(
                 "the segment needs features that this version does not know: {:#x}; use the \
                  program that made it, or a newer one",
-                fields.features
+                features & !FEATURES
             )));
         }
         expect_zero(&rest[..CHECK_AT_END - size_of::<HeaderFields>()], "segment header")?;
+        let salt = (features & ENCRYPTED != 0).then_some(fields.salt);
+        if salt.is_none() {
+            expect_zero(&fields.salt, "segment header")?;
+        }
         if fields.header_bytes.get() as usize != PAGE_BYTES || fields.base_cut != 0 {
             return Err(Error::format("expected a header of 4096 bytes and no base cut"));
         }
@@ -129,8 +143,23 @@ impl SegmentHeader {
             cut: fields.cut.get(),
             segment: fields.segment.get(),
             begin_hash: fields.begin_hash,
+            salt,
         };
         Ok((header, hash))
+    }
+
+    /// What the rest of the segment is checked with, the header's hash given.
+    pub fn checks(&self, hash: Hash, key: Option<&BundleKey>) -> Result<Checks> {
+        match (&self.salt, key) {
+            (None, None) => Ok(Checks::plain(hash)),
+            (Some(salt), Some(key)) => Ok(Checks::encrypted(hash, key, salt, self.segment)),
+            (Some(_), None) => Err(locked(
+                "the segment is encrypted, and no key was given: name the identity or passphrase",
+            )),
+            (None, Some(_)) => Err(locked(
+                "expected an encrypted segment, found one that is not: it may have been exchanged",
+            )),
+        }
     }
 }
 
@@ -269,7 +298,7 @@ pub struct Trailer {
 
 impl Trailer {
     #[must_use]
-    pub fn encode(&self, context: &Hash) -> Page {
+    pub fn encode(&self, checks: &Checks) -> Page {
         let fields = TrailerFields {
             magic: TRAILER_MAGIC,
             segment: self.segment.into(),
@@ -287,17 +316,17 @@ impl Trailer {
         };
         let mut page = [0; PAGE_BYTES];
         page[..size_of::<TrailerFields>()].copy_from_slice(fields.as_bytes());
-        seal(&mut page, CHECK_AT_END, context);
+        seal(&mut page, CHECK_AT_END, checks);
         page
     }
 
-    pub fn parse(page: &Page, context: &Hash) -> Result<Self> {
+    pub fn parse(page: &Page, checks: &Checks) -> Result<Self> {
         let (fields, rest) = TrailerFields::ref_from_prefix(page.as_slice())
             .map_err(|_| Error::format("a trailer page is too short"))?;
         if fields.magic != TRAILER_MAGIC {
             return Err(Error::format("the segment has no trailer: it was not closed"));
         }
-        check(page, CHECK_AT_END, context, "trailer")?;
+        check(page, CHECK_AT_END, checks, "trailer")?;
         expect_zero(&rest[..CHECK_AT_END - size_of::<TrailerFields>()], "trailer")?;
         let index_position = fields.index_position.get();
         let sane = fields.reserved == 0
@@ -343,13 +372,18 @@ mod tests {
             cut: 4,
             segment: 5,
             begin_hash: [6; 32],
+            salt: None,
         }
     }
 
     #[test]
     fn header_index_and_trailer_read_back() {
+        let encrypted = SegmentHeader { salt: Some([7; 32]), ..header() };
+        let (page, hash) = encrypted.encode();
+        assert_eq!(SegmentHeader::parse(&page).expect("whole"), (encrypted, hash));
         let (page, hash) = header().encode();
         assert_eq!(SegmentHeader::parse(&page).expect("whole"), (header(), hash));
+        let checks = Checks::plain(hash);
         let entries: Vec<IndexEntry> = (0..130)
             .map(|n| IndexEntry {
                 span: ByteRange::new(n * 4096, 4096),
@@ -367,7 +401,7 @@ mod tests {
             index_hash: *blake3::hash(&index).as_bytes(),
             ..Trailer::default()
         };
-        let read = Trailer::parse(&trailer.encode(&hash), &hash).expect("whole");
+        let read = Trailer::parse(&trailer.encode(&checks), &checks).expect("whole");
         assert_eq!(read, trailer);
         assert_eq!(parse_index(&index, &read).expect("whole"), entries);
         assert_eq!(trailer.file_bytes(), 131 * 4096 + 8192 + 4096);
@@ -376,18 +410,35 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_header_and_trailer_is_refused() {
         let (mut page, hash) = header().encode();
+        let checks = Checks::plain(hash);
         for bit in 0..PAGE_BYTES * 8 {
             page[bit / 8] ^= 1 << (bit % 8);
             let kind = SegmentHeader::parse(&page).expect_err("flipped").kind();
             assert!(matches!(kind, ErrorKind::Format | ErrorKind::Integrity), "bit {bit}");
             page[bit / 8] ^= 1 << (bit % 8);
         }
-        let mut page = Trailer { index_position: 4096, ..Trailer::default() }.encode(&hash);
+        let mut page = Trailer { index_position: 4096, ..Trailer::default() }.encode(&checks);
         for bit in 0..PAGE_BYTES * 8 {
             page[bit / 8] ^= 1 << (bit % 8);
-            assert!(Trailer::parse(&page, &hash).is_err(), "bit {bit}");
+            assert!(Trailer::parse(&page, &checks).is_err(), "bit {bit}");
             page[bit / 8] ^= 1 << (bit % 8);
         }
+    }
+
+    #[test]
+    fn a_salt_without_its_feature_and_a_key_without_a_salt_are_refused() {
+        let (mut page, hash) = SegmentHeader { salt: Some([7; 32]), ..header() }.encode();
+        page[88] = 0;
+        seal(&mut page, CHECK_AT_END, &Checks::OF_HEADER);
+        assert_eq!(SegmentHeader::parse(&page).expect_err("left over").kind(), ErrorKind::Format);
+        let key = BundleKey::new(Uuid::from_u128(1), [1; 32]);
+        let salted = SegmentHeader { salt: Some([7; 32]), ..header() };
+        for (header, key) in [(header(), Some(&key)), (salted, None)] {
+            let error = header.checks(hash, key).expect_err("they do not fit");
+            assert_eq!(error.kind(), ErrorKind::Locked);
+        }
+        assert!(salted.checks(hash, Some(&key)).expect("they fit").is_encrypted());
+        assert!(!header().checks(hash, None).expect("they fit").is_encrypted());
     }
 
     #[test]
@@ -395,7 +446,7 @@ mod tests {
         for (at, what) in [(8, "version"), (10, "version"), (88, "features")] {
             let (mut page, _) = header().encode();
             page[at] ^= 0x40;
-            seal(&mut page, CHECK_AT_END, &[]);
+            seal(&mut page, CHECK_AT_END, &Checks::OF_HEADER);
             let error = SegmentHeader::parse(&page).expect_err("unknown");
             assert_eq!(error.kind(), ErrorKind::Format);
             assert!(error.to_string().contains(what), "{error}");
