@@ -47,4 +47,10 @@ impl MonotonicClock {
         let elapsed: Duration = self.origin.elapsed();
         Instant(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
     }
+
+    /// Nanoseconds since it was made, to measure rates by.
+    #[must_use]
+    pub fn now_ns(self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
 }

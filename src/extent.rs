@@ -173,6 +173,9 @@ pub fn subtract(range: BlockRange, holes: impl IntoIterator<Item = BlockRange>) 
     let mut rest = Vec::new();
     let mut at = range.start;
     for hole in holes {
+        if hole.start >= range.end {
+            break;
+        }
         if hole.start > at {
             rest.push(BlockRange::new(at, hole.start.min(range.end)));
         }

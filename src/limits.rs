@@ -78,6 +78,8 @@ pub const LINK_REQUESTS_MAX: usize = 1024;
 pub const LINK_OUTGOING_BYTES_MAX: usize = 80 << 20;
 /// Longest range of one digest: a disk reads it in some ten milliseconds.
 pub const LINK_DIGEST_BYTES_MAX: u32 = 16 << 20;
+/// Runs or bits in one answer of which blocks changed since a cut: it takes no longer than a piece.
+pub const LINK_CHANGES_BYTES_MAX: usize = 64 << 10;
 /// Ranges that one cut may select: they fit one frame.
 pub const LINK_CUT_RANGES_MAX: usize = 4096;
 /// First and longest delay before connecting again.
@@ -108,6 +110,19 @@ pub const SELECTION_RANGES_MAX: usize = 4096;
 pub const CATALOGUE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes copied at a time when blocks are preserved, moved or digested.
 pub const COPY_BYTES: u64 = 1 << 20;
+/// Threads that keep old bytes of one volume at a time: half of those for devices, so that the
+/// other half serves demand reads meanwhile.
+pub const PRESERVING_THREADS: usize = DEVICE_THREADS / 2;
+/// Mirrored writes whose blocks are preserved as one group while the group before is applied: half
+/// of the window, so that there is a next one.
+pub const STRETCH_BYTES: u64 = 8 << 20;
+/// One half of the journal of preservation: what a crash replays at most is two. An eighth of the
+/// volume, within these bounds.
+pub const JOURNAL_HALF_BYTES_MAX: u64 = 32 << 20;
+pub const JOURNAL_HALF_BYTES_MIN: u64 = 32 << 10;
+/// Old bytes of runs that are shorter on average go through the journal: longer ones cost less
+/// when they are written once and flushed.
+pub const JOURNAL_RUN_BYTES_MAX: u64 = 64 << 10;
 /// Bytes moved to an older snapshot between two chances for mirrored writes to go on.
 pub const MOVE_STEP_BYTES: u64 = 8 << 20;
 /// Room that preservation leaves on its file system, so that maps can still grow (at most a
@@ -143,6 +158,12 @@ pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
 /// Largest `key.age` that is read: room for hundreds of recipients.
 pub const BUNDLE_KEY_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Opening brackets in the text of a manifest, one for each run: counted before it is parsed, for a
+/// run takes three times the memory that it takes as text. Selection, coverage, and some.
+pub const BUNDLE_MANIFEST_LISTS_MAX: usize = 3 << 20;
+/// Bytes of a name in a manifest, and names of features.
+pub const BUNDLE_NAME_BYTES_MAX: usize = 255;
+pub const BUNDLE_FEATURES_MAX: usize = 64;
 /// Chunks read ahead of the threads that encode them; 2 MiB of memory each.
 pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that
@@ -150,6 +171,9 @@ pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 pub const JOBS_UNDER_WAY: usize = 16;
 pub const JOB_THREADS: usize = 8;
 pub const JOB_PARTS_MAX: usize = 128;
+/// Bytes of an image in a job that only copies from memory to memory: they fit the cache of one
+/// processor.
+pub const JOB_CACHED_BYTES: usize = 256 << 10;
 /// Jobs that have ended and whose news waits for the caller, who may be waiting for a flush.
 pub const JOB_NEWS_MAX: usize = 1024;
 /// Threads that encode or verify chunks, however many processors there are: eight of them hash

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LinkError,
         LockedError,
         PoisonedError,
+        SignatureError,
         UsageError,
     )
     from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport
@@ -47,6 +48,7 @@ _HOMES = {
     "MergeReport": "model",
     "OverwriteMap": "core",
     "PoisonedError": "errors",
+    "SignatureError": "errors",
     "UsageError": "errors",
     "merge": "core",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "MergeReport",
     "OverwriteMap",
     "PoisonedError",
+    "SignatureError",
     "UsageError",
     "__version__",
     "merge",

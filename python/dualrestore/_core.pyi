@@ -25,6 +25,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "BackupVolume",
+    "BundleKey",
     "ByteBuffer",
     "LinkConnection",
     "LinkHub",
@@ -32,9 +33,11 @@ __all__ = [
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
+    "Trust",
     "bundle_create",
     "bundle_show",
     "bundle_verify",
+    "guard_secrets",
     "merge",
     "merge_check",
     "merge_check_volume",
@@ -116,27 +119,75 @@ class SnapshotSource:
     @property
     def snapshot(self) -> str: ...
 
+@final
+class BundleKey:
+    """The key of an encrypted bundle. Stays in the core, and is wiped when the object goes.
+
+    From the first one on the process writes no core dump, until it ends."""
+
+    @staticmethod
+    def generate(bundle: str) -> BundleKey:
+        """A random key for the bundle of that UUID."""
+
+    @staticmethod
+    def parse(text: bytes) -> BundleKey:
+        """Reads what `key.age` wraps. Raises `LockedError`, which does not repeat the text."""
+
+    @property
+    def bundle(self) -> str: ...
+    def text(self) -> bytes:
+        """The line that `key.age` wraps. A copy that Python cannot wipe: let go of it soon."""
+
+@final
+class Trust:
+    """What a bundle is held to: its key, the SHA-256 of the manifest whose signature was checked.
+
+    A bundle that does not fit raises `LockedError` or `IntegrityError` when it is opened."""
+
+    def __new__(
+        cls,
+        key: BundleKey | None = None,
+        manifest: bytes | None = None,
+        unlock: Callable[[bytes], BundleKey] | None = None,
+    ) -> Trust:
+        """`unlock` makes the key of a stream from its `key.age`, once that has come."""
+
+    @property
+    def key(self) -> BundleKey | None: ...
+    @property
+    def manifest(self) -> bytes | None: ...
+
+def guard_secrets() -> None:
+    """From now on the process writes no core dump, and others of its user cannot look into it."""
+
 def bundle_create(
     source: str | SnapshotSource,
     destination: _Place,
     *,
     selection: Sequence[_Range] | None = None,
-    compression: Literal["none", "zstd"] = "none",
-    level: int = 1,
+    compression: str = "none",
     block_size: int = 4096,
+    encryption: tuple[BundleKey, bytes] | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a bundle of an image or a snapshot: a directory, or a tar (new file, disk, pipe).
 
-    `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks,
-    segments, seconds}`. The destination must not exist or be an empty directory."""
+    `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored,
+    bytes_saved, chunks, chunks_compressed, chunks_untried, encrypted, segments, seconds}`. The
+    destination must not exist or be an empty directory. `encryption`: the key, whose bundle this
+    becomes, and `key.age`. `compression`: `auto`, `none`, `zstd` or `zstd:LEVEL`."""
 
 def bundle_show(place: _Place) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
-    complete, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
+    encrypted, complete, extents: [[offset, length], ..], bytes_selected, bytes_data, bytes_zero,
     bytes_stored, chunks, segments: [{name, bytes, chunks}, ..]}`"""
 
-def bundle_verify(place: _Place, *, progress: _Progress | None = None) -> dict[str, Any]:
+def tar_key(path: str) -> bytes | None:
+    """`key.age` of a tar in a file or on a disk; None of anything else."""
+
+def bundle_verify(
+    place: _Place, *, trust: Trust | None = None, progress: _Progress | None = None
+) -> dict[str, Any]:
     """Reads every chunk. Damage is reported, not raised.
 
     `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
@@ -147,25 +198,31 @@ def merge(
     target: str,
     map: OverwriteMap,
     *,
+    trust: Trust | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, shortfall, seconds}`. `bytes_skipped`: of the
+    chunks_damaged, bytes_total, bytes_read, shortfall, seconds, engine}`. `bytes_skipped`: of the
     selection, because they were current. A damaged chunk stays missing and is counted.
     `bytes_in_doubt`: missing, and after a crash only the link may supply them."""
 
-def merge_check(sources: Sequence[_Place], target: str, map: OverwriteMap) -> None:
+def merge_check(
+    sources: Sequence[tuple[_Place, Trust | None]], target: str, map: OverwriteMap
+) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
 
-def merge_check_volume(sources: Sequence[_Place], volume: PrimaryVolume) -> None:
+def merge_check_volume(
+    sources: Sequence[tuple[_Place, Trust | None]], volume: PrimaryVolume
+) -> None:
     """The same for `merge_into_volume`."""
 
 def merge_into_volume(
     source: _Place,
     volume: PrimaryVolume,
     *,
+    trust: Trust | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """The same into a live volume, under its claims. Damaged chunks are fetched over the link when

@@ -5,21 +5,30 @@ Guarantees: the only importer of `dualrestore._core`; long calls detach from the
 Does not know: daemons, the command line.
 """
 
+import hashlib
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os import PathLike, fspath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 from dualrestore import _core
 from dualrestore._core import (
     BackupVolume,
+    BundleKey,
     ByteBuffer,
     LinkConnection,
     LinkHub,
     NbdServer,
     PrimaryVolume,
     SnapshotSource,
+    Trust,
+    guard_secrets,
 )
+from dualrestore.errors import FormatError, LockedError, SignatureError, UsageError
+from dualrestore.keys import WRAPPED_BYTES_MAX, Lock, Opener
 from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport, read
 
 if TYPE_CHECKING:
@@ -29,18 +38,27 @@ if TYPE_CHECKING:
 __all__ = [
     "BackupVolume",
     "Bundle",
+    "BundleKey",
     "ByteBuffer",
+    "Encryption",
     "LinkConnection",
     "LinkHub",
     "NbdServer",
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
+    "Trust",
     "check_merge",
     "check_merge_into_volume",
+    "check_signable",
+    "guard_secrets",
+    "is_stream",
+    "locked_with",
     "merge",
     "merge_into_volume",
     "show_bundle",
+    "sign_bundle",
+    "trusts_of",
     "verify_bundle",
     "write_bundle",
 ]
@@ -49,6 +67,128 @@ Path = str | PathLike[str]
 Descriptor = int
 """Of a pipe, socket, file or disk that a bundle goes through as a tar, from front to back."""
 Progress = Callable[[dict[str, int]], None]
+Encryption = tuple[BundleKey, bytes]
+"""The key of a new bundle, and `key.age`."""
+
+MANIFEST_NAME = "manifest.json"
+KEY_NAME = "key.age"
+MANIFEST_BYTES_MAX = 128 * 2**20
+
+
+def locked_with(lock: Lock) -> Encryption:
+    """A new key, wrapped for those who may open the bundle."""
+    guard_secrets()
+    key = BundleKey.generate(str(uuid4()))
+    return key, lock.wrap(key.text())
+
+
+def _read_member(directory: pathlib.Path, name: str, limit: int) -> bytes:
+    path = directory / name
+    with path.open("rb") as file:
+        held = file.read(limit + 1)
+    if len(held) > limit:
+        raise FormatError(f"{path}: expected at most {limit} bytes, found more: copy it again")
+    return held
+
+
+def trusts_of(
+    bundles: Sequence[Path | Descriptor],
+    opener: Opener | None = None,
+    signers: Path | None = None,
+) -> list[Trust | None]:
+    """What each bundle is to be held to: signatures checked, keys unwrapped.
+
+    With `signers` an unsigned bundle is refused (`SignatureError`), with `opener` one that is not
+    encrypted (`LockedError`). Media of one bundle, which wrap their key alike, cost one unwrapping.
+    The key of a stream is unwrapped when it comes; its signature cannot be checked.
+    """
+    if opener is None and signers is None:
+        return [None] * len(bundles)
+    manifests = [None if signers is None else _signed(bundle, signers) for bundle in bundles]
+    if opener is None:
+        return [Trust(manifest=manifest) for manifest in manifests]
+    guard_secrets()
+    keys: dict[bytes, BundleKey] = {}
+
+    def unwrapped(wrapped: bytes, place: str) -> BundleKey:
+        if wrapped not in keys:
+            keys[wrapped] = BundleKey.parse(opener.unwrap(wrapped, place))
+        return keys[wrapped]
+
+    trusts: list[Trust | None] = []
+    for bundle, manifest in zip(bundles, manifests, strict=True):
+        if isinstance(bundle, int) or is_stream(bundle):
+            trusts.append(Trust(unlock=partial(unwrapped, place=f"the stream's {KEY_NAME}")))
+        else:
+            place = str(pathlib.Path(bundle, KEY_NAME))
+            trusts.append(Trust(unwrapped(_wrapped_key(bundle), place), manifest))
+    return trusts
+
+
+def is_stream(place: Path | Descriptor) -> bool:
+    """Whether it can be read only once, from front to back."""
+    if isinstance(place, int):
+        return True
+    path = pathlib.Path(place)
+    return path.is_fifo() or path.is_socket() or path.is_char_device()
+
+
+def _wrapped_key(bundle: Path) -> bytes:
+    try:
+        path = pathlib.Path(bundle)
+        if path.is_dir():
+            return _read_member(path, KEY_NAME, WRAPPED_BYTES_MAX)
+        wrapped = _core.tar_key(fspath(bundle))
+    except FileNotFoundError:
+        wrapped = None
+    if wrapped is None:
+        raise LockedError(
+            f"{fspath(bundle)}: expected an encrypted bundle, found no {KEY_NAME}: it may have "
+            "been exchanged; name no identity or passphrase if you trust it"
+        )
+    return wrapped
+
+
+def _signed(bundle: Path | Descriptor, signers: Path) -> bytes:
+    """The SHA-256 of a manifest that one of the signers signed."""
+    from dualrestore.signatures import read_signature, verify
+
+    if isinstance(bundle, int) or (
+        pathlib.Path(bundle).exists() and not pathlib.Path(bundle).is_dir()
+    ):
+        raise SignatureError(
+            f"{bundle}: expected a directory, which alone carries a signature, found a tar or an "
+            "image: unpack a tar with `tar xf`, or name no signers"
+        )
+    directory = pathlib.Path(bundle)
+    signature = read_signature(directory)
+    manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
+    verify(manifest, signature, pathlib.Path(signers))
+    return hashlib.sha256(manifest).digest()
+
+
+def check_signable(destination: Path | Descriptor, key: Path) -> None:
+    """Raises `UsageError` if what is made there cannot be signed with that SSH key."""
+    from dualrestore.signatures import check_signing_key
+
+    check_signing_key(pathlib.Path(key))
+    if not isinstance(destination, int):
+        path = pathlib.Path(destination)
+        if path.is_dir() or (not path.exists() and path.suffix != ".tar"):
+            return
+    raise UsageError(
+        "expected a new directory as the place of a signed bundle, found a tar: sign in a "
+        "directory, and make a tar of that"
+    )
+
+
+def sign_bundle(bundle: Path, key: Path) -> None:
+    """Writes `manifest.json.sig` with an SSH key."""
+    from dualrestore.signatures import sign, write_signature
+
+    directory = pathlib.Path(bundle)
+    manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
+    write_signature(directory, sign(manifest, pathlib.Path(key)))
 
 
 class OverwriteMap:
@@ -200,8 +340,16 @@ class Bundle:
     >>> place.cleanup()
     """
 
-    def __init__(self, path: Path, shown: dict[str, Any], report: BundleReport | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shown: dict[str, Any],
+        report: BundleReport | None,
+        trust: Trust | None = None,
+    ) -> None:
         self.path = fspath(path)
+        self.trust = trust
+        """What it is held to: its key, its signature."""
         self.report = report
         """What `create` did; None for a bundle that was opened."""
         self._shown = shown
@@ -213,28 +361,57 @@ class Bundle:
         destination: Path,
         selection: Sequence[tuple[int, int]] | None = None,
         *,
-        compression: Literal["none", "zstd"] = "none",
-        level: int = 1,
+        compression: str = "none",
         block_size: int = 4096,
+        recipients: Sequence[str] = (),
+        passphrase: str | None = None,
+        encryption: Encryption | None = None,
+        sign: Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """Writes a bundle of an image or a snapshot; `selection` holds (offset, length)."""
+        """Writes a bundle of an image or a snapshot; `selection` holds (offset, length).
+
+        `compression` is `none`, `auto`, `zstd` or `zstd:LEVEL`. With `recipients` (as age takes
+        them) or a `passphrase` it is encrypted, its key wrapped in the format of age. `sign` is the
+        file of an SSH key. Raises `UsageError` for what is no recipient or key.
+        """
+        lock = Lock.of(recipients, passphrase)
+        if lock is not None:
+            encryption = locked_with(lock)
         report = write_bundle(
             source,
             destination,
             selection,
             compression=compression,
-            level=level,
             block_size=block_size,
+            encryption=encryption,
+            sign=sign,
             progress=progress,
         )
-        return cls(destination, _core.bundle_show(fspath(destination)), report)
+        shown = _core.bundle_show(fspath(destination))
+        trust = None if encryption is None else Trust(encryption[0])
+        return cls(destination, shown, report, trust)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        identity: Path | None = None,
+        passphrase: str | None = None,
+        signers: Path | None = None,
+    ) -> Self:
         """An existing bundle: a directory, or a tar in a file or on a disk. Raises `FormatError`
-        if it is none or not complete."""
-        return cls(path, _core.bundle_show(fspath(path)), None)
+        if it is none or not complete.
+
+        An encrypted one needs the file of an `identity`, or its `passphrase`, for everything but
+        `show`; a wrong one raises `LockedError`. With `signers`, a file as `ssh-keygen` takes it, a
+        bundle that none of them signed raises `SignatureError`.
+        """
+        if identity is not None or passphrase is not None:
+            guard_secrets()
+        [trust] = trusts_of([path], Opener.of(identity, passphrase), signers)
+        return cls(path, _core.bundle_show(fspath(path)), None, trust)
 
     def show(self) -> dict[str, Any]:
         """What the manifest says: identity, geometry, extents, totals, segments."""
@@ -242,7 +419,9 @@ class Bundle:
 
     def verify(self, progress: Progress | None = None) -> BundleVerification:
         """Reads every chunk and checks it."""
-        return read(BundleVerification, _core.bundle_verify(self.path, progress=progress))
+        return read(
+            BundleVerification, _core.bundle_verify(self.path, trust=self.trust, progress=progress)
+        )
 
     def __repr__(self) -> str:
         return f"Bundle({self.path!r})"
@@ -253,9 +432,10 @@ def write_bundle(
     destination: Path | Descriptor,
     selection: Sequence[tuple[int, int]] | None = None,
     *,
-    compression: Literal["none", "zstd"] = "none",
-    level: int = 1,
+    compression: str = "none",
     block_size: int = 4096,
+    encryption: Encryption | None = None,
+    sign: Path | None = None,
     progress: Progress | None = None,
 ) -> BundleReport:
     """As `Bundle.create`, also into what cannot be read back.
@@ -264,23 +444,31 @@ def write_bundle(
     the same as a tar archive: its payloads lie at multiples of 4096 bytes, and 64 MiB of it are
     held in memory. Raises `DeviceError` with EPIPE if the reader of a pipe goes away.
     """
+    if sign is not None:
+        check_signable(destination, sign)
     report = _core.bundle_create(
         source if isinstance(source, SnapshotSource) else fspath(source),
         _place(destination),
         selection=selection,
         compression=compression,
-        level=level,
         block_size=block_size,
+        encryption=encryption,
         progress=progress,
     )
+    if sign is not None and not isinstance(destination, int):
+        sign_bundle(destination, sign)
     return read(BundleReport, report)
 
 
 def verify_bundle(
-    source: Path | Descriptor | Bundle, progress: Progress | None = None
+    source: Path | Descriptor | Bundle,
+    progress: Progress | None = None,
+    *,
+    trust: Trust | None = None,
 ) -> BundleVerification:
     """As `Bundle.verify`, also of what can be read only once."""
-    return read(BundleVerification, _core.bundle_verify(_place(source), progress=progress))
+    place, known = _known(source, trust)
+    return read(BundleVerification, _core.bundle_verify(place, trust=known, progress=progress))
 
 
 def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
@@ -288,10 +476,16 @@ def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
     return _core.bundle_show(_place(source))
 
 
-def _place(place: Path | Descriptor | Bundle) -> str | int:
-    if isinstance(place, Bundle):
-        return place.path
+def _place(place: Path | Descriptor) -> str | int:
     return place if isinstance(place, int) else fspath(place)
+
+
+def _known(
+    source: Path | Descriptor | Bundle, trust: Trust | None
+) -> tuple[str | int, Trust | None]:
+    if isinstance(source, Bundle):
+        return source.path, trust or source.trust
+    return _place(source), trust
 
 
 def merge(
@@ -299,30 +493,47 @@ def merge(
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
+    *,
+    trust: Trust | None = None,
 ) -> MergeReport:
     """Writes what is missing in a file or device, and only that, from a bundle or raw image.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
-    chunk is verified before its blocks are written. May be interrupted and repeated. A descriptor
-    gives a bundle as a tar, from front to back; one that ends early leaves its report's
-    `shortfall`.
+    chunk is verified before its blocks are written. May be interrupted and repeated. An encrypted
+    bundle is given as `Bundle.open(path, identity=..)`. A descriptor gives a bundle as a tar, from
+    front to back; one that ends early leaves its report's `shortfall`.
     """
-    place = _place(source)
-    return read(MergeReport, _core.merge(place, fspath(target), map.inner, progress=progress))
+    place, known = _known(source, trust)
+    report = _core.merge(place, fspath(target), map.inner, trust=known, progress=progress)
+    return read(MergeReport, report)
 
 
-def check_merge(sources: Sequence[Path], target: Path, overwrite_map: OverwriteMap) -> None:
+Known = tuple[Path | Descriptor, Trust | None]
+"""A source, and what it is held to."""
+
+
+def _all_known(sources: Sequence[Known]) -> list[tuple[str | int, Trust | None]]:
+    return [(_place(place), trust) for place, trust in sources]
+
+
+def check_merge(sources: Sequence[Known], target: Path, overwrite_map: OverwriteMap) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
-    _core.merge_check([fspath(source) for source in sources], fspath(target), overwrite_map.inner)
+    _core.merge_check(_all_known(sources), fspath(target), overwrite_map.inner)
 
 
-def check_merge_into_volume(sources: Sequence[Path], volume: PrimaryVolume) -> None:
+def check_merge_into_volume(sources: Sequence[Known], volume: PrimaryVolume) -> None:
     """The same for `merge_into_volume`."""
-    _core.merge_check_volume([fspath(source) for source in sources], volume)
+    _core.merge_check_volume(_all_known(sources), volume)
 
 
 def merge_into_volume(
-    source: Path | Descriptor | Bundle, volume: PrimaryVolume, progress: Progress | None = None
+    source: Path | Descriptor | Bundle,
+    volume: PrimaryVolume,
+    progress: Progress | None = None,
+    *,
+    trust: Trust | None = None,
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
-    return read(MergeReport, _core.merge_into_volume(_place(source), volume, progress=progress))
+    place, known = _known(source, trust)
+    report = _core.merge_into_volume(place, volume, trust=known, progress=progress)
+    return read(MergeReport, report)

@@ -8,6 +8,7 @@ DualRestoreError
 ├── IdentityError                   another volume, geometry, generation or role        5
 ├── IntegrityError                  our format, but damaged                             5
 ├── LockedError                     encrypted, and nothing that was given opens it      5
+├── SignatureError                  not signed, or by nobody who is trusted             5
 ├── DeviceError(OSError)            a storage system call failed                        1
 │   └── PoisonedError               a flush failed earlier: no more writes (law 11)     1
 ├── LinkError(ConnectionError)      link down, lost, or the peer broke the protocol     7
@@ -81,6 +82,12 @@ class LockedError(DualRestoreError):
     exit_code = ExitCode.NOT_OURS
 
 
+class SignatureError(DualRestoreError):
+    """Not signed, by nobody who is trusted, or changed since."""
+
+    exit_code = ExitCode.NOT_OURS
+
+
 class DeviceError(DualRestoreError, OSError):
     """A storage system call failed; `errno` says how, the text says where."""
 
@@ -132,6 +139,7 @@ _BY_NAME: dict[str, type[DualRestoreError]] = {
         IdentityError,
         IntegrityError,
         LockedError,
+        SignatureError,
         DeviceError,
         PoisonedError,
         LinkError,

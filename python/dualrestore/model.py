@@ -38,7 +38,8 @@ class MergeReport(Record, frozen=True, kw_only=True):
     `bytes_skipped` were selected by the bundle and already current; `chunks_repaired` were damaged
     on the medium and fetched over the link; `chunks_damaged` are still missing. After a crash a
     bundle may be too old for some blocks (law 5): `bytes_fetched` of them came over the link,
-    `bytes_in_doubt` are still missing because it was down.
+    `bytes_in_doubt` are still missing because it was down. Of a bundle of an earlier generation
+    `bytes_stale` were not vouched for by the backup and are still missing.
     """
 
     bytes_written: int
@@ -51,13 +52,17 @@ class MergeReport(Record, frozen=True, kw_only=True):
     bytes_read: int = 0
     bytes_fetched: int = 0
     bytes_in_doubt: int = 0
+    bytes_stale: int = 0
+    engine: str = ""
+    """What carried out the reads and writes: `io_uring` or `threads`."""
     shortfall: str | None = None
     """Why less came than the source holds: it was cut off. What came whole was merged."""
 
     def __add__(self, other: "MergeReport") -> "MergeReport":
-        names = [name for name in self.__struct_fields__ if name != "shortfall"]
+        names = [name for name in self.__struct_fields__ if name not in {"engine", "shortfall"}]
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return MergeReport(**sums, shortfall=self.shortfall or other.shortfall)
+        shortfall = self.shortfall or other.shortfall
+        return MergeReport(**sums, engine=other.engine, shortfall=shortfall)
 
 
 class BundleReport(Record, frozen=True, kw_only=True):
@@ -73,6 +78,12 @@ class BundleReport(Record, frozen=True, kw_only=True):
     chunks: int
     segments: int
     seconds: float
+    bytes_saved: int = 0
+    """By compression, of what the data would take."""
+    chunks_compressed: int = 0
+    chunks_untried: int = 0
+    """Stored as they were because compressing would have held the sink up (`auto`)."""
+    encrypted: bool = False
 
 
 class BundleVerification(Record, frozen=True, kw_only=True):

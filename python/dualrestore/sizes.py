@@ -144,3 +144,19 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def parse_compression(text: str) -> str:
+    """A way to compress, as it is written.
+
+    >>> parse_compression("zstd:19")
+    'zstd:19'
+    """
+    kind, colon, level = text.partition(":")
+    whole = text in {"auto", "none", "zstd"}
+    levelled = kind == "zstd" and bool(colon) and level.isascii() and level.isdigit()
+    if not whole and not (levelled and 1 <= int(level) <= 22):
+        raise UsageError(
+            f"expected auto, none, zstd or zstd:1 to zstd:22 as compression, found {text!r}"
+        )
+    return text

@@ -218,6 +218,7 @@ impl Assembler {
             unreadable_bytes: 0,
             stored_bytes: 0,
             coverage: Vec::new(),
+            salt: salt.map(HexHash),
         };
         let root = blake3::Hasher::new();
         self.segment = Some(OpenSegment { checks, position: PAGE, index: Vec::new(), root, entry });

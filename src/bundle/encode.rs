@@ -5,7 +5,11 @@
 //! Does not know: segments, where anything is stored.
 
 use std::fmt;
+use std::sync::Arc;
 
+use super::pace::{Pace, Stage};
+use crate::clock::MonotonicClock;
+use crate::device::is_zero;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{ChunkKind, Descriptor, padded};
@@ -15,7 +19,7 @@ use crate::format::bundle::{ChunkKind, Descriptor, padded};
 pub enum Compression {
     #[default]
     None,
-    /// The fastest level, where it helps.
+    /// The fastest level, where it helps and nobody waits for it.
     Auto,
     /// That level, where it helps.
     Zstd(i32),
@@ -86,20 +90,32 @@ impl Part {
     }
 }
 
+/// A chunk of which no such sample shrinks is not tried as a whole.
+const SAMPLE_BYTES: usize = 8 << 10;
+const SAMPLES: usize = 4;
+
 /// Encodes pieces; one per thread, for it keeps the compressor's memory.
 pub struct Encoder {
     compressor: Option<zstd::bulk::Compressor<'static>>,
+    /// Says what is tried; `None`: everything.
+    pace: Option<Arc<Pace>>,
+    clock: MonotonicClock,
     grain: usize,
 }
 
 impl Encoder {
-    pub fn new(compression: Compression, grain: u64) -> Result<Self> {
+    pub fn new(compression: Compression, grain: u64, pace: &Arc<Pace>) -> Result<Self> {
         let compressor = compression
             .level()
             .map(zstd::bulk::Compressor::new)
             .transpose()
             .map_err(|source| Error::device("prepare compression", &source))?;
-        Ok(Self { compressor, grain: usize::try_from(grain).expect("at most 1 MiB") })
+        Ok(Self {
+            compressor,
+            pace: (compression == Compression::Auto).then(|| Arc::clone(pace)),
+            clock: MonotonicClock::default(),
+            grain: usize::try_from(grain).expect("at most 1 MiB"),
+        })
     }
 
     /// The parts of a piece that begins at `offset` and whose bytes are `plain`; `unreadable` are
@@ -166,7 +182,9 @@ impl Encoder {
         stored: &mut [u8],
         at: usize,
     ) -> Part {
-        let smaller = self.compress(plain, stored);
+        let began = self.clock.now_ns();
+        let tried = self.pace.as_ref().is_none_or(|pace| pace.tries_next());
+        let smaller = if tried { self.compress(plain, stored) } else { None };
         let (kind, bytes) = match smaller {
             Some(length) => (ChunkKind::Zstd, &stored[..length]),
             None => (ChunkKind::Data, plain),
@@ -179,6 +197,9 @@ impl Encoder {
             hash: *blake3::hash(plain).as_bytes(),
             payload_offset: 0,
         };
+        if let Some(pace) = self.pace.as_ref().filter(|_| tried) {
+            pace.note(Stage::Codec, plain.len() as u64, self.clock.now_ns() - began);
+        }
         Part { descriptor, at }
     }
 
@@ -186,19 +207,21 @@ impl Encoder {
     fn compress(&mut self, plain: &[u8], stored: &mut [u8]) -> Option<usize> {
         let room = padded(plain.len() as u64) / 16 * 15;
         let room = usize::try_from(room / 4096 * 4096).expect("at most 1 MiB");
+        let compressor = self.compressor.as_mut()?;
         let place = stored.get_mut(..room)?;
+        if self.pace.is_some() && plain.len() >= 4 * SAMPLES * SAMPLE_BYTES {
+            let mut samples = plain.chunks_exact(plain.len() / SAMPLES);
+            let room = SAMPLE_BYTES / 16 * 15;
+            let shrinks = |part: &[u8]| {
+                let sample = &part[..SAMPLE_BYTES];
+                compressor.compress_to_buffer(sample, &mut place[..room]).is_ok()
+            };
+            samples.any(shrinks).then_some(())?;
+        }
         // No room left is the usual case of bytes that do not shrink, not a failure.
-        let length = self.compressor.as_mut()?.compress_to_buffer(plain, place).ok()?;
+        let length = compressor.compress_to_buffer(plain, place).ok()?;
         (length > 0).then_some(length)
     }
-}
-
-/// Whether all bytes are zero.
-#[must_use]
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    rest.iter().all(|byte| *byte == 0)
-        && words.iter().all(|word| word.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 #[cfg(test)]
@@ -206,6 +229,10 @@ mod tests {
     use super::*;
 
     const GRAIN: u64 = 64 << 10;
+
+    fn encoder(compression: Compression) -> Encoder {
+        Encoder::new(compression, GRAIN, &Arc::new(Pace::new(1))).expect("made")
+    }
 
     fn shapes(parts: &[Part]) -> Vec<(ChunkKind, u64, u64)> {
         parts
@@ -222,7 +249,7 @@ mod tests {
         plain[5] = 1;
         plain[3 * GRAIN as usize] = 1;
         let mut stored = vec![0; plain.len()];
-        let mut encoder = Encoder::new(Compression::None, GRAIN).expect("made");
+        let mut encoder = encoder(Compression::None);
         let parts = encoder.encode(GRAIN / 2, &plain, &[], &mut stored);
         assert_eq!(
             shapes(&parts),
@@ -238,7 +265,7 @@ mod tests {
     #[test]
     fn unreadable_runs_are_neither_zero_nor_bytes() {
         let plain = vec![1; 3 * 4096];
-        let mut encoder = Encoder::new(Compression::None, GRAIN).expect("made");
+        let mut encoder = encoder(Compression::None);
         let gap = ByteRange::new(8192, 4096);
         let parts = encoder.encode(4096, &plain, &[gap], &mut vec![0; plain.len()]);
         assert_eq!(
@@ -253,7 +280,7 @@ mod tests {
 
     #[test]
     fn bytes_are_compressed_only_where_that_saves_pages() {
-        let mut encoder = Encoder::new(Compression::Zstd(1), GRAIN).expect("made");
+        let mut encoder = encoder(Compression::Zstd(1));
         let text = b"all the same ".repeat(10_000);
         let mut stored = vec![0; text.len()];
         let part = encoder.encode(0, &text, &[], &mut stored)[0];
@@ -266,6 +293,38 @@ mod tests {
         assert_eq!(part.descriptor.kind, ChunkKind::Data);
         let part = encoder.encode(0, &text[..4096], &[], &mut vec![0; 4096])[0];
         assert_eq!(part.descriptor.kind, ChunkKind::Data, "one page cannot become fewer");
+    }
+
+    #[test]
+    fn auto_compresses_for_a_slow_sink_and_leaves_a_fast_one_alone() {
+        let text = b"all the same ".repeat(10_000);
+        for (sink_ns, kind) in [(1_000_000_000, ChunkKind::Zstd), (1000, ChunkKind::Data)] {
+            let pace = Arc::new(Pace::new(1));
+            pace.note(Stage::Codec, 10 << 20, 10_000_000);
+            pace.note(Stage::Sink, 10 << 20, sink_ns);
+            let mut encoder = Encoder::new(Compression::Auto, GRAIN, &pace).expect("made");
+            assert!(pace.tries_next(), "the first is always tried");
+            let part = encoder.encode(0, &text, &[], &mut vec![0; text.len()])[0];
+            assert_eq!(part.descriptor.kind, kind);
+            assert_eq!(pace.untried(), u64::from(kind == ChunkKind::Data));
+        }
+    }
+
+    #[test]
+    fn auto_tries_no_chunk_of_which_no_sample_shrinks() {
+        let mut bytes = b"all the same ".repeat(80_000);
+        let (length, mut noise) = (bytes.len(), blake3::Hasher::new().finalize_xof());
+        for part in bytes.chunks_exact_mut(length / SAMPLES).skip(1) {
+            noise.fill(&mut part[..SAMPLE_BYTES]);
+        }
+        let mut stored = vec![0; bytes.len()];
+        let part = encoder(Compression::Auto).encode(0, &bytes, &[], &mut stored)[0];
+        assert_eq!(part.descriptor.kind, ChunkKind::Zstd, "one sample shrinks");
+        noise.fill(&mut bytes[..SAMPLE_BYTES]);
+        let part = encoder(Compression::Auto).encode(0, &bytes, &[], &mut stored)[0];
+        assert_eq!(part.descriptor.kind, ChunkKind::Data);
+        let part = encoder(Compression::Zstd(1)).encode(0, &bytes, &[], &mut stored)[0];
+        assert_eq!(part.descriptor.kind, ChunkKind::Zstd);
     }
 
     #[test]

@@ -237,6 +237,7 @@ fn what_says_that_it_is_not_encrypted_is_not_opened_with_a_key() {
         manifest.begin.features.clear();
         manifest.begin.encryption = None;
         manifest.mac = None;
+        manifest.segments.iter_mut().for_each(|segment| segment.salt = None);
     });
     assert_eq!(refusal(&downgraded).kind(), ErrorKind::Locked);
     let error = open_with(&downgraded, None).expect_err("its segments say otherwise");

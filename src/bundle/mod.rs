@@ -16,6 +16,7 @@ mod assemble;
 mod encode;
 mod encryption;
 mod members;
+mod pace;
 mod pieces;
 mod plan;
 mod pump;
@@ -28,11 +29,12 @@ mod snapshot_source;
 mod source;
 mod tar_reading;
 mod tar_stream;
+mod trust;
 mod verify;
 mod worker;
 mod writer;
 
-pub use encode::{Compression, is_zero};
+pub use encode::Compression;
 pub use encryption::{Encryption, generate_key, random_salt};
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
@@ -44,6 +46,7 @@ pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Source};
 pub use tar_stream::TarStream;
+pub use trust::Trust;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
     BundleProgress, BundleReport, BundleWriter, MEMORY_BYTES as WRITE_MEMORY_BYTES,
@@ -52,6 +55,8 @@ pub use writer::{
 
 #[cfg(test)]
 mod encrypted_tests;
+#[cfg(test)]
+mod signed_tests;
 #[cfg(test)]
 mod tar_tests;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::device::{Device, FolderFile};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{Checks, ChunkKind, Descriptor, Place, padded};
+use crate::format::frames::CutName;
 
 /// What is known of the bytes of a piece.
 #[derive(Clone, Debug)]
@@ -120,6 +121,9 @@ impl Opener {
         }
         checks.open(place, descriptor, stored)?;
         let bytes = if descriptor.kind == ChunkKind::Zstd {
+            if zstd::zstd_safe::find_frame_compressed_size(stored) != Ok(stored.len()) {
+                return damaged("it is not one zstd frame");
+            }
             // The place is exactly as long as the chunk, so no frame can ask for more memory.
             match self.decompressor.decompress_to_buffer(stored, plain) {
                 Ok(length) if length as u64 == descriptor.range.length => &*plain,
@@ -140,6 +144,10 @@ pub trait PieceSource: Send + Sync + Debug {
     /// For messages.
     fn name(&self) -> String;
     fn identity(&self) -> Identity;
+    /// The cut that it is of, if it says by which name the backup knows it.
+    fn cut_name(&self) -> Option<CutName> {
+        None
+    }
     /// Bytes of the volume that it covers: the sum of all pieces.
     fn bytes_total(&self) -> u64;
     /// Whether reads of it usually return without waiting, as `Device::answers_at_once`.

@@ -138,11 +138,14 @@ pub struct Planner<'a> {
     pieces: Pieces<'a>,
     /// Of a piece that was begun: what is left of it.
     rest: Option<Piece>,
+    /// Bytes of an image in one job.
+    image_bytes: usize,
 }
 
 impl<'a> Planner<'a> {
-    pub fn new(pieces: Pieces<'a>) -> Self {
-        Self { pieces, rest: None }
+    /// Jobs of an image bring so many bytes at most, a power of two.
+    pub fn new(pieces: Pieces<'a>, image_bytes: usize) -> Self {
+        Self { pieces, rest: None, image_bytes: image_bytes.min(SLOT_BYTES) }
     }
 
     /// The next job; `None` at the end. `wanted` gives the runs of a range that are of use.
@@ -159,7 +162,7 @@ impl<'a> Planner<'a> {
                     None => break,
                 },
             };
-            self.rest = take_up(&mut job, piece, wanted);
+            self.rest = take_up(&mut job, piece, self.image_bytes, wanted);
         }
         let empty = job.parts.is_empty() && job.passed.is_empty();
         Ok((!empty).then_some(job))
@@ -170,11 +173,12 @@ impl<'a> Planner<'a> {
 fn take_up(
     job: &mut Job,
     piece: Piece,
+    image_bytes: usize,
     wanted: &dyn Fn(ByteRange) -> Vec<ByteRange>,
 ) -> Option<Piece> {
-    let (now, rest) = step(piece);
+    let (now, rest) = step(piece, image_bytes as u64);
     let left = match &now.content {
-        Content::Plain(_) => take_up_plain(job, now, wanted),
+        Content::Plain(_) => take_up_plain(job, now, image_bytes, wanted),
         _ if wanted(now.range).is_empty() => {
             job.pass(now.range, 1);
             None
@@ -195,7 +199,14 @@ fn take_up(
             }
         }
     };
-    left.or(rest)
+    match (left, rest) {
+        // What is left of the step goes on to the end of the piece.
+        (Some(left), Some(rest)) => {
+            let range = ByteRange::new(left.range.offset, rest.range.end() - left.range.offset);
+            Some(Piece { range, content: left.content })
+        }
+        (left, rest) => left.or(rest),
+    }
 }
 
 fn padded_length(range: ByteRange) -> usize {
@@ -206,13 +217,15 @@ fn padded_length(range: ByteRange) -> usize {
 fn take_up_plain(
     job: &mut Job,
     piece: Piece,
+    image_bytes: usize,
     wanted: &dyn Fn(ByteRange) -> Vec<ByteRange>,
 ) -> Option<Piece> {
     let Content::Plain(device) = &piece.content else { unreachable!("asked for images only") };
     let mut at = piece.range.offset;
     for run in wanted(piece.range) {
         let length = usize::try_from(run.length).expect("a piece with bytes is small");
-        if !job.has_room(length.next_multiple_of(4096), 0) || job.parts.len() >= JOB_PARTS_MAX {
+        let full = job.front + length > image_bytes || job.parts.len() >= JOB_PARTS_MAX;
+        if full || !job.has_room(length.next_multiple_of(4096), 0) {
             if at < run.offset {
                 job.pass(ByteRange::new(at, run.offset - at), 0);
             }
@@ -236,13 +249,15 @@ fn take_up_plain(
     None
 }
 
-/// Long runs without bytes are dealt with step by step.
-fn step(piece: Piece) -> (Piece, Option<Piece>) {
+/// Long runs are dealt with step by step, except chunks of a bundle.
+fn step(piece: Piece, image_bytes: u64) -> (Piece, Option<Piece>) {
     let Piece { range, content } = piece;
-    if matches!(content, Content::Stored { .. } | Content::Plain(_)) {
-        return (Piece { range, content }, None);
-    }
-    let next = (range.offset / BUNDLE_ZERO_STEP_BYTES + 1).saturating_mul(BUNDLE_ZERO_STEP_BYTES);
+    let step = match content {
+        Content::Stored { .. } => return (Piece { range, content }, None),
+        Content::Plain(_) => image_bytes,
+        Content::Zero | Content::Missing(_) => BUNDLE_ZERO_STEP_BYTES,
+    };
+    let next = (range.offset / step + 1).saturating_mul(step);
     if next >= range.end() {
         return (Piece { range, content }, None);
     }
@@ -269,7 +284,7 @@ mod tests {
     }
 
     fn jobs(pieces: Vec<Result<Piece>>, wanted: &dyn Fn(ByteRange) -> Vec<ByteRange>) -> Vec<Job> {
-        let mut planner = Planner::new(Box::new(pieces.into_iter()));
+        let mut planner = Planner::new(Box::new(pieces.into_iter()), SLOT_BYTES);
         std::iter::from_fn(|| planner.next_job(wanted).expect("no piece is an error")).collect()
     }
 

@@ -30,7 +30,8 @@ use crate::device::{Device, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::limits::{
-    BUNDLE_THREADS_MAX, JOB_NEWS_MAX, JOB_THREADS, JOBS_UNDER_WAY, PROGRESS_INTERVAL_MS,
+    BUNDLE_THREADS_MAX, JOB_CACHED_BYTES, JOB_NEWS_MAX, JOB_THREADS, JOBS_UNDER_WAY,
+    PROGRESS_INTERVAL_MS,
 };
 
 /// Memory of one pump: stretches on huge pages, one a worker.
@@ -98,24 +99,32 @@ pub struct Crew {
     pub engine: Engine,
     /// Threads that hash, verify and unpack.
     pub threads: usize,
+    /// Whether reads and writes usually return without waiting (`Device::answers_at_once`).
+    pub at_once: bool,
 }
 
 impl Crew {
-    /// For reading the source; `None`: with the engine that suits it.
+    /// For reading the source.
     #[must_use]
-    pub fn of(engine: Option<Engine>, threads: usize, source: &dyn PieceSource) -> Self {
-        Self {
-            engine: engine.unwrap_or_else(|| Engine::suited_to(source.answers_at_once())),
-            threads,
-        }
+    pub fn of(source: &dyn PieceSource) -> Self {
+        Self::suited(None, threads_default(), source.answers_at_once())
     }
 
-    /// Workers, and jobs under way of each.
-    fn sizes(self) -> (usize, usize) {
+    /// `None`: with the engine that suits.
+    #[must_use]
+    pub fn suited(engine: Option<Engine>, threads: usize, at_once: bool) -> Self {
+        let engine = engine.unwrap_or_else(|| Engine::suited_to(at_once));
+        Self { engine, threads, at_once }
+    }
+
+    /// Workers, jobs under way of each, and bytes of an image in a job.
+    fn sizes(self) -> (usize, usize, usize) {
         match self.engine {
-            Engine::Ring => (self.threads, (JOBS_UNDER_WAY / self.threads).max(1)),
+            Engine::Ring => (self.threads, (JOBS_UNDER_WAY / self.threads).max(1), SLOT_BYTES),
+            // What is copied from memory to memory is still in the processor's cache then.
+            Engine::Threads if self.at_once => (self.threads, 1, JOB_CACHED_BYTES),
             // A thread does one thing at a time: more of them than processors keep a disk busy.
-            Engine::Threads => (self.threads.clamp(JOB_THREADS, JOBS_UNDER_WAY), 1),
+            Engine::Threads => (self.threads.clamp(JOB_THREADS, JOBS_UNDER_WAY), 1, SLOT_BYTES),
         }
     }
 }
@@ -129,12 +138,12 @@ pub fn run<C: Consumer>(
     mut listen: impl FnMut(Vec<Event<C::Note>>) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     crew.engine.check()?;
-    let (workers, slots) = crew.sizes();
+    let (workers, slots, image_bytes) = crew.sizes();
     let openers = (0..workers).map(|_| Opener::new()).collect::<Result<Vec<_>>>()?;
     let (news, heard) = bounded(JOB_NEWS_MAX);
     let shared = Shared {
         consumer,
-        planner: Mutex::new(Planner::new(source.pieces())),
+        planner: Mutex::new(Planner::new(source.pieces(), image_bytes)),
         stop: AtomicBool::new(false),
         failures: AtomicU32::new(0),
     };

@@ -177,7 +177,7 @@ impl RandomReader {
         let entry = &self.bundle.segments()[segment];
         // Its pages are checked against the hash of its header: no other segment is taken for it.
         let file = self.bundle.folder().open(&entry.name)?;
-        let checks = Arc::new(self.bundle.checks_of(entry, &*file)?);
+        let checks = Arc::new(self.bundle.checks_of(entry)?);
         SegmentReader::open(file, entry.number, self.bundle.geometry(), checks)
     }
 

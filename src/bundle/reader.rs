@@ -1,8 +1,8 @@
 //! A finished bundle in a folder: checked when opened, read chunk by chunk.
 //!
 //! Guarantees: an open bundle has every segment that its manifest names, each of the stated size
-//! and with a header that agrees on whose bytes they are; what lies in the coverage of a segment
-//! and has no readable descriptor is given as missing, never as zero (law 8).
+//! and with a header that agrees on whose bytes they are or is damaged; what lies in the coverage
+//! of a segment and has no readable descriptor is given as missing, never as zero (law 8).
 //! Does not know: targets.
 
 use std::collections::VecDeque;
@@ -11,18 +11,25 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::members::{BEGIN_NAME, MANIFEST_NAME, is_needed};
+use super::members::{BEGIN_NAME, KEY_NAME, MANIFEST_NAME, is_needed};
 use super::pieces::{Content, Piece, PieceSource};
 use super::segment_reader::{SegmentReader, read_header};
 use super::source::Identity;
+use super::trust::Trust;
 use crate::device::{FileFolder, Folder, FolderFile, TarIndex};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
 };
-use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
+use crate::format::frames::CutName;
+use crate::limits::{
+    BUNDLE_KEY_FILE_BYTES_MAX, BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX,
+};
 use crate::units::Geometry;
+
+/// Separate runs that a segment may describe: those of its coverage, and what damage adds to them.
+const FOUND_RUNS_MAX: usize = 2 * BUNDLE_SELECTION_RUNS_MAX;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -30,7 +37,7 @@ pub struct Bundle {
     folder: Arc<dyn Folder>,
     manifest: Manifest,
     geometry: Geometry,
-    key: Option<BundleKey>,
+    trust: Trust,
 }
 
 impl Bundle {
@@ -53,18 +60,36 @@ impl Bundle {
         Ok(!TarIndex::open(path, is_needed)?.has(MANIFEST_NAME))
     }
 
+    /// What wraps the key of the bundle in a tar; `None`: it is no tar, or has none.
+    pub fn key_of_tar(path: &Path) -> Result<Option<Vec<u8>>> {
+        if path.is_dir() || !TarIndex::is_one(path)? {
+            return Ok(None);
+        }
+        let tar = TarIndex::open(path, is_needed)?;
+        if !tar.has(KEY_NAME) {
+            return Ok(None);
+        }
+        read_member(&tar, KEY_NAME, BUNDLE_KEY_FILE_BYTES_MAX).map(Some)
+    }
+
     pub fn open_in(folder: Arc<dyn Folder>) -> Result<Self> {
         Self::open_in_with(folder, None)
     }
 
     pub fn open_in_with(folder: Arc<dyn Folder>, key: Option<&BundleKey>) -> Result<Self> {
+        Self::open_in_trusting(folder, Trust::of_key(key))
+    }
+
+    /// Opens the bundle in a directory or a tar, and holds it to what is known of it.
+    pub fn open_trusting(path: &Path, trust: Trust) -> Result<Self> {
+        Self::open_in_trusting(folder_at(path)?, trust)
+    }
+
+    pub fn open_in_trusting(folder: Arc<dyn Folder>, trust: Trust) -> Result<Self> {
         let (manifest, bytes) = read_manifest(folder.as_ref())?;
         let within = |error: Error| error.within(&folder.path().join(MANIFEST_NAME));
-        manifest.begin.expect_key(key).map_err(|error| error.within(folder.path()))?;
-        if let Some(key) = key {
-            manifest.check_mac(&bytes, key).map_err(within)?;
-        }
-        Self::checked(folder, manifest, key.cloned())
+        trust.check(&manifest, &bytes).map_err(within)?;
+        Self::checked(folder, manifest, trust)
     }
 
     /// To look at what its manifest says: the chunks of an encrypted one cannot be had, and nothing
@@ -72,16 +97,12 @@ impl Bundle {
     pub fn look(path: &Path) -> Result<Self> {
         let folder = folder_at(path)?;
         let (manifest, _) = read_manifest(folder.as_ref())?;
-        Self::checked(folder, manifest, None)
+        Self::checked(folder, manifest, Trust::default())
     }
 
-    fn checked(
-        folder: Arc<dyn Folder>,
-        manifest: Manifest,
-        key: Option<BundleKey>,
-    ) -> Result<Self> {
+    fn checked(folder: Arc<dyn Folder>, manifest: Manifest, trust: Trust) -> Result<Self> {
         let geometry = manifest.begin.geometry()?;
-        let bundle = Self { folder, manifest, geometry, key };
+        let bundle = Self { folder, manifest, geometry, trust };
         for segment in &bundle.manifest.segments {
             bundle.check_segment(segment)?;
         }
@@ -146,7 +167,13 @@ impl Bundle {
                 entry.bytes
             ))));
         }
-        let (header, hash) = read_header(file.as_ref()).map_err(located)?;
+        let (header, hash) = match read_header(file.as_ref()) {
+            Ok(found) => found,
+            // Nothing of it is needed: every page of the segment names it by its hash, which the
+            // manifest knows. Of an encrypted one it has the salt of the keys.
+            Err(error) if is_damage(&error) && !self.manifest.begin.is_encrypted() => return Ok(()),
+            Err(error) => return Err(located(error)),
+        };
         let expected = self.expected_header(entry.number);
         if header.salt.is_some() != self.manifest.begin.is_encrypted() {
             let state = |encrypted| if encrypted { "an encrypted" } else { "a plain" };
@@ -173,11 +200,19 @@ impl Bundle {
             ))));
         }
         if hash != entry.header_hash.0 {
-            return Err(located(Error::integrity(
-                "the header of the segment is not the one that the manifest vouches for",
+            return Err(located(Error::identity(
+                "the header of the segment is not the one that the manifest vouches for: bring \
+                 the segment that belongs to this manifest",
             )));
         }
         Ok(())
+    }
+
+    /// Whether the header of a segment can be read and is the one that the manifest vouches for.
+    pub fn check_header(&self, entry: &SegmentEntry) -> Result<()> {
+        let (_, hash) = read_header(self.open_segment(entry)?.as_ref())?;
+        let same = hash == entry.header_hash.0;
+        if same { Ok(()) } else { Err(Error::integrity("it is not of this bundle")) }
     }
 
     fn open_segment(&self, entry: &SegmentEntry) -> Result<Arc<dyn FolderFile>> {
@@ -195,28 +230,34 @@ impl Bundle {
     /// Goes through the batches of one segment.
     pub fn read_segment(&self, entry: &SegmentEntry) -> Result<SegmentReader> {
         let file = self.open_segment(entry)?;
-        let checks = self.checks_of(entry, file.as_ref())?;
-        SegmentReader::open(file, entry.number, self.geometry, Arc::new(checks))
+        let checks = Arc::new(self.checks_of(entry)?);
+        let reader = SegmentReader::open(file, entry.number, self.geometry, checks)?;
+        Ok(if self.trust.is_signed() { reader.held_to(entry.root.0) } else { reader })
     }
 
-    pub(super) fn checks_of(&self, entry: &SegmentEntry, file: &dyn FolderFile) -> Result<Checks> {
-        if !self.manifest.begin.is_encrypted() {
-            return Ok(Checks::plain(entry.header_hash.0));
+    pub(super) fn checks_of(&self, entry: &SegmentEntry) -> Result<Checks> {
+        let hash = entry.header_hash.0;
+        match (&entry.salt, &self.trust.key) {
+            (None, _) => Ok(Checks::plain(hash)),
+            (Some(salt), Some(key)) => Ok(Checks::encrypted(hash, key, &salt.0, entry.number)),
+            (Some(_), None) => Err(locked("the bundle was opened without its key")),
         }
-        let (header, hash) = read_header(file)?;
-        let key =
-            self.key.as_ref().ok_or_else(|| locked("the bundle was opened without its key"))?;
-        header.checks(hash, Some(key))
     }
 
     /// Whether `manifest.begin.json` is the one that the bundle was begun with.
     pub fn check_begin(&self) -> Result<()> {
-        let bytes = read_member(self.folder.as_ref(), BEGIN_NAME)?;
+        let bytes = read_member(self.folder.as_ref(), BEGIN_NAME, BUNDLE_MANIFEST_BYTES_MAX)?;
         let begin = BeginManifest::parse(&bytes)?;
         let same = *blake3::hash(&bytes).as_bytes() == self.manifest.begin_hash.0
             && begin == self.manifest.begin;
         if same { Ok(()) } else { Err(Error::integrity("it is not of this bundle")) }
     }
+}
+
+/// The cut that a bundle is of, as the link knows it.
+pub(super) fn cut_name(begin: &BeginManifest) -> Option<CutName> {
+    let snapshot = begin.snapshot.filter(|_| begin.volume.is_some())?.0;
+    Some(CutName { snapshot, generation: begin.generation, sequence: begin.cut })
 }
 
 /// The folder that a bundle lies in.
@@ -242,6 +283,10 @@ impl PieceSource for Bundle {
         }
     }
 
+    fn cut_name(&self) -> Option<CutName> {
+        cut_name(&self.manifest.begin)
+    }
+
     fn bytes_total(&self) -> u64 {
         let runs = self.manifest.segments.iter().flat_map(|segment| &segment.coverage);
         runs.map(|run| run.1 - run.0).sum()
@@ -262,12 +307,17 @@ impl PieceSource for Bundle {
     }
 }
 
-fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
+/// Whether bytes are damaged or cannot be read, rather than of something else.
+fn is_damage(error: &Error) -> bool {
+    error.kind() == ErrorKind::Integrity || error.kind() == ErrorKind::Device
+}
+
+fn read_member(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Vec<u8>> {
     let file = folder.open(name)?;
     let length = file.length()?;
-    if length > BUNDLE_MANIFEST_BYTES_MAX {
+    if length > bytes_max {
         return Err(Error::format(format!(
-            "expected a manifest of at most {BUNDLE_MANIFEST_BYTES_MAX} bytes, found {length}"
+            "expected at most {bytes_max} bytes, found {length}: copy it again"
         ))
         .at_path(&folder.path().join(name)));
     }
@@ -278,7 +328,7 @@ fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
 
 fn read_manifest(folder: &dyn Folder) -> Result<(Manifest, Vec<u8>)> {
     let path = folder.path().join(MANIFEST_NAME);
-    match read_member(folder, MANIFEST_NAME) {
+    match read_member(folder, MANIFEST_NAME, BUNDLE_MANIFEST_BYTES_MAX) {
         Ok(bytes) => match Manifest::parse(&bytes) {
             Ok(manifest) => Ok((manifest, bytes)),
             Err(error) => Err(error.at_path(&path)),
@@ -320,9 +370,13 @@ impl Pieces<'_> {
         };
         if let Some(found) = reader.next_batch() {
             for piece in found.pieces(reader.file()) {
+                let full = self.found.len() == FOUND_RUNS_MAX;
                 match self.found.last_mut() {
                     Some(last) if last.end() == piece.range.offset => {
                         last.length += piece.range.length;
+                    }
+                    _ if full => {
+                        return Err(Error::format("a segment describes too many separate runs"));
                     }
                     _ => self.found.push(piece.range),
                 }

@@ -4,6 +4,15 @@
     python3 -I recover.py DIRECTORY OUT.img     write a sparse raw image, verifying all of it
     python3 -I recover.py DIRECTORY             verify only
 
+    python3 -I recover.py --key KEYFILE ...     the same of an encrypted bundle (key.age is there)
+
+For KEYFILE unwrap key.age with age (https://age-encryption.org), into memory if you can:
+
+    (umask 077; age -d -i IDENTITY.txt key.age > /dev/shm/bundle.key)     of recipients
+    (umask 077; age -d key.age > /dev/shm/bundle.key)                     of a passphrase
+
+Encrypted bundles need the package "cryptography" (pip install cryptography).
+
 Python 3.8 or later. Every page and chunk is checked by CRC32C, and by BLAKE3 if the package
 "blake3" is installed. Chunks compressed with zstd need Python 3.14, the package "zstandard", or
 the program "zstd". Bytes that are damaged, or that the bundle does not include, read as zeros in
@@ -16,9 +25,12 @@ with dualrestore.
 """
 
 import errno
+import hashlib
+import hmac
 import json
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -46,6 +58,66 @@ class DamageError(Exception):
 
 class RefusedError(Exception):
     """This is nothing that can be restored; nothing was."""
+
+
+# The key ---------------------------------------------------------------------------------------
+
+
+def derive(key, salt, info, length):
+    """HKDF-SHA256 of RFC 5869."""
+    extracted = hmac.new(salt, key, hashlib.sha256).digest()
+    out = part = b""
+    while len(out) < length:
+        count = bytes([len(out) // 32 + 1])
+        part = hmac.new(extracted, part + info + count, hashlib.sha256).digest()
+        out += part
+    return out[:length]
+
+
+class Key:
+    """The key of an encrypted bundle."""
+
+    def __init__(self, path):
+        try:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        except ImportError:
+            raise RefusedError(
+                "this bundle is encrypted, and opening it needs the Python package cryptography: "
+                "run `pip install cryptography` and try again"
+            ) from None
+        self.cipher = AESGCM
+        text = Path(path).read_bytes()[:1024].split()
+        try:
+            start, bundle, digits = (word.decode("ascii") for word in text)
+            self.bundle = bytes.fromhex(bundle.replace("-", ""))
+            self.key = bytes.fromhex(digits)
+        except ValueError:
+            start = ""
+        if start != "DUALRESTORE-BUNDLE-KEY-1" or len(self.key) != 32 or len(self.bundle) != 16:
+            raise RefusedError(
+                f"{path}: expected the key of a bundle, found something else: it is what "
+                "`age -d key.age` prints"
+            )
+
+    def check(self, manifest, text):
+        """Refuses the key of another bundle, and a manifest changed by somebody without the key."""
+        begin = manifest["begin"]
+        if self.bundle != bytes.fromhex(begin["bundle"].replace("-", "")):
+            raise RefusedError("the key is of another bundle: unwrap key.age of this one")
+        found = derive(self.key, self.bundle, b"dualrestore 1 key check", 32)
+        if found.hex() != begin["encryption"]["key_check"]:
+            raise RefusedError("the key is not the one of this bundle: unwrap its own key.age")
+        sealed, _, mac = text.rpartition(b',\n  "mac": "')
+        key = derive(self.key, self.bundle, b"dualrestore 1 manifest", 32)
+        expected = hmac.new(key, sealed, hashlib.sha256).hexdigest() + '"'
+        if not hmac.compare_digest(mac, expected.encode()):
+            raise RefusedError("manifest.json was changed by somebody who does not have the key")
+
+    def of_segment(self, salt, number):
+        """Cipher and page key of a segment."""
+        info = b"dualrestore 1 segment" + self.bundle + struct.pack("<I", number)
+        keys = derive(self.key, salt, info, 96)
+        return self.cipher(keys[:32]), keys[32:64]
 
 
 # CRC32C ----------------------------------------------------------------------------------------
@@ -175,23 +247,46 @@ def unpack(stored, length):
     return plain
 
 
+# Files -----------------------------------------------------------------------------------------
+
+
+def open_member(path):
+    """A plain file, open: nothing that leads elsewhere, waits for somebody, or never ends."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        number = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RefusedError(f"{path} is a link: put a plain file there") from None
+        raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise RefusedError(f"{path} is no plain file: put one there")
+    return os.fdopen(number, "rb")
+
+
 # Pages and manifest ----------------------------------------------------------------------------
 
 
-def check_page(page, at, context):
-    """Checks the CRC32C and the BLAKE3 that a page has at byte `at`, of the rest of it."""
+def check_page(page, at, context, key=None):
+    """Checks the CRC32C and the BLAKE3 (or HMAC) that a page has at byte `at`, of the rest of it."""
     body = page[:at] + page[at + CHECKS :]
     if struct.unpack_from("<I", page, at)[0] != crc32c(body):
         raise DamageError("a page does not match its CRC32C")
-    if blake3 is not None and page[at + 4 : at + CHECKS] != blake3(context + body).digest():
+    if key is not None:
+        found = hmac.new(key, context + body, hashlib.sha256).digest()
+        if not hmac.compare_digest(found, page[at + 4 : at + CHECKS]):
+            raise DamageError("a page was changed by somebody without the key")
+    elif blake3 is not None and page[at + 4 : at + CHECKS] != blake3(context + body).digest():
         raise DamageError("a page does not match its BLAKE3")
 
 
-def read_manifest(directory):
+def read_manifest(directory, key):
     """The manifest of a finished bundle, checked."""
     path = Path(directory) / "manifest.json"
     try:
-        with path.open("rb") as file:
+        with open_member(path) as file:
             text = file.read(MANIFEST_MAX)
     except FileNotFoundError:
         raise RefusedError(f"{path} is missing: not a bundle, or an unfinished one") from None
@@ -210,23 +305,41 @@ def read_manifest(directory):
     manifest = json.loads((body + b"\n}").decode())
     if (manifest.get("format"), manifest.get("version")) != ("dualrestore bundle", 1):
         raise RefusedError("expected a bundle of version 1")
-    if manifest["begin"]["features"]:
-        raise RefusedError(f"unknown features: {', '.join(manifest['begin']['features'])}")
+    features = manifest["begin"]["features"]
+    unknown = [name for name in features if name != "encrypted"]
+    if unknown:
+        raise RefusedError(f"unknown features: {', '.join(unknown)}")
+    if features and key is None:
+        raise RefusedError(
+            "this bundle is encrypted: unwrap key.age with age and name the result with --key\n"
+            "(run recover.py without arguments to see how)"
+        )
+    if not features and key is not None:
+        raise RefusedError(
+            "expected an encrypted bundle, found one that is not: it may have been exchanged; "
+            "leave --key out if you trust it"
+        )
+    if key is not None:
+        key.check(manifest, body)
     return manifest
 
 
 class Segment:
     """One segment file, open."""
 
-    def __init__(self, directory, manifest, entry):
+    def __init__(self, directory, manifest, entry, key):
         self.number = entry["number"]
         if entry["name"] != f"seg-{self.number:08d}.drs":
             raise RefusedError(f"an impossible segment name: {entry['name']!r}")
         self.size = manifest["begin"]["size"]
         self.bundle = bytes.fromhex(manifest["begin"]["bundle"].replace("-", ""))
         self.context = bytes.fromhex(entry["header_hash"])
-        self.file = (Path(directory) / entry["name"]).open("rb")
+        self.file = open_member(Path(directory) / entry["name"])
         self.length = min(os.fstat(self.file.fileno()).st_size, SEGMENT_MAX)
+        self.cipher = self.page_key = None
+        if key is not None:
+            self.file.seek(128)
+            self.cipher, self.page_key = key.of_segment(self.file.read(32), self.number)
 
     def read(self, position, length):
         """Exactly so many bytes of the file."""
@@ -242,6 +355,8 @@ class Segment:
         if page[:8] != b"\x89DRS\r\n\x1a\n" or struct.unpack_from("<HH", page, 8) != (1, 0):
             raise DamageError("its header is not one of version 1.0")
         check_page(page, PAGE - CHECKS, b"")
+        if (page[88] == 1) != (self.cipher is not None):
+            raise RefusedError(f"segment {self.number} is not of this bundle: it is exchanged")
         if page[16:32] != self.bundle or page[-32:] != self.context:
             raise RefusedError(f"segment {self.number} is of another bundle")
 
@@ -250,11 +365,11 @@ class Segment:
         at = PAGE
         while at + PAGE <= self.length:
             try:
-                descriptors, payload, after = self.batch(at)
+                number, descriptors, payload, after = self.batch(at)
             except DamageError:
                 at += PAGE
             else:
-                yield descriptors, payload
+                yield number, descriptors, payload
                 at = after
 
     def batch(self, at):
@@ -272,18 +387,29 @@ class Segment:
             slots = range(64, 64 + here * 64, 64)
             descriptors += [struct.unpack_from("<QQB3xIII32s", page, slot) for slot in slots]
         payload = at + pages * PAGE
-        return descriptors, payload, payload + payload_pages * PAGE
+        return number, descriptors, payload, payload + payload_pages * PAGE
 
     def head(self, page):
         """Batch, page, pages, descriptors and payload pages of a descriptor page."""
         magic, segment, *head = struct.unpack_from("<4sIIHHII", page)
         if magic != b"DRBT" or segment != self.number:
             raise DamageError("not a descriptor page of this segment")
-        check_page(page, 28, self.context)
+        check_page(page, 28, self.context, self.page_key)
         return tuple(head)
 
-    def chunk(self, descriptor, payload):
-        """The verified bytes of a chunk; None for zeros."""
+    def decrypt(self, stored, descriptor, place):
+        """The stored bytes of a chunk in the clear, if they were written there with the key."""
+        offset, length, kind, stored_bytes, page, _, digest = descriptor
+        fields = (offset, length, kind, stored_bytes, page, 0, bytes(16) + digest[16:])
+        associated = struct.pack("<QQB3xIII32s", *fields) + self.context
+        nonce = struct.pack("<III", *place, 0)
+        try:
+            return self.cipher.decrypt(nonce, stored + digest[:16], associated)
+        except Exception as error:
+            raise DamageError("it was changed, or put there, by somebody without the key") from error
+
+    def chunk(self, descriptor, payload, place):
+        """The verified bytes of a chunk; None for zeros. `place`: its batch, and where in it."""
         offset, length, kind, stored_bytes, page, crc, digest = descriptor
         if offset + length > self.size:
             raise DamageError("it lies outside the volume")
@@ -296,10 +422,12 @@ class Segment:
         stored = self.read(payload + page * PAGE, stored_bytes)
         if crc32c(stored) != crc:
             raise DamageError("it does not match its CRC32C")
+        if self.cipher is not None:
+            stored = self.decrypt(stored, descriptor, place)
         plain = unpack(stored, length) if kind == ZSTD else stored
         if len(plain) != length:
             raise DamageError("it has another length")
-        if blake3 is not None and blake3(plain).digest() != digest:
+        if self.cipher is None and blake3 is not None and blake3(plain).digest() != digest:
             raise DamageError("it does not match its BLAKE3")
         return plain
 
@@ -330,12 +458,12 @@ def recover_segment(segment, coverage, out):
         segment.check_header()
     except DamageError as error:
         complain(f"segment {segment.number}: {error}")
-    for descriptors, payload in segment.batches():
-        for descriptor in descriptors:
+    for batch, descriptors, payload in segment.batches():
+        for index, descriptor in enumerate(descriptors):
             run = (descriptor[0], descriptor[0] + descriptor[1])
             found.append(run)
             try:
-                plain = segment.chunk(descriptor, payload)
+                plain = segment.chunk(descriptor, payload, (batch, index))
             except DamageError as error:
                 damaged.append((*run, str(error)))
             except OSError as error:
@@ -349,15 +477,15 @@ def recover_segment(segment, coverage, out):
     return damaged
 
 
-def recover(directory, out):
+def recover(directory, out, key):
     """Goes through the bundle, writing to the file `out` if there is one."""
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, key)
     damaged = []
     if out is not None:
         out.truncate(manifest["begin"]["size"])
     for entry in manifest["segments"]:
         try:
-            segment = Segment(directory, manifest, entry)
+            segment = Segment(directory, manifest, entry, key)
         except OSError as error:
             complain(f"segment {entry['number']}: {error}")
             damaged += [(*run, "its segment cannot be read") for run in entry["coverage"]]
@@ -374,23 +502,28 @@ def complain(text):
 
 def main(arguments):
     """The command line; returns the exit code."""
+    key = None
+    if len(arguments) > 2 and arguments[0] == "--key":
+        key = Key(arguments[1])
+        arguments = arguments[2:]
     if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
         complain(__doc__)
         return 2
     if arguments[1:]:
-        read_manifest(arguments[0])
+        read_manifest(arguments[0], key)
         # A new file, so that what is not written is a hole that reads as zeros.
         with Path(arguments[1]).open("xb") as out:
-            manifest, damaged = recover(arguments[0], out)
+            manifest, damaged = recover(arguments[0], out, key)
             out.flush()
             os.fsync(out.fileno())
     else:
-        manifest, damaged = recover(arguments[0], None)
+        manifest, damaged = recover(arguments[0], None, key)
     for start, end, why in damaged:
         complain(f"damaged: bytes {start} to {end}: {why}")
     selected = sum(end - start for start, end in manifest["begin"]["selection"])
     whole = selected - sum(end - start for start, end, _ in damaged)
     checks = "CRC32C (install blake3 for its hashes)" if blake3 is None else "CRC32C and BLAKE3"
+    checks = "AES-256-GCM and HMAC-SHA256" if key is not None else checks
     size = manifest["begin"]["size"]
     print(f"{whole} of {selected} selected bytes of a volume of {size} bytes, checked by {checks}")
     return 3 if damaged else 0

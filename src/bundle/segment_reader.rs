@@ -8,11 +8,13 @@
 //! Guarantees: only batches whose descriptor pages are whole and of this very segment are given.
 //! Does not know: chunks' bytes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::pieces::{Content, Piece};
 use crate::device::FolderFile;
 use crate::error::{Error, Result};
+use crate::extent::ByteRange;
 use crate::format::bundle::{
     Batch, Checks, ChunkKind, Hash, IndexEntry, PAGE_BYTES, Page, Place, SegmentHeader, Trailer,
     index_bytes, parse_batch, parse_index, parse_page_head,
@@ -32,6 +34,8 @@ pub struct SegmentReader {
     found_by: FoundBy,
     root: blake3::Hasher,
     trailer: Option<Trailer>,
+    /// Batches that were read ahead, because only all together are they vouched for.
+    held: Option<VecDeque<FoundBatch>>,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,23 @@ impl FoundBatch {
     }
 }
 
+impl FoundBatch {
+    /// As the index should have it, and where the batch ends.
+    #[must_use]
+    pub fn as_indexed(&self) -> (IndexEntry, u64) {
+        let Self { batch, payload_position, .. } = self;
+        let start = batch.descriptors.first().map_or(0, |first| first.range.offset);
+        let end = batch.descriptors.last().map_or(start, |last| last.range.end());
+        let entry = IndexEntry {
+            span: ByteRange::new(start, end - start),
+            position: payload_position - u64::from(batch.pages) * PAGE,
+            pages: batch.pages,
+            descriptors: u32::try_from(batch.descriptors.len()).expect("a batch has few"),
+        };
+        (entry, payload_position + u64::from(batch.payload_bytes))
+    }
+}
+
 impl SegmentReader {
     /// A segment whose header has been read. Only a failing read is an error.
     pub fn open(
@@ -95,6 +116,7 @@ impl SegmentReader {
             found_by: FoundBy::Scan(PAGE),
             root: blake3::Hasher::new(),
             trailer: None,
+            held: None,
         };
         if let Ok((trailer, index)) = reader.read_index() {
             reader.found_by = FoundBy::Index(index.into_iter());
@@ -156,8 +178,20 @@ impl SegmentReader {
         Ok(page)
     }
 
+    /// Gives batches only if all of them together have that root: it may be that of a manifest
+    /// that is believed, when nothing on the medium is. Holds the descriptors of the segment.
+    #[must_use]
+    pub fn held_to(mut self, root: Hash) -> Self {
+        let batches: VecDeque<_> = std::iter::from_fn(|| self.next_batch()).collect();
+        self.held = Some(if self.root() == root { batches } else { VecDeque::new() });
+        self
+    }
+
     /// The next batch that is whole.
     pub fn next_batch(&mut self) -> Option<FoundBatch> {
+        if let Some(held) = &mut self.held {
+            return held.pop_front();
+        }
         loop {
             let at = match &mut self.found_by {
                 FoundBy::Index(entries) => entries.next()?.position,

@@ -35,6 +35,11 @@ impl Identity {
 pub trait Source: Send + Sync + Debug {
     fn identity(&self) -> Identity;
 
+    /// The snapshot that it is, if it is one.
+    fn snapshot(&self) -> Option<Uuid> {
+        None
+    }
+
     /// Fills the buffer; the range lies inside the volume. An error says that something in the
     /// range cannot be read; smaller reads may then succeed.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;

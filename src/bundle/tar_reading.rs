@@ -405,6 +405,7 @@ impl Reading {
             }));
             return Ok(ending);
         };
+        manifest.begin.expect_key(self.key.as_ref())?;
         if let Some(key) = &self.key {
             manifest.check_mac(&self.sealed, key)?;
         }

@@ -19,11 +19,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 use super::pieces::{Piece, PieceSource};
+use super::reader::cut_name;
 use super::source::Identity;
 use super::tar_reading::{Ending, Known, Reading};
 use crate::device::{ByteStream, Stop};
 use crate::error::{Error, Result};
 use crate::format::bundle::{BundleKey, Manifest, locked};
+use crate::format::frames::CutName;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ pub struct TarStream {
     name: String,
     stop: Stop,
     known: Known,
+    cut_name: Option<CutName>,
     selection_bytes: u64,
     /// Taken when the pieces are asked for.
     reading: Mutex<Option<Reading>>,
@@ -61,6 +64,7 @@ impl TarStream {
             name: name.to_owned(),
             stop,
             known,
+            cut_name: reading.begin.as_ref().and_then(cut_name),
             selection_bytes,
             reading: Mutex::new(Some(reading)),
             ending: Mutex::default(),
@@ -131,6 +135,10 @@ impl PieceSource for TarStream {
 
     fn identity(&self) -> Identity {
         self.known.identity
+    }
+
+    fn cut_name(&self) -> Option<CutName> {
+        self.cut_name
     }
 
     fn bytes_total(&self) -> u64 {

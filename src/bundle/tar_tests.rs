@@ -53,7 +53,7 @@ fn stream(bytes: Vec<u8>) -> Result<TarStream> {
 }
 
 fn crew() -> Crew {
-    Crew { engine: Engine::Threads, threads: 2 }
+    Crew { engine: Engine::Threads, threads: 2, at_once: true }
 }
 
 fn verified(bytes: Vec<u8>) -> Result<VerifyReport> {

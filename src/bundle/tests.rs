@@ -63,7 +63,7 @@ fn open(folder: &RamFolder) -> Result<Bundle> {
     Bundle::open_in(Arc::new(folder.clone()))
 }
 
-pub(super) const CREW: Crew = Crew { engine: Engine::Threads, threads: 2 };
+pub(super) const CREW: Crew = Crew { engine: Engine::Threads, threads: 2, at_once: true };
 
 /// Lays every verified piece over a ground of 0xee; what no piece gave stays that.
 struct Collect(RamDevice);

@@ -12,7 +12,7 @@ use super::writer::push_run;
 use crate::clock::MonotonicClock;
 use crate::error::Result;
 use crate::extent::ByteRange;
-use crate::format::bundle::{SegmentEntry, Trailer};
+use crate::format::bundle::{IndexEntry, PAGE_BYTES, SegmentEntry, Trailer, encode_index};
 use crate::limits::PROGRESS_INTERVAL_MS;
 
 /// How far a verification has come.
@@ -87,12 +87,20 @@ impl Bundle {
     /// Index, trailer and descriptor pages of a segment against the manifest.
     fn check_pages(&self, entry: &SegmentEntry, blemishes: &mut Vec<String>) -> Result<()> {
         let mut reader = self.read_segment(entry)?;
+        if let Err(error) = self.check_header(entry) {
+            blemishes.push(format!("{}: its header: {error}", entry.name));
+        }
         let Some(trailer) = reader.trailer().copied() else {
             blemishes.push(format!("{}: its index or trailer is damaged", entry.name));
             return Ok(());
         };
-        while reader.next_batch().is_some() {}
-        if reader.root() != entry.root.0 || !agrees(&trailer, entry) {
+        let batches = std::iter::from_fn(|| reader.next_batch()).map(|found| found.as_indexed());
+        let (index, end) = packed(batches);
+        let whole = reader.root() == entry.root.0
+            && agrees(&trailer, entry)
+            && (end, blake3::hash(&index))
+                == (Some(trailer.index_position), trailer.index_hash.into());
+        if !whole {
             blemishes.push(format!("{}: it is not as the manifest states", entry.name));
         }
         Ok(())
@@ -149,6 +157,17 @@ fn verify_pieces(
     let _too_late = progress(&state);
     report.damaged.sort_unstable();
     Ok(())
+}
+
+/// The index that batches should have, and where it begins if they follow each other from the
+/// header on.
+fn packed(batches: impl Iterator<Item = (IndexEntry, u64)>) -> (Vec<u8>, Option<u64>) {
+    let (mut entries, mut at) = (Vec::new(), Some(PAGE_BYTES as u64));
+    for (entry, end) in batches {
+        at = at.filter(|at| *at == entry.position).map(|_| end);
+        entries.push(entry);
+    }
+    (encode_index(&entries), at)
 }
 
 fn agrees(trailer: &Trailer, entry: &SegmentEntry) -> bool {

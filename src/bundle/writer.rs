@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{Builder, Scope};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -22,15 +23,18 @@ use super::members::{
     BEGIN_NAME, KEY_NAME, MANIFEST_NAME, README, README_NAME, RECOVER, RECOVER_NAME,
     UNFINISHED_NAME,
 };
+use super::pace::{Pace, Stage};
 use super::selection::{Stretches, normalised, zero_grain};
-use super::source::Source;
+use super::source::{Identity, Source};
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::{BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader};
+use crate::format::bundle::{
+    BeginManifest, ChunkKind, Hash, Manifest, Run, SegmentHeader, UuidText,
+};
 use crate::limits::{
-    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_SEGMENT_BYTES_MAX,
+    BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_NAME_BYTES_MAX, BUNDLE_SEGMENT_BYTES_MAX,
     BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
 };
 
@@ -100,6 +104,11 @@ pub struct BundleReport {
     pub bytes_unreadable: u64,
     /// What the data takes on the medium, padding and descriptors not counted.
     pub bytes_stored: u64,
+    /// What compression saved of it.
+    pub bytes_saved: u64,
+    pub chunks_compressed: u64,
+    /// Chunks that `auto` did not try, because the sink would have waited.
+    pub chunks_untried: u64,
     /// Runs the source could not read, the first `REPORT_RUNS_MAX`.
     pub unreadable: Vec<ByteRange>,
     pub seconds: f64,
@@ -143,6 +152,7 @@ impl BundleWriter {
             identity.generation,
             identity.cut,
         );
+        begin.snapshot = source.snapshot().map(UuidText);
         begin.compression = options.compression.to_string();
         begin.created_unix_s = options.created_unix_s;
         begin.software.clone_from(&options.software);
@@ -197,6 +207,12 @@ fn check(options: &WriterOptions) -> Result<()> {
             options.segment_bytes_max
         )));
     }
+    if options.software.len() > BUNDLE_NAME_BYTES_MAX {
+        return Err(Error::usage(format!(
+            "expected at most {BUNDLE_NAME_BYTES_MAX} bytes that name the software, found {}",
+            options.software.len()
+        )));
+    }
     if options.threads == 0 {
         return Err(Error::usage("expected at least one thread to make a bundle"));
     }
@@ -234,6 +250,8 @@ struct Making<'p> {
     told: Option<Instant>,
     progress: OnBundleProgress<'p>,
     state: BundleProgress,
+    chunks_compressed: u64,
+    pace: Arc<Pace>,
     unreadable: Vec<ByteRange>,
 }
 
@@ -241,7 +259,16 @@ impl<'p> Making<'p> {
     fn new(clock: MonotonicClock, selection: &[ByteRange], progress: OnBundleProgress<'p>) -> Self {
         let bytes_total = selection.iter().map(|range| range.length).sum();
         let state = BundleProgress { bytes_total, ..BundleProgress::default() };
-        Self { clock, told: None, progress, state, unreadable: Vec::new() }
+        let pace = Arc::new(Pace::new(1));
+        Self {
+            clock,
+            told: None,
+            progress,
+            state,
+            chunks_compressed: 0,
+            pace,
+            unreadable: Vec::new(),
+        }
     }
 
     fn run(
@@ -253,8 +280,10 @@ impl<'p> Making<'p> {
     ) -> Result<Vec<crate::format::bundle::SegmentEntry>> {
         let grain = zero_grain(header.geometry);
         let mut memory = AlignedBuffer::zeroed(BUNDLE_CHUNKS_AHEAD * SLOT_BYTES);
+        self.pace = Arc::new(Pace::new(options.threads));
+        let (clock, pace) = (self.clock, &*Arc::clone(&self.pace));
         let encoders = (0..options.threads)
-            .map(|_| Encoder::new(options.compression, grain))
+            .map(|_| Encoder::new(options.compression, grain, &self.pace))
             .collect::<Result<Vec<_>>>()?;
         std::thread::scope(|scope| {
             let (free, slots) = bounded(BUNDLE_CHUNKS_AHEAD);
@@ -262,7 +291,8 @@ impl<'p> Making<'p> {
                 free.send(slot).expect("as many slots as places");
             }
             let (jobs_in, jobs) = bounded(BUNDLE_CHUNKS_AHEAD);
-            spawn(scope, "bundle-read", move || read_ahead(source, selection, &slots, &jobs_in))?;
+            let source = Timed { source, clock, pace };
+            spawn(scope, "bundle-read", move || read_ahead(&source, selection, &slots, &jobs_in))?;
             let (encoded_in, encoded) = bounded(BUNDLE_CHUNKS_AHEAD);
             for encoder in encoders {
                 let (jobs, encoded_in) = (jobs.clone(), encoded_in.clone());
@@ -275,8 +305,9 @@ impl<'p> Making<'p> {
                 let staging = AlignedBuffer::zeroed(STAGING_BYTES);
                 written_in.send(staging).expect("as many as places");
             }
-            let files =
-                spawn(scope, "bundle-write", move || carry_out(folder, &orders_out, &written_in))?;
+            let files = spawn(scope, "bundle-write", move || {
+                carry_out(folder, &orders_out, &written_in, (clock, pace))
+            })?;
             let outlet = Outlet { orders, written };
             let encryption = options.encryption.clone();
             let assembler = Assembler::new(outlet, header, encryption, options.segment_bytes_max)?;
@@ -327,6 +358,7 @@ impl<'p> Making<'p> {
             };
             assembler.add(part.descriptor, bytes)?;
             self.state.bytes_stored += length as u64;
+            self.chunks_compressed += u64::from(part.descriptor.kind == ChunkKind::Zstd);
             if part.descriptor.kind == ChunkKind::Unreadable {
                 push_run(&mut self.unreadable, part.descriptor.range);
             }
@@ -364,6 +396,9 @@ impl<'p> Making<'p> {
             report.bytes_unreadable += segment.unreadable_bytes;
             report.bytes_stored += segment.stored_bytes;
         }
+        report.bytes_saved = report.bytes_data - report.bytes_stored;
+        report.chunks_compressed = self.chunks_compressed;
+        report.chunks_untried = self.pace.untried();
         report
     }
 }
@@ -395,6 +430,31 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
         .name(name.into())
         .spawn_scoped(scope, work)
         .map_err(|source| Error::device("start thread", &source))
+}
+
+/// A source whose reads tell the pace.
+#[derive(Debug)]
+struct Timed<'a> {
+    source: &'a dyn Source,
+    clock: MonotonicClock,
+    pace: &'a Pace,
+}
+
+impl Source for Timed<'_> {
+    fn identity(&self) -> Identity {
+        self.source.identity()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let began = self.clock.now_ns();
+        self.source.read_at(offset, buffer)?;
+        self.pace.note(Stage::Source, buffer.len() as u64, self.clock.now_ns() - began);
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
+        self.source.next_data(offset)
+    }
 }
 
 /// Reads the selection piece by piece until it ends, fails, or nobody listens any more.
@@ -482,14 +542,17 @@ fn carry_out(
     folder: &dyn Folder,
     orders: &Receiver<Order>,
     written: &Sender<AlignedBuffer>,
+    (clock, pace): (MonotonicClock, &Pace),
 ) -> Result<()> {
     let mut open: Option<std::sync::Arc<dyn FolderFile>> = None;
     for order in orders {
         let file = || open.as_ref().expect("a segment is created before it is written");
+        let (began, mut bytes_written) = (clock.now_ns(), 0);
         match order {
             Order::Create(name) => open = Some(folder.create(&name)?),
             Order::Write(position, bytes) => file().write_at(position, &bytes)?,
             Order::WriteBatch(position, memory, part) => {
+                bytes_written = part.len() as u64;
                 file().write_at(position, &memory[part])?;
                 // The assembler may have ended meanwhile; then nobody needs the memory.
                 let _unneeded = written.send(memory);
@@ -499,6 +562,7 @@ fn carry_out(
                 open = None;
             }
         }
+        pace.note(Stage::Sink, bytes_written, clock.now_ns() - began);
     }
     Ok(())
 }

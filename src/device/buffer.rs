@@ -125,6 +125,14 @@ impl PartialEq for Payload {
     }
 }
 
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    rest.iter().all(|byte| *byte == 0)
+        && words.iter().all(|word| word.iter().fold(0, |seen, byte| seen | byte) == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

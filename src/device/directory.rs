@@ -35,6 +35,11 @@ pub trait Directory: Send + Sync + Debug {
     /// A file that was made here; refuses one that is missing or ends within a sector.
     fn open(&self, name: &str) -> Result<Arc<dyn Device>>;
 
+    /// The same file past the page cache, where the file system allows it, for long requests.
+    fn open_direct(&self, name: &str) -> Result<Arc<dyn Device>> {
+        self.open(name)
+    }
+
     /// What is in it, ascending.
     fn names(&self) -> Result<Vec<String>>;
 
@@ -148,6 +153,14 @@ impl Directory for FileDirectory {
             _ => return Ok(Arc::new(FileDevice::open(path, OpenOptions::default())?)),
         };
         Err(Error::integrity(words).at_path(&path))
+    }
+
+    fn open_direct(&self, name: &str) -> Result<Arc<dyn Device>> {
+        let options = OpenOptions { direct: true, ..OpenOptions::default() };
+        match FileDevice::open(self.at(name), options) {
+            Ok(device) => Ok(Arc::new(device)),
+            Err(_) => self.open(name),
+        }
     }
 
     fn names(&self) -> Result<Vec<String>> {

@@ -130,7 +130,7 @@ impl FaultPlan {
     }
 
     /// The fault that strikes this operation, if one does.
-    fn strike(&self, operation: Operation, range: ByteRange) -> Option<Fault> {
+    pub(super) fn strike(&self, operation: Operation, range: ByteRange) -> Option<Fault> {
         self.wait_if_held(operation);
         let mut plan = self.plan();
         let mut struck = None;

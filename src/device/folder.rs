@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::opening::suits_direct;
 use crate::error::{Error, Result};
@@ -153,6 +154,24 @@ fn flush_directory(path: &Path) -> Result<()> {
     directory.sync_all().map_err(|source| Error::device("flush directory", &source).at_path(path))
 }
 
+/// Opens a file, and nothing that leads elsewhere, waits for somebody, or acts when it is opened.
+fn open_plain(path: &Path) -> Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let not_plain =
+        || Error::format("expected a plain file, found a link, device or pipe: put the file there");
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    match opened {
+        Ok(file) => {
+            let found = file.metadata().map_err(|source| Error::device("measure", &source))?;
+            if found.is_file() { Ok(file) } else { Err(not_plain()) }
+        }
+        Err(source) if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            Err(not_plain())
+        }
+        Err(source) => Err(Error::device("open", &source)),
+    }
+}
+
 impl Folder for FileFolder {
     fn path(&self) -> &Path {
         &self.path
@@ -176,8 +195,7 @@ impl Folder for FileFolder {
 
     fn open(&self, name: &str) -> Result<Arc<dyn FolderFile>> {
         let path = self.member(name)?;
-        let file = File::open(&path);
-        let file = file.map_err(|source| Error::device("open", &source).at_path(&path))?;
+        let file = open_plain(&path).map_err(|error| error.at_path(&path))?;
         Ok(Arc::new(DiskFile::new(file, path)))
     }
 
@@ -211,7 +229,7 @@ pub(super) struct DiskFile {
 impl DiskFile {
     pub(super) fn new(file: File, path: PathBuf) -> Self {
         let direct = if suits_direct(&file) {
-            let flags = OFlags::DIRECT.bits() as i32;
+            let flags = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
             let writable = rustix::fs::fcntl_getfl(&file).is_ok_and(|f| f.contains(OFlags::RDWR));
             OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&path).ok()
         } else {
@@ -422,6 +440,25 @@ mod tests {
         FileFolder::create(place.path()).expect("an empty one is fine").create("x").expect("made");
         let refused = FileFolder::create(place.path()).expect_err("not empty");
         assert_eq!(refused.kind(), ErrorKind::Usage);
+    }
+
+    #[test]
+    fn links_pipes_and_directories_are_not_taken_for_files() {
+        let place = tempfile::tempdir().expect("a place");
+        let folder = FileFolder::open(place.path()).expect("there");
+        std::fs::write(place.path().join("file"), "x").expect("written");
+        std::os::unix::fs::symlink("file", place.path().join("link")).expect("made");
+        std::os::unix::fs::symlink("/dev/zero", place.path().join("device")).expect("made");
+        std::fs::create_dir(place.path().join("directory")).expect("made");
+        let pipe = place.path().join("pipe");
+        let mode = rustix::fs::Mode::from(0o600);
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).expect("made");
+        for name in ["link", "device", "directory", "pipe"] {
+            let refused = folder.open(name).expect_err("not a plain file");
+            assert_eq!(refused.kind(), ErrorKind::Format, "{name}");
+        }
+        folder.open("file").expect("a plain file");
     }
 
     #[test]

@@ -9,8 +9,9 @@
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
 //! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where
-//! state is kept (`directory.rs`, `crashing_directory.rs`), and `WorkerPool`, the threads that do
-//! device operations.
+//! state is kept (`directory.rs`, `crashing_directory.rs`), `Folder`, what a medium looks like
+//! (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the threads that do device operations, which
+//! `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -20,6 +21,7 @@ mod crashing_directory;
 mod direct;
 mod directory;
 mod faulty;
+mod faulty_folder;
 mod file;
 mod folder;
 mod mounted;
@@ -27,6 +29,8 @@ mod opening;
 mod pool;
 mod queue;
 mod ram;
+mod secrecy;
+mod sharing;
 mod stream;
 mod tar;
 mod uring;
@@ -34,17 +38,20 @@ mod uring;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
-pub use buffer::{AlignedBuffer, Payload};
+pub use buffer::{AlignedBuffer, Payload, is_zero};
 pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
 pub use crashing_directory::{CrashingDirectory, Wrapper};
 pub use directory::{Directory, FileDirectory, Space};
 pub use faulty::{Fault, FaultPlan, FaultyDevice, Operation, Strikes};
+pub use faulty_folder::FaultyFolder;
 pub use file::FileDevice;
 pub use folder::{FileFolder, Folder, FolderFile, RamFolder};
 pub use opening::OpenOptions;
 pub use pool::WorkerPool;
 pub use queue::{Access, BlockingQueue, Done, Engine, Place, Queue, Request};
 pub use ram::RamDevice;
+pub use secrecy::hide_memory;
+pub use sharing::share;
 pub use stream::{
     ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard, open_stream,
 };

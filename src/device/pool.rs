@@ -72,6 +72,12 @@ impl WorkerPool {
         Self::new("device", crate::limits::DEVICE_THREADS)
     }
 
+    /// Takes the job only if a thread or a place in the queue is free; whether it did.
+    pub fn offer(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        let jobs = self.jobs.as_ref().expect("taken only by drop");
+        jobs.try_send(Box::new(job)).is_ok()
+    }
+
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) {
         let jobs = self.jobs.as_ref().expect("taken only by drop");
         let job: Job = Box::new(job);

@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod frames;
+pub mod journal;
 pub mod map;
 pub mod nbd;
 pub mod tar;

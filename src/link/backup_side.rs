@@ -5,6 +5,7 @@
 //! | hello | device thread | behind what the older session brought (R11) |
 //! | mirrored operations | one device thread at a time | as they came; what waits is one batch |
 //! | fetch, digest | any device thread | at once, or after the operations it must see |
+//! | changes | any device thread | at once: what is asked for does not change in a session |
 //!
 //! Guarantees: nothing of an older session is applied once a newer one is welcomed; a fetch sees
 //! the operations that it asked to see. Does not know: sockets.
@@ -18,11 +19,13 @@ use uuid::Uuid;
 use super::endpoint::{Endpoint, Side};
 use super::fence::{Acceptance, Decision, Fence, Identity};
 use super::{Event, Message};
+use crate::bitmap::Bitmap;
 use crate::device::{AlignedBuffer, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::frames::{
-    BootId, Class, Content, Failure, GoodbyeReason, Hello, Refusal, RefusalCode,
+    BootId, ChangedBlocks, Class, Content, CutName, Failure, GoodbyeReason, Hello, Refusal,
+    RefusalCode,
 };
 use crate::snapshot::CutOrder;
 use crate::volume::backup::{Answer, BackupVolume, MirrorOperation};
@@ -50,6 +53,8 @@ struct State {
     mirrored: Vec<(Arc<Endpoint>, u64, Message)>,
     applying: bool,
     deferred: Vec<(Arc<Endpoint>, u64, Message)>,
+    /// What was last told of, by session and cut: asked for piece by piece.
+    changed: Option<(u64, CutName, Arc<Bitmap>)>,
     counters: BackupCounters,
 }
 
@@ -82,6 +87,7 @@ impl BackupSide {
             mirrored: Vec::new(),
             applying: false,
             deferred: Vec::new(),
+            changed: None,
             counters: BackupCounters::default(),
         };
         Arc::new_cyclic(|this| Self {
@@ -202,6 +208,7 @@ impl BackupSide {
     fn end_session(&self, epoch: u64, reason: GoodbyeReason, words: &str) {
         let mut state = self.lock();
         state.fence.ended(epoch);
+        state.changed = None;
         let ended: Vec<_> = state
             .endpoints
             .values()
@@ -229,6 +236,10 @@ impl BackupSide {
         let mut state = self.lock();
         let epoch = endpoint.epoch();
         match message {
+            Message::Changes { .. } => {
+                drop(state);
+                self.serve_elsewhere(Arc::clone(endpoint), epoch, message);
+            }
             Message::Fetch { after_sequence, .. } | Message::Digest { after_sequence, .. } => {
                 if after_sequence == 0 {
                     drop(state);
@@ -383,9 +394,33 @@ impl BackupSide {
                 Ok(digest) => Message::DigestReply { tag: *tag, digest },
                 Err(error) => failed(*tag, &error),
             },
+            Message::Changes { tag, range, cut } => match self.changed_since(epoch, cut) {
+                Ok(map) => {
+                    let asked = self.volume.identity().geometry.touched(*range);
+                    let changed = ChangedBlocks::of(&map, asked);
+                    Message::ChangesReply { tag: *tag, offset: range.offset, changed }
+                }
+                Err(error) => failed(*tag, &error),
+            },
             _ => unreachable!("only reads are served"),
         };
         let _ended = endpoint.send(reply);
+    }
+
+    /// The blocks changed since a cut, as the session found them when it first asked. What has
+    /// changed since then this very primary has written, and knows.
+    fn changed_since(&self, epoch: u64, cut: &CutName) -> Result<Arc<Bitmap>> {
+        if let Some((held, name, map)) = &self.lock().changed
+            && (*held, name) == (epoch, cut)
+        {
+            return Ok(Arc::clone(map));
+        }
+        let map = Arc::new(self.volume.changed_since(cut)?);
+        let mut state = self.lock();
+        if state.fence.admits(epoch) {
+            state.changed = Some((epoch, *cut, Arc::clone(&map)));
+        }
+        Ok(map)
     }
 
     fn fetch(&self, epoch: u64, range: ByteRange, after_sequence: u64) -> Result<Content<Payload>> {

@@ -67,6 +67,8 @@ pub struct Connection {
     outgoing: Outgoing,
     events: VecDeque<Event>,
     /// When the connection began.
+    /// In use, once the session is active.
+    features: u64,
     began: Instant,
     /// When bytes last arrived, and when bytes last left.
     heard: Instant,
@@ -99,6 +101,7 @@ impl Connection {
             reader: FrameReader::new(),
             outgoing: Outgoing::default(),
             events: VecDeque::new(),
+            features: 0,
             began: now,
             heard: now,
             spoke: now,
@@ -146,7 +149,8 @@ impl Connection {
     fn receive_some(&mut self, bytes: &mut &[u8]) -> Result<()> {
         let (state, is_primary) = (self.state, self.is_primary);
         let class = self.class();
-        let permit = |header: &Header| permit(header, state, is_primary, class);
+        let features = self.features;
+        let permit = |header: &Header| permit(header, state, is_primary, class, features);
         match self.reader.next(bytes, permit)? {
             Some(frame) => self.apply(frame),
             None => Ok(()),
@@ -222,6 +226,7 @@ impl Connection {
             self.state = State::Introduced;
             return;
         }
+        self.features = welcome.features;
         self.ledger = Some(Ledger::new(welcome.geometry, welcome.applied_sequence));
         self.state = State::Active;
     }
@@ -238,6 +243,8 @@ impl Connection {
         assert_eq!(rule.sender, ours, "{:?} is sent by the other side", rule.kind);
         let class = self.class().expect("an active session has a class");
         assert!(rule.traffic.travels_on(class), "{:?} does not travel on {class:?}", rule.kind);
+        let features = rule.kind.features();
+        assert_eq!(features & !self.features, 0, "{:?} is not agreed on", rule.kind);
         self.outgoing.push(Frame::Message(message));
         Ok(())
     }

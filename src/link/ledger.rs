@@ -15,7 +15,9 @@
 //! | Fetch, Digest | a tag that is not in use | awaits its answer |
 //! | Data | a Fetch with this tag and range | answered |
 //! | DigestReply | a Digest with this tag | answered |
-//! | FetchFailed | a Fetch or Digest with this tag | answered |
+//! | Changes | a tag that is not in use, whole blocks | awaits its answer |
+//! | ChangesReply | a Changes with this tag and offset, and no more blocks | answered |
+//! | FetchFailed | a Fetch, Digest or Changes with this tag | answered |
 //!
 //! Does not know: blocks, devices, whether an answer is true.
 
@@ -26,7 +28,9 @@ use uuid::Uuid;
 use super::Message;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::limits::{LINK_ANSWER_BYTES, LINK_REQUESTS_MAX, LINK_UNANSWERED_BYTES_MAX};
+use crate::limits::{
+    LINK_ANSWER_BYTES, LINK_CHANGES_BYTES_MAX, LINK_REQUESTS_MAX, LINK_UNANSWERED_BYTES_MAX,
+};
 use crate::units::Geometry;
 
 #[derive(Debug)]
@@ -46,12 +50,24 @@ pub(super) struct Ledger {
 #[derive(Clone, Copy, Debug)]
 struct Read {
     range: ByteRange,
-    is_digest: bool,
+    kind: ReadKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadKind {
+    Fetch,
+    Digest,
+    Changes,
 }
 
 impl Read {
     fn cost(self) -> u64 {
-        LINK_ANSWER_BYTES + if self.is_digest { 0 } else { self.range.length }
+        LINK_ANSWER_BYTES
+            + match self.kind {
+                ReadKind::Fetch => self.range.length,
+                ReadKind::Digest => 0,
+                ReadKind::Changes => LINK_CHANGES_BYTES_MAX as u64,
+            }
     }
 }
 
@@ -79,8 +95,11 @@ impl Ledger {
         let cost = match message {
             Message::Write { data, .. } => LINK_ANSWER_BYTES + data.len() as u64,
             Message::Zero { .. } | Message::Flush { .. } | Message::Cut { .. } => LINK_ANSWER_BYTES,
-            Message::Fetch { range, .. } => Read { range: *range, is_digest: false }.cost(),
+            Message::Fetch { range, .. } => Read { range: *range, kind: ReadKind::Fetch }.cost(),
             Message::Digest { .. } => LINK_ANSWER_BYTES,
+            Message::Changes { range, .. } => {
+                Read { range: *range, kind: ReadKind::Changes }.cost()
+            }
             _ => return true,
         };
         self.unanswered_bytes + cost <= LINK_UNANSWERED_BYTES_MAX
@@ -127,14 +146,25 @@ impl Ledger {
                 found.map(drop).ok_or_else(|| unexpected("CutDone", *sequence))
             }
             Message::Failed { sequence, .. } => self.failed(*sequence),
-            Message::Fetch { tag, range, .. } => self.read(*tag, *range, false),
-            Message::Digest { tag, range, .. } => self.read(*tag, *range, true),
+            Message::Fetch { tag, range, .. } => self.read(*tag, *range, ReadKind::Fetch),
+            Message::Digest { tag, range, .. } => self.read(*tag, *range, ReadKind::Digest),
+            Message::Changes { tag, range, .. } => self.changes(*tag, *range),
             Message::Data { tag, offset, content } => {
                 let range = ByteRange::new(*offset, content.length());
-                self.answer(*tag, "Data", |read| !read.is_digest && read.range == range)
+                self.answer(*tag, "Data", |read| {
+                    read.kind == ReadKind::Fetch && read.range == range
+                })
             }
             Message::DigestReply { tag, .. } => {
-                self.answer(*tag, "DigestReply", |read| read.is_digest)
+                self.answer(*tag, "DigestReply", |read| read.kind == ReadKind::Digest)
+            }
+            Message::ChangesReply { tag, offset, changed } => {
+                let geometry = self.geometry;
+                self.answer(*tag, "ChangesReply", |read| {
+                    read.kind == ReadKind::Changes
+                        && read.range.offset == *offset
+                        && u64::from(changed.blocks) <= geometry.touched(read.range).count()
+                })
             }
             Message::FetchFailed { tag, .. } => self.answer(*tag, "FetchFailed", |_| true),
         }
@@ -221,13 +251,23 @@ impl Ledger {
         }
     }
 
-    fn read(&mut self, tag: u64, range: ByteRange, is_digest: bool) -> Result<()> {
-        if self.reads.contains_key(&tag) {
+    fn changes(&mut self, tag: u64, range: ByteRange) -> Result<()> {
+        if self.geometry.bytes_of(self.geometry.touched(range)) != range {
             return Err(Error::link(format!(
-                "link Fetch or Digest: expected a tag that is not in use, found {tag}"
+                "link Changes: expected a range of whole blocks, found {} bytes at {}",
+                range.length, range.offset
             )));
         }
-        let read = Read { range, is_digest };
+        self.read(tag, range, ReadKind::Changes)
+    }
+
+    fn read(&mut self, tag: u64, range: ByteRange, kind: ReadKind) -> Result<()> {
+        if self.reads.contains_key(&tag) {
+            return Err(Error::link(format!(
+                "link {kind:?}: expected a tag that is not in use, found {tag}"
+            )));
+        }
+        let read = Read { range, kind };
         self.unanswered_bytes += read.cost();
         self.reads.insert(tag, read);
         Ok(())
@@ -253,7 +293,7 @@ fn unexpected(kind: &str, number: u64) -> Error {
 mod tests {
     use super::*;
     use crate::device::Payload;
-    use crate::format::frames::{Content, Failure};
+    use crate::format::frames::{ChangedBlocks, ChangedForm, Content, CutName, Failure};
     use crate::units::{BlockSize, MIB};
 
     fn ledger() -> Ledger {
@@ -374,6 +414,30 @@ mod tests {
         takes(&mut ledger, &[fetch(7)]);
         refuses(&mut ledger, &fetch(7));
         takes(&mut ledger, &[zeros(7, 4096, 8192), fetch(7)]);
+    }
+
+    fn changes(tag: u64, offset: u64, length: u64) -> Message {
+        let cut = CutName { snapshot: Uuid::from_u128(5), generation: 1, sequence: 2 };
+        Message::Changes { tag, range: ByteRange::new(offset, length), cut }
+    }
+
+    fn unchanged(tag: u64, offset: u64, blocks: u32) -> Message {
+        let changed = ChangedBlocks { blocks, form: ChangedForm::Runs(Vec::new()) };
+        Message::ChangesReply { tag, offset, changed }
+    }
+
+    #[test]
+    fn changes_are_asked_of_whole_blocks_and_answered_for_no_more_of_them() {
+        let mut ledger = ledger();
+        refuses(&mut ledger, &changes(1, 512, 4096));
+        refuses(&mut ledger, &changes(1, 0, MIB + 4096));
+        takes(&mut ledger, &[changes(1, 4096, 8192), fetch(2)]);
+        refuses(&mut ledger, &unchanged(1, 4096, 3));
+        refuses(&mut ledger, &unchanged(1, 0, 2));
+        refuses(&mut ledger, &unchanged(2, 4096, 1));
+        refuses(&mut ledger, &zeros(1, 4096, 8192));
+        takes(&mut ledger, &[unchanged(1, 4096, 1), zeros(2, 4096, 8192)]);
+        assert_eq!(ledger.unanswered_bytes(), 0);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use super::endpoint::{Endpoint, Side};
 use super::{Event, Message};
 use crate::extent::ByteRange;
 use crate::format::frames::{
-    BootId, Class, Content as FrameContent, GoodbyeReason, Hello, Role, Welcome,
+    BootId, Class, Content as FrameContent, CutName, FEATURE_CHANGES, GoodbyeReason, Hello,
+    KNOWN_FEATURES, Role, Welcome,
 };
 use crate::volume::content::Content;
 use crate::volume::primary::{
@@ -27,6 +28,8 @@ use crate::volume::primary::{
 
 /// Tags of digests are told from tags of fetches by this bit.
 const DIGEST_TAG: u64 = 1 << 63;
+/// And tags of changes by this one.
+const CHANGES_TAG: u64 = 1 << 62;
 
 /// See the module.
 pub struct PrimarySide {
@@ -44,6 +47,8 @@ struct State {
     session: Option<Welcome>,
     active: Vec<Class>,
     up: Option<(Arc<Driver>, Arc<dyn Outbox>)>,
+    /// In use on the bulk connection.
+    bulk_features: u64,
     /// Sequences of cuts that are not answered.
     cuts: HashSet<u64>,
 }
@@ -93,7 +98,7 @@ impl PrimarySide {
             session_epoch,
             boot_id: self.boot_id,
             peer_boot_id,
-            features_offered: 0,
+            features_offered: KNOWN_FEATURES,
             features_required: 0,
         })
     }
@@ -168,6 +173,9 @@ impl PrimarySide {
     fn begin(&self, class: Class, welcome: Welcome) {
         let mut state = self.lock();
         state.active.push(class);
+        if class == Class::Bulk {
+            state.bulk_features = welcome.features;
+        }
         if class == Class::Mirror {
             state.session = Some(welcome.clone());
             let waiting: Vec<_> = state
@@ -195,6 +203,7 @@ impl PrimarySide {
             mirror: Arc::clone(&state.endpoints[&Class::Mirror]),
             demand: Arc::clone(&state.endpoints[&Class::Demand]),
             bulk: Arc::clone(&state.endpoints[&Class::Bulk]),
+            bulk_features: state.bulk_features,
             side: Weak::clone(&self.this),
         });
         state.up = Some((Arc::clone(&driver), Arc::clone(&outbox)));
@@ -236,6 +245,14 @@ impl PrimarySide {
                 driver.digest_arrived(tag & !DIGEST_TAG, Err(failure.to_error()));
                 return;
             }
+            Message::FetchFailed { tag, failure } if tag & CHANGES_TAG != 0 => {
+                driver.changes_arrived(tag & !CHANGES_TAG, Err(failure.to_error()));
+                return;
+            }
+            Message::ChangesReply { tag, changed, .. } => {
+                driver.changes_arrived(tag & !CHANGES_TAG, Ok(changed));
+                return;
+            }
             Message::FetchFailed { tag, failure } => {
                 VolumeEvent::Fetched { tag, result: Err(failure.to_error()) }
             }
@@ -248,7 +265,8 @@ impl PrimarySide {
             | Message::Flush { .. }
             | Message::Cut { .. }
             | Message::Fetch { .. }
-            | Message::Digest { .. } => unreachable!("the connection refuses these from a backup"),
+            | Message::Digest { .. }
+            | Message::Changes { .. } => unreachable!("the connection refuses these from a backup"),
         };
         driver.link_event(&outbox, event);
     }
@@ -310,6 +328,7 @@ struct Lines {
     mirror: Arc<Endpoint>,
     demand: Arc<Endpoint>,
     bulk: Arc<Endpoint>,
+    bulk_features: u64,
     side: Weak<PrimarySide>,
 }
 
@@ -359,6 +378,15 @@ impl Outbox for Lines {
     fn ask_digest(&self, tag: u64, range: ByteRange) {
         let tag = tag | DIGEST_TAG;
         let _ended = self.bulk.send(Message::Digest { tag, range, after_sequence: 0 });
+    }
+
+    fn ask_changes(&self, tag: u64, range: ByteRange, cut: CutName) -> bool {
+        if self.bulk_features & FEATURE_CHANGES == 0 {
+            return false;
+        }
+        let tag = tag | CHANGES_TAG;
+        let _ended = self.bulk.send(Message::Changes { tag, range, cut });
+        true
     }
 
     fn close(&self, reason: &str) {

@@ -24,6 +24,7 @@ pub(super) fn permit(
     state: State,
     is_primary: bool,
     class: Option<Class>,
+    features: u64,
 ) -> Result<()> {
     let rule = header.rule;
     let peer = if is_primary { Sender::Backup } else { Sender::Primary };
@@ -35,8 +36,10 @@ pub(super) fn permit(
         },
         Traffic::Ending => true,
         Traffic::Heartbeat => matches!(state, State::Active | State::Introduced),
-        Traffic::Mirror | Traffic::Reading => {
-            state == State::Active && class.is_some_and(|class| rule.traffic.travels_on(class))
+        Traffic::Mirror | Traffic::Reading | Traffic::Bulk => {
+            state == State::Active
+                && class.is_some_and(|class| rule.traffic.travels_on(class))
+                && rule.kind.features() & !features == 0
         }
     };
     if in_time && (rule.sender == peer || rule.sender == Sender::Either) {

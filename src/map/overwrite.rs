@@ -204,6 +204,14 @@ impl OverwriteMap {
         self.file.fill(CURRENT, blocks, true);
     }
 
+    /// These blocks are missing from now on. Durable when it returns.
+    pub fn make_missing(&self, runs: &[BlockRange]) -> Result<()> {
+        for run in runs {
+            self.file.fill(CURRENT, *run, false);
+        }
+        self.file.commit_all()
+    }
+
     /// The block's bytes here are not to be trusted and the backup has newer ones than any bundle.
     pub fn demote(&self, blocks: BlockRange) {
         self.file.fill(LINK_ONLY, blocks, true);

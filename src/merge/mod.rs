@@ -1,14 +1,18 @@
 //! A bundle or an image laid under what is current: filter, pipeline, targets.
 
+mod forecast;
 mod image;
 mod pipeline;
 mod seams;
 mod target;
+mod undo;
 
 pub use crate::bundle::PieceSource as MergeSource;
+pub use forecast::forecast;
 pub use image::ImagePieces;
 pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, check_all, run};
 pub use target::{Claim, MergeTarget, OfflineTarget, TargetIdentity};
+pub use undo::{KeepingTarget, Undo};
 
 #[cfg(test)]
 mod tests;

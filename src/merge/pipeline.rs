@@ -68,6 +68,8 @@ pub struct MergeReport {
     /// missing because it was down.
     pub bytes_fetched: u64,
     pub bytes_in_doubt: u64,
+    /// Bytes left missing because the source is too old for them.
+    pub bytes_stale: u64,
     /// Bytes read from the medium, descriptors not counted.
     pub bytes_read: u64,
     pub chunks_total: u64,
@@ -107,9 +109,9 @@ pub fn run(
         report: MergeReport::default(),
     };
     let at_once = source.answers_at_once() || target.device().answers_at_once();
-    let engine = options.engine.unwrap_or_else(|| Engine::suited_to(at_once));
-    merge.report.engine = engine.name();
-    let done = merge.passes(source, Crew { engine, threads: options.threads });
+    let crew = Crew::suited(options.engine, options.threads, at_once);
+    merge.report.engine = crew.engine.name();
+    let done = merge.passes(source, crew);
     // What was filled is kept, however it ended.
     let committed = target.commit();
     done?;
@@ -117,7 +119,9 @@ pub fn run(
     // All is done: a wish to stop comes too late.
     let _too_late = merge.tell();
     let mut report = merge.report;
-    report.bytes_skipped = report.bytes_skipped.saturating_sub(report.bytes_written);
+    report.bytes_stale = target.bytes_stale();
+    let not_skipped = report.bytes_written + report.bytes_stale;
+    report.bytes_skipped = report.bytes_skipped.saturating_sub(not_skipped);
     join(&mut report.damaged);
     report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
     Ok(report)

@@ -93,6 +93,11 @@ pub trait MergeTarget: Sync {
         result.map(|()| written)
     }
 
+    /// Bytes that were wanted, and are missing still because the source is too old for them.
+    fn bytes_stale(&self) -> u64 {
+        0
+    }
+
     /// Makes everything filled durable: the device's flush, then the map's commit (rule R1).
     fn commit(&self) -> Result<()>;
 
@@ -110,7 +115,7 @@ pub struct OfflineTarget {
     device: Arc<dyn Device>,
     map: Arc<OverwriteMap>,
     claims: Mutex<ExtentMap<()>>,
-    /// A flush failed: nothing is known of what was written, so nothing more is committed.
+    /// A commit failed: nothing is known of what was written, so nothing more is committed.
     poisoned: AtomicBool,
 }
 
@@ -138,6 +143,11 @@ impl OfflineTarget {
 
     #[must_use]
     pub fn map(&self) -> &OverwriteMap {
+        &self.map
+    }
+
+    #[must_use]
+    pub fn shared_map(&self) -> &Arc<OverwriteMap> {
         &self.map
     }
 
@@ -193,16 +203,22 @@ impl MergeTarget for OfflineTarget {
     }
 
     fn commit(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                "an earlier flush of the target or its map failed; what was merged since the last \
+                 successful one will be merged again when the merge is started anew",
+            ));
+        }
+        self.commit_all().inspect_err(|_| self.poisoned.store(true, Ordering::Release))
+    }
+}
+
+impl OfflineTarget {
+    fn commit_all(&self) -> Result<()> {
         while self.map.file().has_uncommitted() {
-            if self.poisoned.load(Ordering::Acquire) {
-                return Err(Error::new(
-                    ErrorKind::Poisoned,
-                    "an earlier flush of the target failed; what was merged since the last \
-                     successful one will be merged again when the merge is started anew",
-                ));
-            }
             let capture = self.map.file().capture(COMMIT_PAGES_MAX);
-            self.device.flush().inspect_err(|_| self.poisoned.store(true, Ordering::Release))?;
+            self.device.flush()?;
             self.map.file().commit(&capture)?;
             if capture.len() < COMMIT_PAGES_MAX {
                 // What was marked meanwhile is for the next commit.

@@ -123,10 +123,15 @@ impl BackupVolume {
                 Volume::create(directory, device, geometry, Uuid::new_v4())
             };
             let volume = volume.map_err(|error| error.within(state))?;
+            volume.set_pool(engine()?.pool());
+            let volume = Arc::new(volume);
+            let deleting = Arc::clone(&volume);
+            // One that fails stays listed as being deleted, and can be deleted again.
+            engine()?.spawn(move || drop(deleting.snapshots().finish_deletions()));
             Ok(Self {
                 name: name.to_owned(),
                 created_empty,
-                held: Mutex::new(Some(Arc::new(volume))),
+                held: Mutex::new(Some(volume)),
                 side: Mutex::default(),
             })
         })

@@ -12,12 +12,13 @@ use super::backups::SnapshotSource;
 use super::boundary::{
     Callback, attended, block_size as block_size_of, byte_ranges, detached, extents,
 };
+use super::keys::{BundleKey, Trust};
 use super::maps::OverwriteMap;
 use super::places::{OpenedBundle, Place};
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    BundleProgress, BundleReport, BundleWriter, Compression, Crew, ImageSource, PieceSource,
-    Source, VerifyProgress, WriterOptions, threads_default,
+    BundleProgress, BundleReport, BundleWriter, Compression, Crew, Encryption, Identity,
+    ImageSource, PieceSource, Source, VerifyProgress, WriterOptions, random_salt,
 };
 use crate::clock::wall_clock_ms;
 use crate::device::{FileDevice, OpenOptions, Stop, discard};
@@ -42,8 +43,8 @@ pub enum BundleInput {
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, destination, *, selection=None, compression="none", level=1,
-                    block_size=4096, progress=None))]
+#[pyo3(signature = (source, destination, *, selection=None, compression="none", block_size=4096,
+                    encryption=None, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn bundle_create<'py>(
     py: Python<'py>,
@@ -51,8 +52,8 @@ pub fn bundle_create<'py>(
     destination: Place,
     selection: Option<Vec<(u64, u64)>>,
     compression: &str,
-    level: i32,
     block_size: u64,
+    encryption: Option<(Py<BundleKey>, Vec<u8>)>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut selection = byte_ranges(selection)?;
@@ -73,20 +74,34 @@ pub fn bundle_create<'py>(
             view
         }
     };
-    let compression = match compression {
-        "zstd" => Compression::parse(&format!("zstd:{level}"))?,
-        other => Compression::parse(other)?,
-    };
+    let encryption = encryption.map(|(key, wrapped_key)| Encryption {
+        key: key.get().held().clone(),
+        wrapped_key,
+        salts: random_salt,
+    });
+    let defaults = WriterOptions::default();
     let options = WriterOptions {
         selection,
-        compression,
+        compression: Compression::parse(compression)?,
+        bundle: encryption.as_ref().map_or(defaults.bundle, |how| how.key.bundle()),
+        encryption,
         created_unix_s: wall_clock_ms() / 1000,
-        ..WriterOptions::default()
+        ..defaults
     };
     let mut callback = Callback::new(progress);
+    let encrypted = options.encryption.is_some();
     let result = py.detach(|| write_bundle(&destination, &*source, options, &mut callback));
     let report = callback.result(result)?;
-    let identity = source.identity();
+    let dict = bundle_report(py, &report, source.identity())?;
+    dict.set_item("encrypted", encrypted)?;
+    Ok(dict)
+}
+
+fn bundle_report<'py>(
+    py: Python<'py>,
+    report: &BundleReport,
+    identity: Identity,
+) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("bundle", report.bundle.to_string())?;
     dict.set_item("volume", volume_text(identity.volume))?;
@@ -97,9 +112,12 @@ pub fn bundle_create<'py>(
     dict.set_item("bytes_zero", report.bytes_zero)?;
     dict.set_item("bytes_unreadable", report.bytes_unreadable)?;
     dict.set_item("bytes_stored", report.bytes_stored)?;
+    dict.set_item("bytes_saved", report.bytes_saved)?;
     dict.set_item("chunks", report.chunks)?;
+    dict.set_item("chunks_compressed", report.chunks_compressed)?;
+    dict.set_item("chunks_untried", report.chunks_untried)?;
     dict.set_item("segments", report.segments)?;
-    dict.set_item("unreadable", extents(py, report.unreadable)?)?;
+    dict.set_item("unreadable", extents(py, report.unreadable.iter().copied())?)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
 }
@@ -151,20 +169,10 @@ fn volume_text(volume: Uuid) -> Option<String> {
 pub fn bundle_show<'py>(py: Python<'py>, place: Place) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(None);
     let stop = Stop::default();
-    let result = py.detach(|| {
-        attended(
-            &stop,
-            || callback.poll(),
-            || match place.open_bundle(&stop)? {
-                OpenedBundle::Whole(bundle) => Ok(bundle.manifest().clone()),
-                OpenedBundle::Stream(stream) => stream.read_manifest(),
-            },
-        )
-    });
+    let result = py.detach(|| attended(&stop, || callback.poll(), || place.look(&stop)));
     let manifest = callback.result(result)?;
-    let manifest = &manifest;
-    let selection = manifest.begin.selection.iter().map(|run| ByteRange::from(*run));
-    let selection: Vec<ByteRange> = selection.collect();
+    let selection: Vec<ByteRange> =
+        manifest.begin.selection.iter().map(|run| ByteRange::from(*run)).collect();
     let begin = &manifest.begin;
     let sum = |field: fn(&crate::format::bundle::SegmentEntry) -> u64| {
         manifest.segments.iter().map(field).sum::<u64>()
@@ -176,8 +184,10 @@ pub fn bundle_show<'py>(py: Python<'py>, place: Place) -> PyResult<Bound<'py, Py
     dict.set_item("block_size", begin.block_size)?;
     dict.set_item("generation", begin.generation)?;
     dict.set_item("sequence", begin.cut)?;
+    dict.set_item("snapshot", begin.snapshot.as_ref().map(|snapshot| snapshot.0.to_string()))?;
     dict.set_item("created", begin.created_unix_s)?;
     dict.set_item("compression", &begin.compression)?;
+    dict.set_item("encrypted", begin.is_encrypted())?;
     dict.set_item("complete", true)?;
     let selected: u64 = selection.iter().map(|range| range.length).sum();
     dict.set_item("extents", extents(py, selection)?)?;
@@ -200,16 +210,19 @@ pub fn bundle_show<'py>(py: Python<'py>, place: Place) -> PyResult<Bound<'py, Py
 }
 
 #[pyfunction]
-#[pyo3(signature = (place, *, progress=None))]
+#[pyo3(signature = (place, *, trust=None, progress=None))]
 pub fn bundle_verify<'py>(
     py: Python<'py>,
     place: Place,
+    trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(progress);
+    let trust = Trust::of(trust);
     let stop = Stop::default();
     let result = py.detach(|| {
-        let bundle = attended(&stop, || callback.tell(NOTHING_YET), || place.open_bundle(&stop))?;
+        let open = || place.open_bundle(&stop, &trust);
+        let bundle = attended(&stop, || callback.tell(NOTHING_YET), open)?;
         let mut tell = |state: &VerifyProgress| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
@@ -218,12 +231,8 @@ pub fn bundle_verify<'py>(
             ])
         };
         match bundle {
-            OpenedBundle::Whole(bundle) => {
-                bundle.verify(Crew::of(None, threads_default(), &*bundle), &mut tell)
-            }
-            OpenedBundle::Stream(stream) => {
-                stream.verify(Crew::of(None, threads_default(), &*stream), &mut tell)
-            }
+            OpenedBundle::Whole(bundle) => bundle.verify(Crew::of(&*bundle), &mut tell),
+            OpenedBundle::Stream(stream) => stream.verify(Crew::of(&*stream), &mut tell),
         }
     });
     let report = callback.result(result)?;
@@ -243,12 +252,13 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     dict.set_item("bytes_written", report.bytes_written)?;
     dict.set_item("bytes_skipped", report.bytes_skipped)?;
+    dict.set_item("bytes_stale", report.bytes_stale)?;
     dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
     dict.set_item("bytes_fetched", report.bytes_fetched)?;
     dict.set_item("bytes_in_doubt", report.bytes_in_doubt)?;
     dict.set_item("bytes_read", report.bytes_read)?;
-    let in_doubt = report.bytes_fetched + report.bytes_in_doubt;
-    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + in_doubt)?;
+    let other = report.bytes_fetched + report.bytes_in_doubt + report.bytes_stale;
+    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + other)?;
     dict.set_item("chunks_total", report.chunks_total)?;
     dict.set_item("chunks_repaired", report.chunks_repaired)?;
     dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
@@ -262,16 +272,19 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
 
 fn run<'py>(
     py: Python<'py>,
-    source: &Place,
-    target: impl FnOnce() -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    (source, trust): (&Place, Option<Py<Trust>>),
+    target: impl FnOnce(&dyn PieceSource) -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let options = MergeOptions::default();
     let mut callback = Callback::new(progress);
+    let trust = Trust::of(trust);
     let result = py.detach(|| {
         let stop = Stop::default();
-        let source = attended(&stop, || callback.tell(NOTHING_YET), || source.merge_source(&stop))?;
-        let target = target()?;
-        run_merge(&*source, &*target, &MergeOptions::default(), &mut |state| {
+        let open = || source.merge_source(&stop, &trust);
+        let source = attended(&stop, || callback.tell(NOTHING_YET), open)?;
+        let target = target(&*source)?;
+        run_merge(&*source, &*target, &options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
@@ -289,10 +302,19 @@ fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
     OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
 }
 
-fn check(sources: &[Place], target: &dyn MergeTarget) -> Result<()> {
+/// A source, and what is known of it.
+type Known = (Place, Option<Py<Trust>>);
+
+fn known(sources: Vec<Known>) -> Vec<(Place, Trust)> {
+    sources.into_iter().map(|(place, trust)| (place, Trust::of(trust))).collect()
+}
+
+fn check(sources: &[(Place, Trust)], target: &dyn MergeTarget) -> Result<()> {
     let stop = Stop::default();
-    let opened: Vec<_> =
-        sources.iter().map(|place| place.merge_source(&stop)).collect::<Result<_>>()?;
+    let opened: Vec<_> = sources
+        .iter()
+        .map(|(place, trust)| place.merge_source(&stop, trust))
+        .collect::<Result<_>>()?;
     let opened: Vec<&dyn PieceSource> = opened.iter().map(|source| &**source).collect();
     check_all(&opened, target)
 }
@@ -300,47 +322,63 @@ fn check(sources: &[Place], target: &dyn MergeTarget) -> Result<()> {
 #[pyfunction]
 pub fn merge_check(
     py: Python<'_>,
-    sources: Vec<Place>,
+    sources: Vec<Known>,
     target: &str,
     map: &OverwriteMap,
 ) -> PyResult<()> {
     let map = map.held()?;
+    let sources = known(sources);
     detached(py, || check(&sources, &offline(target, map)?))
 }
 
 #[pyfunction]
 pub fn merge_check_volume(
     py: Python<'_>,
-    sources: Vec<Place>,
+    sources: Vec<Known>,
     volume: &PrimaryVolume,
 ) -> PyResult<()> {
     let volume = volume.held();
-    detached(py, || check(&sources, &LiveTarget::new(volume)?))
+    let sources = known(sources);
+    detached(py, || {
+        for (place, trust) in sources {
+            let source = place.merge_source(&Stop::default(), &trust)?;
+            let target = LiveTarget::for_source(Arc::clone(&volume), &*source)?;
+            check_all(&[&*source], &target)?;
+        }
+        Ok(())
+    })
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, target, map, *, progress=None))]
+#[pyo3(signature = (source, target, map, *, trust=None, progress=None))]
 pub fn merge<'py>(
     py: Python<'py>,
     source: Place,
     target: &str,
     map: &OverwriteMap,
+    trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
-    let make = move || Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, &source, make, progress)
+    let make = move |_: &dyn PieceSource| {
+        Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+    };
+    run(py, (&source, trust), make, progress)
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, volume, *, progress=None))]
+#[pyo3(signature = (source, volume, *, trust=None, progress=None))]
 pub fn merge_into_volume<'py>(
     py: Python<'py>,
     source: Place,
     volume: &PrimaryVolume,
+    trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
-    let make = move || Ok(Arc::new(LiveTarget::new(volume)?) as Arc<dyn MergeTarget + Send + Sync>);
-    run(py, &source, make, progress)
+    let make = move |source: &dyn PieceSource| {
+        let target = LiveTarget::for_source(volume, source)?;
+        Ok(Arc::new(target) as Arc<dyn MergeTarget + Send + Sync>)
+    };
+    run(py, (&source, trust), make, progress)
 }

@@ -66,9 +66,16 @@ pub fn picture(geometry: Geometry, current: &Bitmap, cells: usize) -> Result<Vec
     let blocks = u128::from(geometry.blocks());
     let edge = |cell: usize| (blocks * cell as u128 / cells as u128) as u64;
     let size = geometry.block_size().bytes();
-    Ok((0..cells)
+    let mut bytes: Vec<u64> = (0..cells)
         .map(|cell| current.count_set(BlockRange::new(edge(cell), edge(cell + 1))) * size)
-        .collect())
+        .collect();
+    // The last block may be shorter; it is in the last cell that has one.
+    let last = BlockRange::one(geometry.blocks() - 1);
+    if current.count_set(last) > 0 {
+        let cell = (0..cells).rfind(|cell| edge(*cell) < edge(cell + 1));
+        bytes[cell.expect("a block is in a cell")] -= size - geometry.bytes_of(last).length;
+    }
+    Ok(bytes)
 }
 
 /// One bit a block, least significant first, 1 = current.

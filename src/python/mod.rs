@@ -13,6 +13,7 @@ mod boundary;
 mod buffers;
 mod bundles;
 mod exports;
+mod keys;
 mod links;
 mod maps;
 mod places;
@@ -34,9 +35,13 @@ mod _core {
     #[pymodule_export]
     use crate::python::exports::NbdServer;
     #[pymodule_export]
+    use crate::python::keys::{BundleKey, Trust, guard_secrets};
+    #[pymodule_export]
     use crate::python::links::{LinkConnection, LinkHub};
     #[pymodule_export]
     use crate::python::maps::OverwriteMap;
+    #[pymodule_export]
+    use crate::python::places::tar_key;
     #[pymodule_export]
     use crate::python::volumes::PrimaryVolume;
 }

@@ -14,14 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use super::buffers::copy_descriptor;
+use super::keys::Trust;
 use crate::bundle::{Bundle, PieceSource, TarStream};
 use crate::device::{
     DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
     create_sink, open_stream,
 };
 use crate::error::Result;
+use crate::format::bundle::{Manifest, locked};
 use crate::merge::ImagePieces;
 
 /// See the module.
@@ -57,8 +60,11 @@ fn is_pipe(path: &Path) -> bool {
 }
 
 impl Place {
-    /// The bundle at this place.
-    pub fn open_bundle(&self, stop: &Stop) -> Result<OpenedBundle> {
+    fn open_by(
+        &self,
+        stop: &Stop,
+        whole: impl FnOnce(&Path) -> Result<Bundle>,
+    ) -> Result<OpenedBundle> {
         let stream = |stream: DescriptorStream| {
             let opened = TarStream::open(Box::new(stream), &self.to_string(), stop.clone())?;
             Ok(OpenedBundle::Stream(Box::new(opened)))
@@ -76,21 +82,43 @@ impl Place {
         if is_pipe(path) || Bundle::is_cut_off(path)? {
             return stream(open_stream(path, stop.clone())?);
         }
-        Ok(OpenedBundle::Whole(Box::new(Bundle::open(path)?)))
+        Ok(OpenedBundle::Whole(Box::new(whole(path)?)))
+    }
+
+    /// The bundle at this place.
+    pub fn open_bundle(&self, stop: &Stop, trust: &Trust) -> Result<OpenedBundle> {
+        let opened = self.open_by(stop, |path| Bundle::open_trusting(path, trust.known()))?;
+        if let OpenedBundle::Stream(stream) = &opened {
+            trust.unlock(stream)?;
+        }
+        Ok(opened)
+    }
+
+    /// What its manifest says, whoever wrote it.
+    pub fn look(&self, stop: &Stop) -> Result<Manifest> {
+        match self.open_by(stop, Bundle::look)? {
+            OpenedBundle::Whole(bundle) => Ok(bundle.manifest().clone()),
+            OpenedBundle::Stream(stream) => stream.read_manifest(),
+        }
     }
 
     /// What a merge takes from here.
-    pub fn merge_source(&self, stop: &Stop) -> Result<Box<dyn PieceSource>> {
+    pub fn merge_source(&self, stop: &Stop, trust: &Trust) -> Result<Box<dyn PieceSource>> {
         if let Self::Path(path) = self {
             let path = Path::new(path);
             let is_raw = !path.is_dir() && !is_pipe(path) && !TarIndex::is_one(path)?;
             if is_raw {
+                if trust.is_any() {
+                    let words =
+                        "expected a bundle, which is encrypted or signed, found a plain image";
+                    return Err(locked(words).at_path(path));
+                }
                 let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
                 let device = Arc::new(FileDevice::open_for_bulk(path, options)?);
                 return Ok(Box::new(ImagePieces::new(device)?));
             }
         }
-        Ok(match self.open_bundle(stop)? {
+        Ok(match self.open_bundle(stop, trust)? {
             OpenedBundle::Whole(bundle) => bundle,
             OpenedBundle::Stream(stream) => stream,
         })
@@ -125,4 +153,11 @@ impl Place {
         };
         Ok(Some((TarFolder::new(Box::new(sink), Path::new(&name), modified_s), made)))
     }
+}
+
+/// `key.age` of a tar in a file or on a disk.
+#[pyfunction]
+pub fn tar_key<'py>(py: Python<'py>, path: &str) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let found = py.detach(|| Bundle::key_of_tar(Path::new(path)))?;
+    Ok(found.map(|bytes| PyBytes::new(py, &bytes)))
 }

@@ -47,6 +47,8 @@ pub struct Catalogue {
     pub geometry: Geometry,
     /// Number of the map file of the blocks that changed since the latest cut.
     pub changed: u64,
+    /// Whether there is a journal, whose records say more than the maps.
+    pub journal: bool,
     /// Oldest first.
     pub cuts: Vec<CutRecord>,
 }
@@ -73,6 +75,9 @@ struct RawCatalogue {
     size: u64,
     block_size: u32,
     changed: u64,
+    /// Absent where there is none, so that a program that knows no journal refuses one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    journal: bool,
     cuts: Vec<RawCut>,
 }
 
@@ -86,6 +91,7 @@ impl Catalogue {
             size: self.geometry.size(),
             block_size: self.geometry.block_size().bytes_u32(),
             changed: self.changed,
+            journal: self.journal,
             cuts: self.cuts.iter().map(RawCut::from).collect(),
         };
         let body = serde_json::to_vec_pretty(&raw).expect("plain values have a JSON form");
@@ -180,6 +186,7 @@ impl TryFrom<RawCatalogue> for Catalogue {
             generation: raw.generation,
             geometry,
             changed: raw.changed,
+            journal: raw.journal,
             cuts,
         })
     }
@@ -236,7 +243,7 @@ mod tests {
         };
         let cuts = vec![cut(1, false), cut(2, true)];
         let (backup, volume) = (Uuid::from_u128(8), Uuid::from_u128(9));
-        Catalogue { backup, volume, generation: 4, geometry, changed: 3, cuts }
+        Catalogue { backup, volume, generation: 4, geometry, changed: 3, journal: true, cuts }
     }
 
     #[test]

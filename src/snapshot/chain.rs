@@ -9,29 +9,29 @@
 //! | replace the catalogue, which names them; the cut gets the old backup map | old state or new |
 //!
 //! Guarantees: a cut is there whole or not at all; one change at a time, readers never wait.
-//! Does not know: who writes to the mirror; its writer calls `preserve` and `mark_changed` first,
-//! and flushes the mirror before a cut.
+//! Does not know: who writes to the mirror; its writer calls `prepare` first, and flushes
+//! the mirror before a cut.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use uuid::Uuid;
 
 use super::catalogue::{Catalogue, CutRecord};
+use super::changes::{CHANGED, changed_name, create_changed, open_changed, remove_strangers};
+use super::copying::Copier;
+use super::journal::{JOURNAL, Journal, Replay};
 use super::member::{Condition, Snapshot};
 use super::selection::Selection;
 use super::view::SnapshotView;
-use crate::bitmap::Bitmap;
-use crate::device::{Device, Directory, Space};
-use crate::error::{Error, Result};
+use crate::device::{Device, Directory, Space, WorkerPool};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::limits::{CATALOGUE_BYTES_MAX, LABEL_BYTES_MAX, SNAPSHOTS_MAX, STORE_LOW_PERCENT};
-use crate::map::{MapFile, MapIdentity, MapRole};
+use crate::map::{MapFile, MapIdentity};
 use crate::units::Geometry;
 
 const CATALOGUE: &str = "catalogue";
 const SNAPSHOTS: &str = "snapshots";
-const CHANGED_PREFIX: &str = "changed-";
-pub(super) const CHANGED: usize = 0;
 
 /// What a new snapshot shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,23 +59,22 @@ pub struct SnapshotChain {
     snapshots: Arc<dyn Directory>,
     device: Arc<dyn Device>,
     geometry: Geometry,
-    /// Held by whoever changes the chain; `preserve` and `mark_changed` are changes too.
+    /// Held by whoever changes the chain; `prepare` is a change too.
     pub(super) changing: Mutex<Changing>,
     members: RwLock<Arc<Vec<Arc<Snapshot>>>>,
+    copier: Copier,
 }
 
 #[derive(Debug)]
 pub(super) struct Changing {
     pub catalogue: Catalogue,
     pub changed: Arc<MapFile>,
+    /// Absent until the first cut, and after it failed.
+    pub journal: Option<Journal>,
     /// The number of the next map file.
     next_number: u64,
     /// Set when it is unknown what the next start would find: nothing may be overwritten then.
     pub uncertain: Option<Error>,
-}
-
-fn changed_name(number: u64) -> String {
-    format!("{CHANGED_PREFIX}{number}.map")
 }
 
 impl SnapshotChain {
@@ -99,14 +98,20 @@ impl SnapshotChain {
             generation: 0,
             geometry,
             changed: 0,
+            journal: false,
             cuts: Vec::new(),
         };
         let identity = MapIdentity { volume: Uuid::nil(), geometry, generation: 0 };
         let changed = create_changed(&*directory, identity, 0)?;
         let snapshots = directory.directory(SNAPSHOTS)?;
         directory.replace(CATALOGUE, &catalogue.encode())?;
-        let changing =
-            Changing { catalogue, changed: Arc::new(changed), next_number: 1, uncertain: None };
+        let changing = Changing {
+            catalogue,
+            changed: Arc::new(changed),
+            journal: None,
+            next_number: 1,
+            uncertain: None,
+        };
         Ok(Self::assemble(directory, snapshots, device, changing, Vec::new()))
     }
 
@@ -155,8 +160,10 @@ impl SnapshotChain {
             let home = snapshots.directory(&cut.snapshot.to_string())?;
             members.push(Arc::new(Snapshot::open(home, identity_of(&catalogue), cut.clone())?));
         }
-        let changing = Changing { catalogue, changed, next_number, uncertain: None };
+        let (journal, replay) = open_journal(&*directory, &catalogue)?;
+        let changing = Changing { catalogue, changed, journal, next_number, uncertain: None };
         let chain = Self::assemble(directory, snapshots, device, changing, members);
+        chain.replay(replay)?;
         chain.break_those_without_supply()?;
         Ok(chain)
     }
@@ -175,7 +182,30 @@ impl SnapshotChain {
             geometry: changing.catalogue.geometry,
             changing: Mutex::new(changing),
             members: RwLock::new(Arc::new(members)),
+            copier: Copier::default(),
         }
+    }
+
+    /// From now on threads of the pool help to keep old bytes.
+    pub fn set_pool(&self, pool: &Arc<WorkerPool>) {
+        self.copier.set_pool(pool);
+    }
+
+    pub(super) fn directory(&self) -> &Arc<dyn Directory> {
+        &self.directory
+    }
+
+    pub(super) fn copier(&self) -> &Copier {
+        &self.copier
+    }
+
+    /// Does two things side by side where a thread is free, else one after the other.
+    pub fn both(
+        &self,
+        first: impl FnOnce() -> Result<()> + Send + 'static,
+        second: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> (Result<()>, Result<()>) {
+        self.copier.both(first, second)
     }
 
     /// A snapshot whose files are gone may have held what an older one needs.
@@ -249,6 +279,7 @@ impl SnapshotChain {
     /// returns. Another volume or an earlier generation is refused (trap 38).
     pub fn adopt(&self, volume: Uuid, generation: u64) -> Result<()> {
         let mut held = self.lock();
+        self.settle_all(&mut held)?;
         let old = held.catalogue.clone();
         if !old.volume.is_nil() && old.volume != volume {
             return Err(Error::identity(format!(
@@ -288,6 +319,7 @@ impl SnapshotChain {
     /// the mirror.
     pub fn cut(&self, order: &CutOrder, sequence: u64) -> Result<()> {
         let mut held = self.lock();
+        self.settle_all(&mut held)?;
         let members = self.members();
         self.check_order(order, &held, members.len())?;
         let number = held.next_number;
@@ -307,6 +339,8 @@ impl SnapshotChain {
         let forgotten = new.cuts.clone();
         new.forget_oldest();
         new.changed = number;
+        let journal = self.new_journal(&held);
+        new.journal |= journal.is_some();
         let made = self.make_files(identity_of(&new), record, number);
         let (snapshot, changed) = made.inspect_err(|_| {
             // Nothing half done; what cannot be removed now is removed at the next start.
@@ -322,6 +356,7 @@ impl SnapshotChain {
             return Err(error);
         }
         held.changed = Arc::new(changed);
+        held.journal = journal.or(held.journal.take());
         let mut all = Vec::clone(&members);
         all.push(Arc::new(snapshot));
         self.set_members(all);
@@ -331,6 +366,13 @@ impl SnapshotChain {
             let _removed = self.directory.remove(&changed_name(cut.changed));
         }
         Ok(())
+    }
+
+    /// A journal, if there never was one. Without it things only go slower.
+    fn new_journal(&self, held: &Changing) -> Option<Journal> {
+        let never = !held.catalogue.journal;
+        never
+            .then(|| Journal::create(&*self.directory, held.catalogue.backup, self.geometry).ok())?
     }
 
     fn check_order(&self, order: &CutOrder, held: &Changing, members: usize) -> Result<()> {
@@ -393,45 +435,6 @@ impl SnapshotChain {
         member.check_intact()?;
         Ok(SnapshotView::new(Arc::clone(self), Arc::clone(member)))
     }
-
-    /// The blocks changed since the latest cut (since creation where there was none).
-    #[must_use]
-    pub fn changed(&self) -> Arc<Bitmap> {
-        Arc::clone(self.lock().changed.plane(CHANGED))
-    }
-
-    /// The blocks that changed between the cut before and this one (seed, map 324). Read from its
-    /// file.
-    pub fn changed_before(&self, snapshot: Uuid) -> Result<Arc<Bitmap>> {
-        let catalogue = self.lock().catalogue.clone();
-        let cut = catalogue.cuts.iter().find(|cut| cut.snapshot == snapshot);
-        let number = cut.ok_or_else(|| unknown(snapshot))?.changed;
-        let map = open_changed(&*self.directory, &catalogue, number)?;
-        Ok(Arc::clone(map.plane(CHANGED)))
-    }
-
-    /// Every block changed since that cut, up to now. The cut's snapshot may have been deleted.
-    pub fn changed_since(&self, snapshot: Uuid) -> Result<Bitmap> {
-        let (later, latest) = {
-            let held = self.lock();
-            let cuts = &held.catalogue.cuts;
-            let at = cuts.iter().position(|cut| cut.snapshot == snapshot);
-            let at = at.ok_or_else(|| unknown(snapshot))?;
-            let later: Vec<Uuid> = cuts[at + 1..].iter().map(|cut| cut.snapshot).collect();
-            (later, Arc::clone(held.changed.plane(CHANGED)))
-        };
-        let total = Bitmap::new(self.geometry.blocks(), false);
-        let add = |bits: &Bitmap| {
-            for run in bits.runs(self.geometry.all_blocks(), true) {
-                total.fill(run, true);
-            }
-        };
-        for cut in later {
-            add(&*self.changed_before(cut)?);
-        }
-        add(&latest);
-        Ok(total)
-    }
 }
 
 pub(super) fn unknown(snapshot: Uuid) -> Error {
@@ -450,6 +453,28 @@ fn identity_of(catalogue: &Catalogue) -> MapIdentity {
     }
 }
 
+fn open_journal(
+    directory: &dyn Directory,
+    catalogue: &Catalogue,
+) -> Result<(Option<Journal>, Replay)> {
+    if !catalogue.journal {
+        // What a crash left of the first.
+        if directory.names()?.iter().any(|name| name == JOURNAL) {
+            directory.remove(JOURNAL)?;
+        }
+        return Ok((None, Replay::default()));
+    }
+    let lost = || (None, Replay { damaged: true, ..Replay::default() });
+    if !directory.names()?.iter().any(|name| name == JOURNAL) {
+        return Ok(lost());
+    }
+    match Journal::open(directory, catalogue.backup, catalogue.geometry) {
+        Ok((journal, replay)) => Ok((Some(journal), replay)),
+        Err(error) if error.kind() == ErrorKind::Integrity => Ok(lost()),
+        Err(error) => Err(error),
+    }
+}
+
 fn check_device(device: &dyn Device, geometry: Geometry) -> Result<()> {
     if device.size() >= geometry.size() {
         return Ok(());
@@ -459,48 +484,6 @@ fn check_device(device: &dyn Device, geometry: Geometry) -> Result<()> {
         geometry.size(),
         device.size()
     )))
-}
-
-fn create_changed(
-    directory: &dyn Directory,
-    identity: MapIdentity,
-    number: u64,
-) -> Result<MapFile> {
-    let size = MapFile::bytes_needed(identity.geometry, MapRole::Changed);
-    let file = directory.create(&changed_name(number), size)?;
-    MapFile::create(file, identity, MapRole::Changed)
-}
-
-/// Opens a map of changed blocks. Where a page is damaged every block counts as changed: too much
-/// is copied again, never too little.
-fn open_changed(directory: &dyn Directory, catalogue: &Catalogue, number: u64) -> Result<MapFile> {
-    let file = directory.open(&changed_name(number))?;
-    let (map, damage) = MapFile::open_damaged(file, MapRole::Changed)?;
-    let found = map.identity();
-    let same_volume = found.volume == catalogue.volume || found.volume.is_nil();
-    if !same_volume || found.geometry != catalogue.geometry {
-        return Err(Error::identity(format!(
-            "{} belongs to volume {}, expected {}",
-            changed_name(number),
-            found.volume,
-            catalogue.volume
-        )));
-    }
-    for (_, blocks) in damage.lost.iter().chain(&damage.suspect) {
-        map.fill(CHANGED, *blocks, true);
-    }
-    Ok(map)
-}
-
-/// Removes map files of no cut, left by a crash.
-fn remove_strangers(directory: &dyn Directory, numbers: &[u64]) -> Result<()> {
-    let kept: Vec<String> = numbers.iter().map(|number| changed_name(*number)).collect();
-    for name in directory.names()? {
-        if name.starts_with(CHANGED_PREFIX) && !kept.contains(&name) {
-            directory.remove(&name)?;
-        }
-    }
-    Ok(())
 }
 
 /// Sorts and joins, so that no block is named twice.

@@ -1,7 +1,8 @@
 //! One snapshot: a preservation store with the volume's own offsets, and the map of what is in it.
 //!
-//! In its directory: `store`, `preserved.map` (plane 0 preserved, plane 1 released) and `intact`,
-//! a record that is removed to break the snapshot, because removing needs no free space.
+//! In its directory: `store`, `preserved.map` (plane 0 preserved, plane 1 released), `intact`, a
+//! record that is removed to break the snapshot, because removing needs no free space, and from the
+//! moment that its deletion begins `leaving`.
 //!
 //! | plane 0 | plane 1 | the block's bytes at the cut are |
 //! |---|---|---|
@@ -19,11 +20,12 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::catalogue::CutRecord;
+use super::copying::{Copier, Memory, Room};
 use crate::bitmap::Bitmap;
-use crate::device::{AlignedBuffer, Device, Directory};
+use crate::device::{Device, Directory, is_zero};
 use crate::error::{Error, Result};
-use crate::extent::{BlockRange, ByteRange};
-use crate::limits::{COPY_BYTES, STORE_RESERVE_BYTES};
+use crate::extent::BlockRange;
+use crate::limits::STORE_RESERVE_BYTES;
 use crate::map::{MapFile, MapIdentity, MapRole};
 use crate::units::Geometry;
 
@@ -33,6 +35,7 @@ pub(super) const RELEASED: usize = 1;
 const STORE: &str = "store";
 const MAP: &str = "preserved.map";
 const INTACT: &str = "intact";
+const LEAVING: &str = "leaving";
 
 /// Whether a snapshot can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ const IS_LEAVING: u8 = 2;
 #[derive(Debug)]
 pub(super) struct Storage {
     pub store: Arc<dyn Device>,
+    /// The same past the page cache.
+    direct: Arc<dyn Device>,
     pub map: MapFile,
 }
 
@@ -78,7 +83,8 @@ impl Snapshot {
         let map = directory.create(MAP, MapFile::bytes_needed(geometry, MapRole::Preserved))?;
         let map = MapFile::create(map, identity, MapRole::Preserved)?;
         directory.replace(INTACT, b"")?;
-        let storage = Some(Storage { store, map });
+        let direct = directory.open_direct(STORE)?;
+        let storage = Some(Storage { store, direct, map });
         Ok(Self::assemble(record, geometry, directory, storage))
     }
 
@@ -90,15 +96,18 @@ impl Snapshot {
     ) -> Result<Self> {
         let geometry = identity.geometry;
         let intact = directory.read(INTACT, 0)?.is_some();
+        let leaving = directory.read(LEAVING, 0)?.is_some();
         let (storage, failure) = match open_storage(&*directory, identity) {
             Ok(storage) => (Some(storage), None),
             Err(error) => (None, Some(error)),
         };
         let snapshot = Self::assemble(record, geometry, directory, storage);
-        if let Some(error) = failure {
+        if leaving {
+            snapshot.leave_as(IS_LEAVING)?;
+        } else if let Some(error) = failure {
             snapshot.break_off(&format!("its files cannot be read: {error}"))?;
         } else if !intact {
-            snapshot.break_off("it was broken, or its deletion begun, before the last start")?;
+            snapshot.break_off("it was broken before the last start")?;
         }
         Ok(snapshot)
     }
@@ -169,8 +178,10 @@ impl Snapshot {
         self.leave_as(IS_BROKEN)
     }
 
-    /// Begins the deletion: as breaking, in other words.
+    /// Begins the deletion: as breaking, in other words. The next start goes on with it, unless
+    /// there was no room to say so: then it finds a broken snapshot.
     pub fn leave(&self) -> Result<()> {
+        let _said = self.directory.replace(LEAVING, b"");
         self.leave_as(IS_LEAVING)
     }
 
@@ -181,51 +192,79 @@ impl Snapshot {
     }
 
     /// Keeps the runs' bytes as `source` holds them: durable in the store, then in the map.
-    pub fn preserve(&self, source: &dyn Device, runs: &[BlockRange]) -> Result<()> {
-        let storage = self.storage.as_ref().expect("an intact snapshot has its files");
+    pub fn preserve(
+        &self,
+        copier: &Copier,
+        source: &Arc<dyn Device>,
+        runs: &[BlockRange],
+    ) -> Result<()> {
+        self.store(copier, source, runs, None)?;
+        self.mark(runs);
+        self.settle()
+    }
+
+    /// Writes the runs' bytes to the store: into `memory` as well, or else durably.
+    ///
+    /// A place of the store that nothing was written to reads as zeros; one that was written and
+    /// not marked before a crash holds these very bytes.
+    pub fn store(
+        &self,
+        copier: &Copier,
+        source: &Arc<dyn Device>,
+        runs: &[BlockRange],
+        memory: Option<Memory>,
+    ) -> Result<()> {
+        let storage = self.expect_storage();
+        let store = if memory.is_some() { &storage.store } else { &storage.direct };
+        let ranges = || runs.iter().map(|run| self.geometry.bytes_of(*run));
+        // One look at the free space serves the whole group, unless it is nearly used up: then a
+        // group that is mostly zeros may still fit.
+        let room: Arc<Room> = match check_room(&*self.directory, ranges().map(|r| r.length).sum()) {
+            Ok(()) => Arc::new(|_| Ok(())),
+            Err(_) => {
+                let directory = Arc::clone(&self.directory);
+                Arc::new(move |bytes| check_room(&*directory, bytes))
+            }
+        };
+        let durable = memory.is_none();
+        copier.copy(source, store, ranges(), memory, room)?;
+        if durable { store.flush() } else { Ok(()) }
+    }
+
+    /// Tells readers that the runs' bytes are in the store.
+    pub fn mark(&self, runs: &[BlockRange]) {
         for run in runs {
-            self.copy(source, &*storage.store, self.geometry.bytes_of(*run))?;
+            self.expect_storage().map.fill(PRESERVED, *run, true);
         }
+    }
+
+    /// Makes durable what is in the store, then what the map says of it.
+    pub fn settle(&self) -> Result<()> {
+        let Some(storage) = &self.storage else { return Ok(()) };
         storage.store.flush()?;
-        for run in runs {
-            storage.map.fill(PRESERVED, *run, true);
-        }
         storage.map.commit_all()
     }
 
-    fn copy(&self, source: &dyn Device, store: &dyn Device, range: ByteRange) -> Result<()> {
-        let mut buffer = AlignedBuffer::zeroed(range.length.min(COPY_BYTES) as usize);
-        let mut at = range.offset;
-        while at < range.end() {
-            let count = (range.end() - at).min(COPY_BYTES);
-            let bytes = &mut buffer[..count as usize];
-            source.read_at(at, bytes)?;
-            // A place of the store that nothing was written to reads as zeros; one that was written
-            // and not committed before a crash holds these very bytes.
-            if bytes.iter().any(|byte| *byte != 0) {
-                self.check_room(count)?;
-                store.write_at(at, bytes)?;
+    /// Puts back what the journal held for the blocks: what a crash may have taken from the store,
+    /// and the map. Blocks that were given back stay so.
+    pub fn restore(&self, blocks: BlockRange, bytes: Option<&[u8]>) -> Result<()> {
+        let Some(storage) = &self.storage else { return Ok(()) };
+        let whole = self.geometry.bytes_of(blocks);
+        for run in storage.map.plane(RELEASED).runs(blocks, false) {
+            let range = self.geometry.bytes_of(run);
+            let bytes = bytes.map(|bytes| {
+                &bytes[(range.offset - whole.offset) as usize..][..range.length as usize]
+            });
+            if let Some(bytes) = bytes.filter(|bytes| !is_zero(bytes)) {
+                storage.store.write_at(range.offset, bytes)?;
             }
-            at += count;
         }
+        storage.map.fill(PRESERVED, blocks, true);
         Ok(())
     }
 
-    fn check_room(&self, bytes: u64) -> Result<()> {
-        let Some(space) = self.directory.space()? else { return Ok(()) };
-        let reserve = STORE_RESERVE_BYTES.min(space.total / 16);
-        if space.free >= bytes.saturating_add(reserve) {
-            return Ok(());
-        }
-        Err(Error::new(
-            crate::error::ErrorKind::Device,
-            format!(
-                "the preservation store is full: {} bytes are free on its file system, of which \
-                 {reserve} are kept for maps",
-                space.free
-            ),
-        )
-        .with_errno(28))
+    fn expect_storage(&self) -> &Storage {
+        self.storage.as_ref().expect("an intact snapshot has its files")
     }
 
     /// Records that the blocks' bytes are needed no more, then gives their space back.
@@ -244,6 +283,23 @@ impl Snapshot {
         let bytes = self.geometry.bytes_of(blocks);
         storage.store.zero_at(bytes.offset, bytes.length)
     }
+}
+
+fn check_room(directory: &dyn Directory, bytes: u64) -> Result<()> {
+    let Some(space) = directory.space()? else { return Ok(()) };
+    let reserve = STORE_RESERVE_BYTES.min(space.total / 16);
+    if space.free >= bytes.saturating_add(reserve) {
+        return Ok(());
+    }
+    Err(Error::new(
+        crate::error::ErrorKind::Device,
+        format!(
+            "the preservation store is full: {} bytes are free on its file system, of which \
+             {reserve} are kept for maps",
+            space.free
+        ),
+    )
+    .with_errno(28))
 }
 
 fn open_storage(directory: &dyn Directory, identity: MapIdentity) -> Result<Storage> {
@@ -265,7 +321,7 @@ fn open_storage(directory: &dyn Directory, identity: MapIdentity) -> Result<Stor
     // commit stood for was not overwritten yet (law 6). A page that has no valid copy is lost, and
     // with it the knowledge of where the old bytes are.
     match damage.lost.first() {
-        None => Ok(Storage { store, map }),
+        None => Ok(Storage { direct: directory.open_direct(STORE)?, store, map }),
         Some((_, blocks)) => Err(Error::integrity(format!(
             "its map is damaged for blocks {} to {}",
             blocks.start, blocks.end

@@ -6,15 +6,23 @@
 //! | what is recorded of every cut, in one record replaced whole | `catalogue.rs` |
 //! | one snapshot: preservation store and snapshot map | `member.rs` |
 //! | all snapshots of a volume, oldest to newest, and the backup map | `chain.rs` |
+//! | bytes from one device to another, many pieces at a time | `copying.rs` |
+//! | which blocks changed between cuts | `changes.rs` |
+//! | old bytes and marks made durable by one write and one flush | `journal.rs` |
+//! | what the journal says after a crash | `replaying.rs` |
 //! | old bytes kept before they are overwritten | `preserving.rs` |
 //! | snapshots removed, in any order; preserved ranges given back | `removing.rs` |
 //! | a cut as it was, read while writes go on | `view.rs` |
 
 mod catalogue;
 mod chain;
+mod changes;
+mod copying;
+mod journal;
 mod member;
 mod preserving;
 mod removing;
+mod replaying;
 mod selection;
 mod view;
 

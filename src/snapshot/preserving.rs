@@ -3,57 +3,204 @@
 //! | the bytes of a touched block | then |
 //! |---|---|
 //! | no intact snapshot selected it, or one from the target on preserved it | nothing to do |
-//! | else | into the target, the newest intact snapshot: bytes durable, then its map |
+//! | else | kept in the target, the newest intact snapshot |
 //! | that fails (store full, I/O error) | the target breaks; the next intact one is the target |
 //!
 //! With a target breaks each older snapshot that now lacks a block it selected.
 //!
-//! Guarantees: when `preserve` has returned, every snapshot that is still intact can be read as at
-//! its cut whatever happens to the touched blocks (law 6, R13); those that are not are broken
-//! durably. A full store never fails a write.
+//! | what is kept | how it becomes durable |
+//! |---|---|
+//! | short runs | their bytes in a record of the journal: one flush; the store follows later |
+//! | long runs | in the store, flushed, then a record that says so |
+//! | marks of change alone | a record |
+//! | anything, where there is no journal | store, then the snapshot's map, then that of changes |
+//!
+//! Guarantees: when `prepare` has returned, the touched blocks are durably marked as changed, and
+//! every snapshot that is still intact can be read as at its cut whatever happens to them (law 6,
+//! R13); those that are not are broken durably. A full store never fails a write.
 //! Does not know: the writes themselves.
 
 use std::sync::Arc;
 
-use super::chain::{CHANGED, SnapshotChain, joined};
+use super::chain::{Changing, SnapshotChain, joined};
+use super::changes::CHANGED;
+use super::journal::Lost;
 use super::member::Snapshot;
 use super::selection::Selection;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
+use crate::format::journal::{JournalKind, JournalRun};
+use crate::limits::{JOURNAL_RUN_BYTES_MAX, STRETCH_BYTES};
+
+/// Why a group could not be prepared.
+enum Failure {
+    /// The target did not take its old bytes.
+    Target(Error),
+    /// Nothing may be overwritten.
+    Stop(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Stop(error)
+    }
+}
+
+/// What has to be done before a group is overwritten.
+struct Group<'a> {
+    /// Where old bytes go, and which.
+    target: Option<(&'a Arc<Snapshot>, Vec<BlockRange>)>,
+    /// Blocks to be marked as changed.
+    fresh: Vec<BlockRange>,
+}
 
 impl SnapshotChain {
-    /// To be called before the blocks of `touched` are overwritten. Fails only if a snapshot that
-    /// lost its bytes cannot be marked so: then nothing may be overwritten.
-    pub fn preserve(&self, touched: &[BlockRange]) -> Result<()> {
-        let _held = self.lock();
-        let members = self.members();
+    /// To be called before the blocks of `touched` are overwritten. Fails only if they cannot be
+    /// marked as changed, or a snapshot that lost its bytes not as broken: then nothing may be
+    /// overwritten.
+    pub fn prepare(&self, touched: &[BlockRange]) -> Result<()> {
+        let mut held = self.lock();
+        if let Some(error) = &held.uncertain {
+            return Err(error.clone());
+        }
         let touched = joined(touched);
-        while let Some(target) = members.iter().rposition(|member| member.is_intact()) {
-            let needed = unpreserved(&members, target, &touched);
-            if needed.is_empty() {
-                return Ok(());
+        loop {
+            let members = self.members();
+            let target = members.iter().rposition(|member| member.is_intact());
+            let target = target.map(|at| (at, unpreserved(&members, at, &touched)));
+            let changed = held.changed.plane(CHANGED);
+            let fresh = touched.runs().iter().flat_map(|run| changed.runs(*run, false)).collect();
+            let target = target.filter(|(_, needed)| !needed.is_empty());
+            let group =
+                Group { target: target.clone().map(|(at, needed)| (&members[at], needed)), fresh };
+            match self.keep(&mut held, &group) {
+                Ok(()) => return Ok(()),
+                Err(Failure::Stop(error)) => return Err(error),
+                Err(Failure::Target(error)) => {
+                    let (at, needed) = target.expect("a target failed");
+                    self.lose(&members[at], needed, &error)?;
+                }
             }
-            let Err(error) = members[target].preserve(&**self.device(), &needed) else {
-                return Ok(());
-            };
-            members[target].break_off(&error.to_string())?;
-            break_dependents(&members[..target], needed)?;
-            self.reclaim(&members);
+        }
+    }
+
+    fn keep(&self, held: &mut Changing, group: &Group<'_>) -> std::result::Result<(), Failure> {
+        if group.target.is_none() && group.fresh.is_empty() {
+            return Ok(());
+        }
+        if held.journal.is_some() {
+            match self.keep_in_journal(held, group) {
+                Err(Failure::Stop(error)) if held.uncertain.is_none() => {
+                    // The journal itself failed: without it things go on, only slower.
+                    self.settle_all(held)?;
+                    held.journal = None;
+                    drop(error);
+                }
+                other => return other,
+            }
+        }
+        if let Some((target, needed)) = &group.target {
+            target.preserve(self.copier(), self.device(), needed).map_err(Failure::Target)?;
+        }
+        for run in &group.fresh {
+            held.changed.fill(CHANGED, *run, true);
+        }
+        held.changed.commit_all().map_err(Failure::Stop)
+    }
+
+    fn keep_in_journal(
+        &self,
+        held: &mut Changing,
+        group: &Group<'_>,
+    ) -> std::result::Result<(), Failure> {
+        let needed = group.target.as_ref().map_or(&[][..], |(_, needed)| needed);
+        let bytes: u64 = needed.iter().map(|run| self.geometry().bytes_of(*run).length).sum();
+        let marks = group.fresh.iter().flat_map(|run| {
+            let from = needed.partition_point(|held| held.end <= run.start);
+            subtract(*run, needed[from..].iter().copied())
+        });
+        let mut runs: Vec<JournalRun> =
+            marks.map(|blocks| JournalRun { kind: JournalKind::Changed, blocks }).collect();
+        let count = runs.len() + needed.len();
+        let journal = held.journal.as_mut().expect("looked at");
+        let short = bytes <= STRETCH_BYTES && bytes <= needed.len() as u64 * JOURNAL_RUN_BYTES_MAX;
+        let payload = if short && journal.fits(count, bytes) { bytes } else { 0 };
+        let runs_short = runs.iter().all(|run| u32::try_from(run.blocks.count()).is_ok());
+        if !journal.fits(count, payload) || !runs_short {
+            return Err(Failure::Stop(Error::usage("too much for one record of the journal")));
+        }
+        let kind = if payload > 0 { JournalKind::Held } else { JournalKind::Stored };
+        runs.extend(needed.iter().map(|blocks| JournalRun { kind, blocks: *blocks }));
+        let (outcome, said) =
+            journal.make_room(count, payload, &held.changed, self.copier().pool());
+        if let Some(outcome) = outcome {
+            outcome.changed?;
+            for lost in outcome.lost {
+                self.lose_all(lost)?;
+            }
+        }
+        said?;
+        let target = group.target.as_ref().map(|(target, _)| *target);
+        if let Some(target) = target {
+            // It may have failed just now, with what it preserved earlier.
+            target.check_intact().map_err(Failure::Target)?;
+            let journal = held.journal.as_ref().expect("looked at");
+            let memory = (payload > 0).then(|| journal.buffer(count));
+            target.store(self.copier(), self.device(), needed, memory).map_err(Failure::Target)?;
+        }
+        let (changed, journal) =
+            (held.catalogue.changed, held.journal.as_mut().expect("looked at"));
+        journal.append(target, changed, runs, payload)?;
+        if let Some(target) = target {
+            target.mark(needed);
+        }
+        for run in &group.fresh {
+            held.changed.fill(CHANGED, *run, true);
         }
         Ok(())
     }
 
-    /// To be called before the blocks of `touched` are overwritten: their bits of the backup map
-    /// are durable when it returns.
-    pub fn mark_changed(&self, touched: &[BlockRange]) -> Result<()> {
-        let held = self.lock();
-        if let Some(error) = &held.uncertain {
-            return Err(error.clone());
+    /// Makes durable in stores and maps what only the journal says, so that a start has nothing to
+    /// replay. Everything is durable without it.
+    pub fn settle(&self) -> Result<()> {
+        self.settle_all(&mut self.lock())
+    }
+
+    /// Makes durable elsewhere what only the journal says. To be done before a map or snapshot is
+    /// replaced or removed.
+    pub(super) fn settle_all(&self, held: &mut Changing) -> Result<()> {
+        let Some(journal) = &mut held.journal else { return Ok(()) };
+        for outcome in journal.settle(&held.changed) {
+            if let Err(error) = outcome.changed {
+                held.uncertain = Some(error.clone());
+                return Err(error);
+            }
+            for lost in outcome.lost {
+                self.lose_all(lost)?;
+            }
         }
-        for run in touched {
-            held.changed.fill(CHANGED, *run, true);
+        Ok(())
+    }
+
+    fn lose_all(&self, lost: Lost) -> Result<()> {
+        self.lose(&lost.part.snapshot, lost.part.runs, &lost.error)
+    }
+
+    /// Breaks a snapshot that could not keep the blocks, and the older ones that need them.
+    pub(super) fn lose(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        blocks: Vec<BlockRange>,
+        error: &Error,
+    ) -> Result<()> {
+        let members = self.members();
+        if snapshot.is_intact() {
+            snapshot.break_off(&error.to_string())?;
         }
-        held.changed.commit_all()
+        let own = members.iter().position(|member| member.id() == snapshot.id());
+        break_dependents(&members[..own.unwrap_or(0)], joined(&blocks).runs().to_vec())?;
+        self.reclaim(&members);
+        Ok(())
     }
 
     /// The space of broken snapshots goes back once no intact older one reads from it.
@@ -69,23 +216,23 @@ impl SnapshotChain {
 /// The touched blocks that an intact snapshot up to `target` selected and that none from `target`
 /// on has preserved.
 fn unpreserved(members: &[Arc<Snapshot>], target: usize, touched: &Selection) -> Vec<BlockRange> {
-    let mut wanted = Vec::new();
-    for member in members[..=target].iter().filter(|member| member.is_intact()) {
-        for run in touched.runs() {
-            wanted.extend(member.record().selection.within(*run));
-        }
-    }
-    let mut rest = joined(&wanted).runs().to_vec();
+    let mut rest = touched.runs().to_vec();
     for member in &members[target..] {
         rest = without_preserved(rest, member);
     }
-    rest
+    let mut wanted = Vec::new();
+    for member in members[..=target].iter().filter(|member| member.is_intact()) {
+        for run in &rest {
+            wanted.extend(member.record().selection.within(*run));
+        }
+    }
+    joined(&wanted).runs().to_vec()
 }
 
 /// The parts of `runs` that the snapshot has not preserved.
 pub(super) fn without_preserved(runs: Vec<BlockRange>, member: &Snapshot) -> Vec<BlockRange> {
     let Some(bits) = member.preserved() else { return runs };
-    runs.into_iter().flat_map(|run| subtract(run, bits.runs(run, true))).collect()
+    runs.into_iter().flat_map(|run| bits.runs(run, false)).collect()
 }
 
 /// Breaks every snapshot that selected one of the `lost` blocks, or relied on it, newest first.

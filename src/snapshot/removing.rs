@@ -2,7 +2,7 @@
 //!
 //! | step of a deletion | a crash after it leaves |
 //! |---|---|
-//! | it is leaving: nobody reads it, no write preserves into it | a broken snapshot |
+//! | it is leaving: nobody reads it, no write preserves into it | a deletion to be finished |
 //! | what only it preserved moves to the newest intact older one, step by step | the same |
 //! | its space is given back, the catalogue drops it | files nobody names, removed at a start |
 //! | its files are removed | |
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::chain::{Changing, SnapshotChain, unknown};
-use super::member::Snapshot;
+use super::member::{Condition, Snapshot};
 use super::preserving::without_preserved;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange};
@@ -28,7 +28,8 @@ impl SnapshotChain {
     /// Deletes a snapshot; durable when it returns.
     pub fn delete(&self, snapshot: Uuid) -> Result<()> {
         {
-            let _held = self.lock();
+            let mut held = self.lock();
+            self.settle_all(&mut held)?;
             let members = self.members();
             let leaving = members.iter().find(|member| member.id() == snapshot);
             leaving.ok_or_else(|| unknown(snapshot))?.leave()?;
@@ -46,6 +47,16 @@ impl SnapshotChain {
                 None => return self.finish_deletion(&mut held, &members, index),
             }
         }
+    }
+
+    /// Goes on with deletions that a crash, or an error, has interrupted.
+    pub fn finish_deletions(&self) -> Result<()> {
+        for member in &*self.members() {
+            if member.condition() == Condition::Leaving {
+                self.delete(member.id())?;
+            }
+        }
+        Ok(())
     }
 
     /// Moves some blocks at or after `from` that only the leaving snapshot preserved to its heir;
@@ -76,7 +87,7 @@ impl SnapshotChain {
         }
         let Some(last) = moved.last() else { return Ok(None) };
         let next = last.end;
-        members[heir].preserve(&*storage.store, &moved)?;
+        members[heir].preserve(self.copier(), &storage.store, &moved)?;
         for run in &moved {
             // They are durable with the heir; readers who came here look again.
             let _punched = leaving.punch(*run);
@@ -107,7 +118,8 @@ impl SnapshotChain {
     /// Gives back the preserved blocks that lie whole in `range`: they were written to a bundle and
     /// must not be read from this snapshot again. Only where no older snapshot needs them.
     pub fn release(&self, snapshot: Uuid, range: ByteRange) -> Result<()> {
-        let _held = self.lock();
+        let mut held = self.lock();
+        self.settle_all(&mut held)?;
         let members = self.members();
         let index = members.iter().position(|member| member.id() == snapshot);
         let index = index.ok_or_else(|| unknown(snapshot))?;

@@ -158,7 +158,7 @@ def test_a_foreign_bundle_is_refused_and_a_loss_detaches(scene: Scene) -> None:
     pair.primary.verb("restore", "v", "--lost", "all")
     assert scene.media == []
     pair.backup.stop()
-    assert "since the loss" in scene.attach(expect=5)
+    assert "made before the volume was lost" in scene.attach(expect=5)
     assert scene.media == []
     missing = pair.directory / "nowhere"
     scene.attach(missing, expect=1)

@@ -110,7 +110,7 @@ impl Consumer for Collect {
 fn restored(bundle: &Bundle) -> Vec<u8> {
     let ground = vec![0xee; bundle.identity().geometry.size() as usize];
     let collect = Collect(Mutex::new(ground));
-    run(bundle, &collect, Crew::of(None, 2, bundle), |_| Ok(go_on())).expect("gone through");
+    run(bundle, &collect, Crew::of(bundle), |_| Ok(go_on())).expect("gone through");
     collect.0.into_inner().expect("no thread panicked")
 }
 
@@ -129,7 +129,7 @@ fn a_bundle_of_version_1_opens_and_is_still_what_is_written() {
     };
     let options = WriterOptions { compression: Compression::Zstd(1), ..WriterOptions::default() };
     let bundle = golden_bundle("bundle-v1", &written(&source, 1, options));
-    let found = bundle.verify(Crew::of(None, 2, &bundle), &mut |_| go_on()).expect("gone through");
+    let found = bundle.verify(Crew::of(&bundle), &mut |_| go_on()).expect("gone through");
     assert_eq!((found.chunks_damaged, found.blemishes), (1, vec![]));
     assert_eq!(found.damaged, [ByteRange::new(4096, 4096)]);
     bytes[4096..8192].fill(0xee);
@@ -156,7 +156,7 @@ fn a_bundle_of_version_1_of_a_part_of_a_volume_is_still_what_is_written() {
     assert!(restored(&bundle) == bytes);
     let mut damaged = 0;
     let collect = Collect(Mutex::new(vec![0; 128 << 10]));
-    run(&bundle, &collect, Crew::of(None, 2, &bundle), |events| {
+    run(&bundle, &collect, Crew::of(&bundle), |events| {
         damaged += events.iter().filter(|one| matches!(one.outcome, Outcome::Damaged(_))).count();
         Ok(go_on())
     })
@@ -193,7 +193,7 @@ fn an_encrypted_bundle_of_version_1_opens_with_its_key_and_is_still_what_is_writ
     let error = Bundle::open(&path_of(directory)).expect_err("no key");
     assert_eq!(error.kind(), ErrorKind::Locked);
     let bundle = Bundle::open_with(&path_of(directory), Some(&key)).expect("whole");
-    let found = bundle.verify(Crew::of(None, 2, &bundle), &mut |_| go_on()).expect("gone through");
+    let found = bundle.verify(Crew::of(&bundle), &mut |_| go_on()).expect("gone through");
     assert!(found.is_whole(), "{found:?}");
     assert_eq!(bundle.identity(), source.identity());
     assert!(restored(&bundle) == bytes);

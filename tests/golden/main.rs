@@ -8,6 +8,7 @@
 mod bundle;
 mod catalogue;
 mod intent;
+mod journal;
 mod map;
 
 use std::path::{Path, PathBuf};

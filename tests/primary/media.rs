@@ -2,7 +2,7 @@
 //! happens when a medium fails, stalls, is pulled out or is too old.
 
 use dualrestore::error::{Error, ErrorKind};
-use dualrestore::extent::BlockRange;
+use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::volume::primary::{Event, MediumCondition, MirrorPolicy, Options};
 
 use crate::backup::Lane;
@@ -276,6 +276,36 @@ fn what_was_vouched_for_is_void_when_the_session_ends() {
     assert_eq!((medium_reads(&world), world.fetches()), (0, 1));
     world.settle();
     assert_eq!(world.found(read), [old(2 * at), old(2 * at + 1)]);
+}
+
+#[test]
+fn a_merge_of_an_earlier_generation_writes_only_what_was_vouched_for() {
+    let mut world = linked(0..8, FLUSH);
+    let vouched: Vec<u64> = (0..8).filter(|at| world.shelf.vouched.get(*at)).collect();
+    let written = world.merge_from(world.all(), true).expect("some is");
+    let blocks: Vec<u64> = written.iter().flat_map(|run| run.start..run.end).collect();
+    assert_eq!(blocks, vouched);
+    world.settle();
+    assert!((0..8).all(|at| world.is_current(at) == vouched.contains(&at)));
+    world.assert_mirrored();
+}
+
+#[test]
+#[should_panic(expected = "the medium is older")]
+fn a_block_that_is_vouched_for_wrongly_is_caught_here() {
+    let mut world = linked(0..8, FLUSH);
+    world.shelf.vouched.fill(BlockRange::new(0, 8), true);
+    let id = world.attach_old(vec![world.all()]);
+    world.vouch(id);
+    world.read(ByteRange::new(0, 8 * BLOCK));
+}
+
+#[test]
+#[should_panic(expected = "the bundle is older")]
+fn a_block_that_is_vouched_for_wrongly_is_caught_in_a_merge_as_well() {
+    let mut world = linked(0..8, FLUSH);
+    world.shelf.vouched.fill(BlockRange::new(0, 8), true);
+    world.merge_from(world.all(), true);
 }
 
 #[test]

@@ -290,7 +290,8 @@ impl Life {
 
     fn merge(&mut self) {
         let blocks = self.blocks();
-        self.world.merge(blocks);
+        let old = self.world.link.up && self.world.bundle.is_some() && self.chance.one_in(4);
+        self.world.merge_from(blocks, old);
     }
 
     /// A medium with some blocks, now and then one of an earlier generation.

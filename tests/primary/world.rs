@@ -51,13 +51,35 @@ pub struct Beginning {
 /// A device action, or a merge, on its way.
 #[derive(Debug)]
 pub enum Job {
-    Read { token: u64, range: ByteRange, parts: Vec<ByteRange> },
-    Write { token: u64, offset: u64, content: Content },
+    Read {
+        token: u64,
+        range: ByteRange,
+        parts: Vec<ByteRange>,
+    },
+    Write {
+        token: u64,
+        offset: u64,
+        content: Content,
+    },
     Flush,
-    Commit { epoch: u64, capture: Capture },
-    Record { extents: Vec<u32> },
-    Merge { claim: u64, runs: Vec<BlockRange> },
-    Medium { medium: u64, token: u64, range: ByteRange },
+    Commit {
+        epoch: u64,
+        capture: Capture,
+    },
+    Record {
+        extents: Vec<u32>,
+    },
+    /// `old`: from the bundle of an earlier generation.
+    Merge {
+        claim: u64,
+        runs: Vec<BlockRange>,
+        old: bool,
+    },
+    Medium {
+        medium: u64,
+        token: u64,
+        range: ByteRange,
+    },
 }
 
 #[derive(Debug)]
@@ -370,8 +392,8 @@ impl World {
                 Event::Committed { epoch: *epoch, result }
             }
             Job::Record { extents } => Event::IntentRecorded { result: self.log.record(extents) },
-            Job::Merge { claim, runs } => {
-                Event::MergeWritten { claim: *claim, result: self.write_bundle(runs) }
+            Job::Merge { claim, runs, old } => {
+                Event::MergeWritten { claim: *claim, result: self.write_bundle(runs, *old) }
             }
             Job::Medium { medium, token, range } => {
                 let result = self.shelf.read(*medium, *range);
@@ -391,8 +413,9 @@ impl World {
         Ok(buffer)
     }
 
-    fn write_bundle(&self, runs: &[BlockRange]) -> Result<()> {
-        let bundle = self.bundle.as_ref().expect("a merge has a bundle");
+    fn write_bundle(&self, runs: &[BlockRange], old: bool) -> Result<()> {
+        let bundle = if old { Some(&self.shelf.old) } else { self.bundle.as_ref() };
+        let bundle = bundle.expect("a merge has a bundle");
         for run in runs {
             let bytes = self.geometry().bytes_of(*run);
             let content = &bundle[bytes.offset as usize..bytes.end() as usize];
@@ -405,8 +428,14 @@ impl World {
 
     /// Claims what the bundle may supply of these blocks; what it says is what the backup holds.
     pub fn merge(&mut self, blocks: BlockRange) -> Option<Vec<BlockRange>> {
-        let bundle = self.bundle.as_ref()?;
-        let (claim, runs) = self.primary.claim_for_merge(blocks).ok()??;
+        self.merge_from(blocks, false)
+    }
+
+    /// `old`: from the bundle of an earlier generation, what is vouched for in this session.
+    pub fn merge_from(&mut self, blocks: BlockRange, old: bool) -> Option<Vec<BlockRange>> {
+        let bundle = if old { Some(&self.shelf.old) } else { self.bundle.as_ref() }?;
+        let vouched = old.then(|| Arc::clone(&self.shelf.vouched));
+        let (claim, runs) = self.primary.claim_for_merge(blocks, vouched.as_deref()).ok()??;
         for run in &runs {
             let bytes = self.geometry().bytes_of(*run);
             let span = bytes.offset as usize..bytes.end() as usize;
@@ -417,7 +446,7 @@ impl World {
             self.check_alone(bytes);
         }
         self.note(|| format!("merge claims {runs:?}"));
-        self.add(Job::Merge { claim, runs: runs.clone() });
+        self.add(Job::Merge { claim, runs: runs.clone(), old });
         Some(runs)
     }
 

@@ -386,14 +386,30 @@ def test_a_segment_that_is_missing_is_named(place: Place) -> None:
     place.not_ours("seg-00000000.drs", "is not there", "copy it", kind="IntegrityError")
 
 
-def test_a_segment_with_a_wrong_magic_is_refused(place: Place) -> None:
-    patch(place.segment, 0, b"NOTASEGM")
-    place.not_ours("expected a segment", "another kind of file", "copy it")
+@pytest.mark.parametrize(("offset", "content"), [(0, b"NOTASEGM"), (200, b"damage")])
+def test_a_damaged_segment_header_costs_nothing_but_is_told(
+    place: Place, offset: int, content: bytes
+) -> None:
+    patch(place.segment, offset, content)
+    verified = place.ask(["bundle", "verify", place.bundle])
+    assert verified.code == DIFFERENCES
+    assert "seg-00000000.drs: its header" in verified.out
+    merged = place.ask([*place.merge, "--json"])
+    assert merged.code == 0, merged.err
+    assert json.loads(merged.out)["bytes_written"] == 72 << 10
 
 
-def test_a_segment_with_a_damaged_header_is_refused(place: Place) -> None:
-    patch(place.segment, 200, b"damage")
-    place.not_ours("segment header is damaged", "copy it", kind="IntegrityError")
+def test_members_that_are_no_plain_files_are_refused(place: Place) -> None:
+    for name in ("seg-00000000.drs", "manifest.json"):
+        member = place.bundle / name
+        kept = member.rename(place.bundle / "kept")
+        member.symlink_to("kept")
+        place.not_ours(name, "expected a plain file", "put the file there")
+        member.unlink()
+        os.mkfifo(member)
+        assert place.ask(place.merge).code == NOT_OURS
+        member.unlink()
+        kept.rename(member)
 
 
 @pytest.mark.parametrize(

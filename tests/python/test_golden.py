@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 
+from tests.golden import link_v1_changes
 from tests.golden.link_v1 import crc32c, stream
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -215,3 +216,10 @@ def test_the_frames_of_the_link_are_as_the_document_says() -> None:
     if os.environ.get("DUALRESTORE_GOLDEN") == "write":
         path.write_bytes(stream())
     assert path.read_bytes() == stream()
+
+
+def test_the_frames_of_the_feature_changes_are_as_the_document_says() -> None:
+    path = GOLDEN / "link-v1-changes.bin"
+    if os.environ.get("DUALRESTORE_GOLDEN") == "write":
+        path.write_bytes(link_v1_changes.stream())
+    assert path.read_bytes() == link_v1_changes.stream()

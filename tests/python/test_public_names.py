@@ -23,6 +23,7 @@ def test_the_public_names_are_these_and_no_others() -> None:
         "MergeReport",
         "OverwriteMap",
         "PoisonedError",
+        "SignatureError",
         "UsageError",
         "__version__",
         "merge",

@@ -4,7 +4,7 @@
 use crate::source::{Source, has_word, read_tree};
 use crate::{Violations, assert_caught, assert_tidy, violation};
 
-const RUST: &[&str] = &["src", "tests", "benches"];
+const RUST: &[&str] = &["src", "tests", "benches", "fuzz"];
 const PYTHON: &[&str] = &["python", "tests", "benches"];
 
 /// Lines of a file of the product, and of its tests, which repeat themselves more.
@@ -29,7 +29,7 @@ const LEFTOVERS: &[(&str, &str)] = &[
 ];
 
 fn is_test(path: &str) -> bool {
-    path.starts_with("tests/") || path.starts_with("benches/")
+    ["tests/", "benches/", "fuzz/"].iter().any(|place| path.starts_with(place))
 }
 
 fn length_violations(sources: &[Source]) -> Violations {

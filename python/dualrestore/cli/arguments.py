@@ -45,6 +45,7 @@ SIZE = _Parsed("SIZE", "parse_size")
 RANGE = _Parsed("RANGE", "parse_range")
 RATE = _Parsed("RATE", "parse_rate")
 DURATION = _Parsed("DURATION", "parse_duration")
+COMPRESSION = _Parsed("COMPRESSION", "parse_compression")
 
 
 def input_place(word: str) -> Path | int:

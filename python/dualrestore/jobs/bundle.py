@@ -3,24 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dualrestore.errors import UsageError
 from dualrestore.model import BundleReport, BundleVerification
 from dualrestore.sizes import check_ranges
 
 if TYPE_CHECKING:
-    from dualrestore.core import Progress, SnapshotSource
+    from dualrestore.core import Encryption, Progress, SnapshotSource
+    from dualrestore.keys import Opener
 
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """`selection`: (offset, length); None selects what the source selects, else everything."""
+    """`selection`: (offset, length); None selects what the source selects, else everything.
+    `encryption` has the key, and who may open it; `sign` is the file of an SSH key.
+    """
 
     selection: Sequence[tuple[int, int]] | None = None
-    compression: Literal["none", "zstd"] = "none"
-    level: int = 1
+    compression: str = "none"
     block_size: int = 4096
+    encryption: "Encryption | None" = None
+    sign: Path | None = None
 
 
 def create_bundle(
@@ -42,14 +46,23 @@ def create_bundle(
         destination,
         options.selection,
         compression=options.compression,
-        level=options.level,
         block_size=options.block_size,
+        encryption=options.encryption,
+        sign=options.sign,
         progress=progress,
     )
 
 
-def verify_bundle(path: Path | int, progress: "Progress | None" = None) -> BundleVerification:
-    """Reads every chunk of a bundle."""
+def verify_bundle(
+    place: Path | int,
+    progress: "Progress | None" = None,
+    *,
+    opener: "Opener | None" = None,
+    signers: Path | None = None,
+) -> BundleVerification:
+    """Reads every chunk of a bundle, its signature first."""
+    from dualrestore.core import trusts_of
     from dualrestore.core import verify_bundle as verify
 
-    return verify(path, progress)
+    [trust] = trusts_of([place], opener, signers)
+    return verify(place, progress, trust=trust)

@@ -13,22 +13,28 @@ from dualrestore.errors import UsageError
 from dualrestore.model import MergeReport
 
 if TYPE_CHECKING:
-    from dualrestore.core import PrimaryVolume, Progress
+    from dualrestore.core import Known, PrimaryVolume, Progress, Trust
 
 
-def _merge_each(
-    sources: Sequence[Path | int],
-    check_all: "Callable[[Sequence[Path]], None]",
-    merge_one: "Callable[[Path | int, Progress | None], MergeReport]",
-    progress: "Progress | None",
-) -> MergeReport:
+def check_sources(sources: Sequence[Path | int]) -> None:
+    """Raises `UsageError` for one that is not there."""
     for source in sources:
         if isinstance(source, Path) and not source.exists():
             raise UsageError(f"{source}: expected a bundle or image, found nothing")
-    paths = [source for source in sources if isinstance(source, Path) and not source.is_fifo()]
-    if len(paths) > 1:
+
+
+def _merge_each(
+    sources: "Sequence[Known]",
+    check_all: "Callable[[Sequence[Known]], None]",
+    merge_one: "Callable[[Known, Progress | None], MergeReport]",
+    progress: "Progress | None",
+) -> MergeReport:
+    from dualrestore.core import is_stream
+
+    at_rest = [source for source in sources if not is_stream(source[0])]
+    if len(at_rest) > 1:
         # A wrong one among them is refused before any is merged. A stream is known when it comes.
-        check_all(paths)
+        check_all(at_rest)
     finished = 0
 
     def relay(counters: dict[str, int]) -> None:
@@ -44,32 +50,49 @@ def _merge_each(
     return total
 
 
+def _known(sources: Sequence[Path | int], trusts: "Sequence[Trust | None] | None") -> "list[Known]":
+    check_sources(sources)
+    return list(zip(sources, trusts or [None] * len(sources), strict=True))
+
+
 def merge_offline(
-    sources: Sequence[Path | int], target: Path, map_path: Path, progress: "Progress | None" = None
+    sources: Sequence[Path | int],
+    target: Path,
+    map_path: Path,
+    progress: "Progress | None" = None,
+    *,
+    trusts: "Sequence[Trust | None] | None" = None,
 ) -> MergeReport:
-    """Into a file or device that nobody serves, by the map beside it."""
+    """Into a file or device that nobody serves, by the map beside it. `trusts`: what each source is
+    held to (see `core.trusts_of`).
+    """
+    known = _known(sources, trusts)
     from dualrestore.core import OverwriteMap, check_merge, merge
 
     if not target.exists():
         raise UsageError(f"{target}: expected the file or device to merge into, found nothing")
     with OverwriteMap.open(map_path) as overwrite_map:
         return _merge_each(
-            sources,
+            known,
             lambda all_of_them: check_merge(all_of_them, target, overwrite_map),
-            lambda source, report: merge(source, target, overwrite_map, report),
+            lambda one, report: merge(one[0], target, overwrite_map, report, trust=one[1]),
             progress,
         )
 
 
 def merge_live(
-    sources: Sequence[Path | int], volume: "PrimaryVolume", progress: "Progress | None" = None
+    sources: Sequence[Path | int],
+    volume: "PrimaryVolume",
+    progress: "Progress | None" = None,
+    *,
+    trusts: "Sequence[Trust | None] | None" = None,
 ) -> MergeReport:
     """Into a volume under live I/O."""
     from dualrestore.core import check_merge_into_volume, merge_into_volume
 
     return _merge_each(
-        sources,
+        _known(sources, trusts),
         lambda all_of_them: check_merge_into_volume(all_of_them, volume),
-        lambda source, report: merge_into_volume(source, volume, report),
+        lambda one, report: merge_into_volume(one[0], volume, report, trust=one[1]),
         progress,
     )

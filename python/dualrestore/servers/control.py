@@ -38,11 +38,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from dualrestore.core import BundleKey, Trust
 from dualrestore.errors import (
     BusyError,
     DualRestoreError,
     FormatError,
     IdentityError,
+    LockedError,
     UsageError,
 )
 from dualrestore.jobs.attach import attach, detach
@@ -104,10 +106,34 @@ class Snapshot(_Body):
     timeout_seconds: float = 60.0
 
 
+class Trusted(_Body):
+    """`key`: the line that `key.age` wraps; `manifest`: SHA-256 of the signed one, hexadecimal."""
+
+    key: str | None = None
+    manifest: str | None = None
+
+    def trust(self) -> Trust:
+        """As the core takes it."""
+        try:
+            manifest = None if self.manifest is None else bytes.fromhex(self.manifest)
+        except ValueError:
+            raise UsageError("expected a SHA-256 in hexadecimal digits") from None
+        key = None if self.key is None else BundleKey.parse(self.key.encode())
+        return Trust(key, manifest)
+
+
+class Encrypted(_Body):
+    """`key`: the line that `wrapped_key`, in base64, wraps."""
+
+    key: str
+    wrapped_key: bytes
+
+
 class Merge(_Body):
-    """Paths on the daemon's host."""
+    """Paths on the daemon's host, and what each is held to."""
 
     sources: list[str]
+    trusts: list[Trusted | None] | None = None
 
 
 class Attach(_Body):
@@ -135,8 +161,8 @@ class MakeBundle(_Body):
     snapshot: str
     destination: str
     selection: list[tuple[int, int]] | None = None
-    compression: Literal["none", "zstd"] = "none"
-    level: int = 1
+    compression: str = "none"
+    encryption: Encrypted | None = None
 
 
 BodyType = TypeVar("BodyType", bound=_Body)
@@ -150,7 +176,7 @@ def _json(document: object, status: int = 200) -> Response:
 def _status_of(problem: DualRestoreError) -> int:
     if isinstance(problem, UsageError):
         return 400
-    if isinstance(problem, BusyError | IdentityError | FormatError):
+    if isinstance(problem, BusyError | IdentityError | FormatError | LockedError):
         return 409
     return 500
 
@@ -256,7 +282,16 @@ class Control:
         body = await _body(request, Merge)
         name = request.path_params["name"]
         volume, sources = self._node.primary(name), _paths(body.sources)
-        return self._lines("merge", name, lambda report: merge_live(sources, volume, report))
+        trusts = None
+        if body.trusts is not None:
+            if len(body.trusts) != len(sources):
+                raise UsageError("expected as many trusts as sources, found another number")
+            trusts = [None if one is None else one.trust() for one in body.trusts]
+
+        def work(report: Callable[[dict[str, int]], None]) -> Record:
+            return merge_live(sources, volume, report, trusts=trusts)
+
+        return self._lines("merge", name, work)
 
     async def attach(self, request: Request) -> Response:
         body = await _body(request, Attach)
@@ -287,7 +322,11 @@ class Control:
         name = request.path_params["name"]
         volume = self._node.backup(name)
         [destination] = _paths([body.destination])
-        options = BundleOptions(body.selection, body.compression, body.level)
+        encryption = None
+        if body.encryption is not None:
+            key = BundleKey.parse(body.encryption.key.encode())
+            encryption = (key, body.encryption.wrapped_key)
+        options = BundleOptions(body.selection, body.compression, encryption=encryption)
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
             return create_bundle(volume.source(body.snapshot), destination, options, report)

@@ -10,15 +10,22 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Hash;
+use super::bounded::{at_most, name};
 use super::key::{BundleKey, locked};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::limits::{BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX, BUNDLE_SELECTION_RUNS_MAX};
+use crate::limits::{
+    BUNDLE_FEATURES_MAX, BUNDLE_MANIFEST_LISTS_MAX, BUNDLE_SEGMENT_BYTES_MAX, BUNDLE_SEGMENTS_MAX,
+    BUNDLE_SELECTION_RUNS_MAX, REPORT_RUNS_MAX,
+};
 use crate::units::{BlockSize, Geometry};
 
 const BEGIN_FORMAT: &str = "dualrestore bundle, begun";
 const FORMAT: &str = "dualrestore bundle";
 const VERSION: u32 = 1;
+const SEGMENTS_MAX: usize = BUNDLE_SEGMENTS_MAX as usize;
+/// What a chunk takes in a segment at the least.
+const DESCRIPTOR_BYTES: u64 = 64;
 const ENCRYPTED: &str = "encrypted";
 const CIPHER: &str = "AES-256-GCM";
 /// The features that this version knows.
@@ -48,19 +55,26 @@ pub struct BeginManifest {
     pub format: String,
     pub version: u32,
     /// Names of features that a reader must know.
+    #[serde(deserialize_with = "at_most::<_, _, BUNDLE_FEATURES_MAX>")]
     pub features: Vec<String>,
     pub bundle: UuidText,
     /// Absent: made from a plain image, bound to no volume.
     pub volume: Option<UuidText>,
     pub generation: u64,
     pub cut: u64,
+    /// Of which it was made; absent if of none. What a backup knows the cut by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<UuidText>,
     pub size: u64,
     pub block_size: u32,
+    #[serde(deserialize_with = "name")]
     pub compression: String,
     /// Seconds since 1970, 0 if the maker had no clock.
     pub created_unix_s: u64,
+    #[serde(deserialize_with = "name")]
     pub software: String,
     /// What was to be included, whole blocks.
+    #[serde(deserialize_with = "at_most::<_, _, BUNDLE_SELECTION_RUNS_MAX>")]
     pub selection: Vec<Run>,
     /// With the feature "encrypted".
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,6 +85,7 @@ pub struct BeginManifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encryption {
+    #[serde(deserialize_with = "name")]
     pub cipher: String,
     /// Tells the right key from others; see `BundleKey::check`.
     pub key_check: HexHash,
@@ -80,6 +95,7 @@ pub struct Encryption {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentEntry {
+    #[serde(deserialize_with = "name")]
     pub name: String,
     pub number: u32,
     pub bytes: u64,
@@ -91,7 +107,11 @@ pub struct SegmentEntry {
     pub unreadable_bytes: u64,
     pub stored_bytes: u64,
     /// The part of the selection that it speaks of.
+    #[serde(deserialize_with = "at_most::<_, _, BUNDLE_SELECTION_RUNS_MAX>")]
     pub coverage: Vec<Run>,
+    /// Of an encrypted segment; also in its header, which may be damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<HexHash>,
 }
 
 /// `manifest.json`: written last; without it a bundle is unfinished.
@@ -105,8 +125,10 @@ pub struct Manifest {
     pub begin_hash: HexHash,
     /// BLAKE3 of the roots of all segments in order.
     pub root: HexHash,
+    #[serde(deserialize_with = "at_most::<_, _, SEGMENTS_MAX>")]
     pub segments: Vec<SegmentEntry>,
     /// What the source could not read, up to a limit; the descriptors say all of it.
+    #[serde(deserialize_with = "at_most::<_, _, REPORT_RUNS_MAX>")]
     pub unreadable: Vec<Run>,
     /// Of an encrypted bundle: HMAC-SHA256 of all text before it. Stands last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,6 +198,7 @@ impl BeginManifest {
             volume: (!volume.is_nil()).then_some(UuidText(volume)),
             generation,
             cut,
+            snapshot: None,
             size: geometry.size(),
             block_size: geometry.block_size().bytes_u32(),
             compression: String::new(),
@@ -255,6 +278,9 @@ impl BeginManifest {
             )));
         }
         let geometry = self.geometry()?;
+        if self.snapshot == Some(UuidText(Uuid::nil())) {
+            return Err(Error::format("the snapshot of the bundle is the nil UUID"));
+        }
         if self.volume == Some(UuidText(Uuid::nil())) {
             return Err(Error::format("the volume of the bundle is the nil UUID"));
         }
@@ -329,12 +355,11 @@ impl Manifest {
         }
         let geometry = manifest.begin.geometry()?;
         expect_runs(&manifest.unreadable, geometry, "list of unreadable runs")?;
-        if manifest.segments.len() > BUNDLE_SEGMENTS_MAX as usize {
-            return Err(Error::format("the manifest lists too many segments"));
-        }
+        let mut covered_to = 0;
         for (number, segment) in (0u32..).zip(&manifest.segments) {
             let sane = segment.number == number
                 && segment.name == segment_name(number)
+                && segment.salt.is_some() == manifest.begin.is_encrypted()
                 && segment.bytes <= BUNDLE_SEGMENT_BYTES_MAX;
             if !sane {
                 return Err(Error::format(format!(
@@ -343,6 +368,7 @@ impl Manifest {
                 )));
             }
             expect_runs(&segment.coverage, geometry, "coverage of a segment")?;
+            covered_to = expect_sums(segment, covered_to)?;
         }
         if manifest.root.0 != root_of(&manifest.segments) {
             return Err(Error::integrity("the roots of the segments do not give the root"));
@@ -357,6 +383,27 @@ fn root_of(segments: &[SegmentEntry]) -> Hash {
         hasher.update(&segment.root.0);
     }
     *hasher.finalize().as_bytes()
+}
+
+/// Counts and coverage of a segment that begins at `covered_to` or later; where it ends.
+fn expect_sums(segment: &SegmentEntry, covered_to: u64) -> Result<u64> {
+    let covered: u64 = segment.coverage.iter().map(|run| run.1 - run.0).sum();
+    let counted = segment
+        .data_bytes
+        .checked_add(segment.zero_bytes)
+        .and_then(|sum| sum.checked_add(segment.unreadable_bytes));
+    let start = segment.coverage.first().map_or(covered_to, |run| run.0);
+    let sane = counted == Some(covered)
+        && start >= covered_to
+        && segment.stored_bytes <= segment.bytes
+        && segment.chunks <= segment.bytes / DESCRIPTOR_BYTES;
+    if !sane {
+        return Err(Error::format(format!(
+            "the manifest states what segment {} cannot hold, or what another one holds",
+            segment.number
+        )));
+    }
+    Ok(segment.coverage.last().map_or(covered_to, |run| run.1))
 }
 
 fn expect_format(format: &str, version: u32, expected: &str) -> Result<()> {
@@ -382,9 +429,6 @@ fn expect_runs(runs: &[Run], geometry: Geometry, what: &str) -> Result<()> {
         }
         at = end;
     }
-    if runs.len() > BUNDLE_SELECTION_RUNS_MAX {
-        return Err(Error::format(format!("the {what} has too many runs")));
-    }
     Ok(())
 }
 
@@ -392,6 +436,8 @@ const CHECK_START: &str = ",\n  \"check\": \"";
 const CHECK_END: &str = "\"\n}\n";
 /// CRC32C, a hyphen, BLAKE3, in hexadecimal digits.
 const CHECK_DIGITS: usize = 8 + 1 + 64;
+/// What is quoted of an error of the parser.
+const WORDS_MAX: usize = 300;
 const CHECK_BYTES: usize = CHECK_START.len() + CHECK_DIGITS + CHECK_END.len();
 const MAC_START: &str = ",\n  \"mac\": \"";
 
@@ -418,6 +464,7 @@ fn encode<T: Serialize>(manifest: &T) -> Vec<u8> {
 
 #[derive(Deserialize)]
 struct Preamble {
+    #[serde(deserialize_with = "name")]
     format: String,
     version: u32,
 }
@@ -436,8 +483,16 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], expected: &str) -> Result<T> {
     if check != check_of(text).as_bytes() {
         return Err(damaged());
     }
+    let lists = text.iter().filter(|byte| **byte == b'[').count();
+    if lists > BUNDLE_MANIFEST_LISTS_MAX {
+        return Err(Error::format(format!(
+            "expected a manifest of at most {BUNDLE_MANIFEST_LISTS_MAX} lists, found {lists}"
+        )));
+    }
     let refused = |error: serde_json::Error| {
-        Error::format(format!("the manifest is not one of {expected:?}: {error}"))
+        // It may quote the manifest, which may be long.
+        let words: String = error.to_string().chars().take(WORDS_MAX).collect();
+        Error::format(format!("the manifest is not one of {expected:?}: {words}"))
     };
     let whole = [text, b"\n}"].concat();
     let preamble: Preamble = serde_json::from_slice(&whole).map_err(refused)?;
@@ -462,11 +517,12 @@ mod tests {
             header_hash: HexHash([1; 32]),
             root: HexHash([2; 32]),
             chunks: 1,
-            data_bytes: 4096,
+            data_bytes: (1 << 20) - 4096,
             zero_bytes: 0,
             unreadable_bytes: 0,
             stored_bytes: 4096,
             coverage: begin.selection.clone(),
+            salt: None,
         };
         Manifest::new(begin, [7; 32], vec![segment])
     }
@@ -513,6 +569,20 @@ mod tests {
             refused(|manifest| manifest.segments[0].name = "../seg-00000000.drs".into()),
             refused(|manifest| manifest.segments[0].number = 1),
             refused(|manifest| manifest.segments[0].coverage[0] = Run(4096, 4096)),
+            refused(|manifest| manifest.segments[0].chunks = u64::MAX),
+            refused(|manifest| manifest.segments[0].zero_bytes = u64::MAX),
+            refused(|manifest| manifest.segments[0].data_bytes += 4096),
+            refused(|manifest| manifest.begin.software = "x".repeat(256)),
+            refused(|manifest| manifest.begin.features = vec![String::new(); 65]),
+            refused(|manifest| {
+                let again = SegmentEntry {
+                    name: segment_name(1),
+                    number: 1,
+                    ..manifest.segments[0].clone()
+                };
+                manifest.segments.push(again);
+                manifest.root = HexHash(root_of(&manifest.segments));
+            }),
         ] {
             assert_eq!(error.kind(), ErrorKind::Format, "{error}");
         }

@@ -2,6 +2,7 @@
 //! Byte by byte in `docs/formats.md`. Bytes to values and back; no I/O.
 
 mod batch;
+mod bounded;
 mod checks;
 mod key;
 mod manifest;

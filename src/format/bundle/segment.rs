@@ -94,6 +94,8 @@ impl SegmentHeader {
     pub fn parse(page: &Page) -> Result<(Self, Hash)> {
         let (fields, rest) = HeaderFields::ref_from_prefix(page.as_slice())
             .map_err(|_| Error::format("a header page is too short"))?;
+        // First of all: checks that match tell another kind of header from a damaged one.
+        let hash = check(page, CHECK_AT_END, &Checks::OF_HEADER, "segment header")?;
         if fields.magic != HEADER_MAGIC {
             return Err(Error::format(
                 "expected a segment of a dualrestore bundle, found another kind of file: copy it \
@@ -107,7 +109,6 @@ impl SegmentHeader {
                 fields.major, fields.minor
             )));
         }
-        let hash = check(page, CHECK_AT_END, &Checks::OF_HEADER, "segment header")?;
         let features = fields.features.get();
         if features & !FEATURES != 0 {
             return Err(Error::format(format!(

@@ -14,8 +14,10 @@ use crate::units::{BlockSize, Geometry};
 
 /// The version of the protocol that this code speaks, and of the frame header.
 pub const VERSION: u8 = 1;
-/// Feature bits that this code knows: none yet.
-pub const KNOWN_FEATURES: u64 = 0;
+/// The backup answers which blocks changed since a cut (Changes, ChangesReply).
+pub const FEATURE_CHANGES: u64 = 1;
+/// Feature bits that this code knows.
+pub const KNOWN_FEATURES: u64 = FEATURE_CHANGES;
 
 const MAGIC: [u8; 4] = *b"DRLK";
 

@@ -12,7 +12,8 @@ use std::ops::RangeInclusive;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::handshake::{Class, VERSION};
+use super::changes::{REPLY_BYTES_MAX, REPLY_BYTES_MIN, REQUEST_BYTES};
+use super::handshake::{Class, FEATURE_CHANGES, VERSION};
 use crate::error::{Error, Result};
 use crate::limits::{LINK_CUT_RANGES_MAX, LINK_PAYLOAD_BYTES_MAX, LINK_TEXT_BYTES_MAX};
 
@@ -25,6 +26,9 @@ pub(super) const FLAG_ZERO: u8 = 0x01;
 /// A Hello or Welcome of a later version may be longer than ours; we read its versions and refuse.
 const HANDSHAKE_BYTES_MAX: u32 = 4096;
 const TEXT_PAYLOAD_MAX: u32 = 8 + LINK_TEXT_BYTES_MAX as u32;
+const CHANGES: u32 = REQUEST_BYTES as u32;
+const CHANGES_REPLY_MIN: u32 = REPLY_BYTES_MIN as u32;
+const CHANGES_REPLY_MAX: u32 = REPLY_BYTES_MAX as u32;
 const CUT_PAYLOAD_MAX: u32 = 24 + 255 + 16 * LINK_CUT_RANGES_MAX as u32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,9 +50,11 @@ pub enum FrameKind {
     Failed = 0x23,
     Fetch = 0x30,
     Digest = 0x31,
+    Changes = 0x32,
     Data = 0x40,
     FetchFailed = 0x41,
     DigestReply = 0x42,
+    ChangesReply = 0x43,
 }
 
 /// Who sends frames of a kind.
@@ -72,6 +78,8 @@ pub enum Traffic {
     Mirror,
     /// While the session is active, on demand and bulk connections.
     Reading,
+    /// While the session is active, on bulk connections.
+    Bulk,
 }
 
 impl Traffic {
@@ -82,6 +90,7 @@ impl Traffic {
             Self::Handshake | Self::Ending | Self::Heartbeat => true,
             Self::Mirror => class == Class::Mirror,
             Self::Reading => class != Class::Mirror,
+            Self::Bulk => class == Class::Bulk,
         }
     }
 }
@@ -117,10 +126,10 @@ const fn row(
     Rule { kind, sender, traffic, has_number, has_offset, flags, payload }
 }
 
-static RULES: [Rule; 19] = {
+static RULES: [Rule; 21] = {
     use FrameKind as K;
     use Sender::{Backup, Either, Primary};
-    use Traffic::{Ending, Handshake, Heartbeat, Mirror, Reading};
+    use Traffic::{Bulk, Ending, Handshake, Heartbeat, Mirror, Reading};
     const BOTH: u8 = NUMBER | OFFSET;
     const DATA: u32 = LINK_PAYLOAD_BYTES_MAX;
     [
@@ -140,9 +149,11 @@ static RULES: [Rule; 19] = {
         row(K::Failed, Backup, Mirror, NUMBER, 0, 8..=TEXT_PAYLOAD_MAX),
         row(K::Fetch, Primary, Reading, BOTH, 0, 16..=16),
         row(K::Digest, Primary, Reading, BOTH, 0, 16..=16),
+        row(K::Changes, Primary, Bulk, BOTH, 0, CHANGES..=CHANGES),
         row(K::Data, Backup, Reading, BOTH, FLAG_ZERO, 8..=DATA),
         row(K::FetchFailed, Backup, Reading, NUMBER, 0, 8..=TEXT_PAYLOAD_MAX),
         row(K::DigestReply, Backup, Reading, NUMBER, 0, 32..=32),
+        row(K::ChangesReply, Backup, Bulk, BOTH, 0, CHANGES_REPLY_MIN..=CHANGES_REPLY_MAX),
     ]
 };
 
@@ -150,6 +161,15 @@ impl FrameKind {
     #[must_use]
     pub fn rule(self) -> &'static Rule {
         RULES.iter().find(|rule| rule.kind == self).expect("the table holds every kind")
+    }
+
+    /// The features that must be in use on a connection that carries it.
+    #[must_use]
+    pub fn features(self) -> u64 {
+        match self {
+            Self::Changes | Self::ChangesReply => FEATURE_CHANGES,
+            _ => 0,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::changes::{ChangedBlocks, CutName, REQUEST_BYTES, decode_request, encode_request};
 use super::header::{FLAG_ZERO, FrameKind, Header, Outline};
 use super::text;
 use crate::error::{Error, ErrorKind, Result};
@@ -80,13 +81,19 @@ pub enum Message<P> {
         range: ByteRange,
         after_sequence: u64,
     },
+    /// Bulk: which blocks of the range changed since that cut, up to now.
+    Changes {
+        tag: u64,
+        range: ByteRange,
+        cut: CutName,
+    },
     // Demand and bulk, from the backup.
     Data {
         tag: u64,
         offset: u64,
         content: Content<P>,
     },
-    /// Instead of `Data` or `DigestReply`.
+    /// Instead of `Data`, `DigestReply` or `ChangesReply`.
     FetchFailed {
         tag: u64,
         failure: Failure,
@@ -94,6 +101,12 @@ pub enum Message<P> {
     DigestReply {
         tag: u64,
         digest: [u8; 32],
+    },
+    /// Bulk: of the first blocks of the range that was asked for, from `offset`.
+    ChangesReply {
+        tag: u64,
+        offset: u64,
+        changed: ChangedBlocks,
     },
 }
 
@@ -214,6 +227,8 @@ impl<P: Deref<Target = [u8]>> Message<P> {
             Self::Data { .. } => FrameKind::Data,
             Self::FetchFailed { .. } => FrameKind::FetchFailed,
             Self::DigestReply { .. } => FrameKind::DigestReply,
+            Self::Changes { .. } => FrameKind::Changes,
+            Self::ChangesReply { .. } => FrameKind::ChangesReply,
         }
     }
 
@@ -222,9 +237,10 @@ impl<P: Deref<Target = [u8]>> Message<P> {
     pub fn range(&self) -> Option<ByteRange> {
         match self {
             Self::Write { offset, data, .. } => Some(ByteRange::new(*offset, data.len() as u64)),
-            Self::Zero { range, .. } | Self::Fetch { range, .. } | Self::Digest { range, .. } => {
-                Some(*range)
-            }
+            Self::Zero { range, .. }
+            | Self::Fetch { range, .. }
+            | Self::Digest { range, .. }
+            | Self::Changes { range, .. } => Some(*range),
             Self::Data { offset, content, .. } => Some(ByteRange::new(*offset, content.length())),
             _ => None,
         }
@@ -242,6 +258,8 @@ impl<P: Deref<Target = [u8]>> Message<P> {
                 words_length(&failure.text)
             }
             Self::Fetch { .. } | Self::Digest { .. } => 16,
+            Self::Changes { .. } => REQUEST_BYTES,
+            Self::ChangesReply { changed, .. } => changed.payload_length(),
         }
     }
 
@@ -259,11 +277,16 @@ impl<P: Deref<Target = [u8]>> Message<P> {
             | Self::Digest { tag, .. }
             | Self::Data { tag, .. }
             | Self::FetchFailed { tag, .. }
-            | Self::DigestReply { tag, .. } => *tag,
+            | Self::DigestReply { tag, .. }
+            | Self::Changes { tag, .. }
+            | Self::ChangesReply { tag, .. } => *tag,
         };
         let zero = matches!(self, Self::Data { content: Content::Zero(_), .. });
         let flags = if zero { FLAG_ZERO } else { 0 };
-        let offset = self.range().map_or(0, |range| range.offset);
+        let offset = match self {
+            Self::ChangesReply { offset, .. } => *offset,
+            _ => self.range().map_or(0, |range| range.offset),
+        };
         Outline { kind: self.kind(), flags, number, offset }
     }
 
@@ -301,6 +324,8 @@ impl<P: Deref<Target = [u8]>> Message<P> {
                 out.extend_from_slice(layout.as_bytes());
             }
             Self::DigestReply { digest, .. } => out.extend_from_slice(digest),
+            Self::Changes { range, cut, .. } => encode_request(range.length, cut, out),
+            Self::ChangesReply { changed, .. } => changed.encode(out),
         }
     }
 
@@ -361,6 +386,15 @@ impl<P: Deref<Target = [u8]>> Message<P> {
                 let digest = payload.try_into().map_err(|_| short("DigestReply"))?;
                 Self::DigestReply { tag: number, digest }
             }
+            FrameKind::Changes => {
+                let (length, cut) = decode_request(payload)?;
+                let range = ByteRange::new(header.offset, length);
+                Self::Changes { tag: number, range, cut }
+            }
+            FrameKind::ChangesReply => {
+                let changed = ChangedBlocks::decode(payload)?;
+                Self::ChangesReply { tag: number, offset: header.offset, changed }
+            }
             _ => return Ok(None),
         };
         message.check()?;
@@ -372,7 +406,7 @@ impl<P: Deref<Target = [u8]>> Message<P> {
     pub fn check(&self) -> Result<()> {
         if let Some(range) = self.range() {
             let length_max = match self {
-                Self::Zero { .. } => VOLUME_BYTES_MAX,
+                Self::Zero { .. } | Self::Changes { .. } => VOLUME_BYTES_MAX,
                 Self::Digest { .. } => LINK_DIGEST_BYTES_MAX.into(),
                 _ => LINK_PAYLOAD_BYTES_MAX.into(),
             };
@@ -389,6 +423,7 @@ impl<P: Deref<Target = [u8]>> Message<P> {
                 }
                 Ok(())
             }
+            Self::ChangesReply { changed, .. } => changed.check(),
             Self::Failed { failure, .. } | Self::FetchFailed { failure, .. } => {
                 let is_sound =
                     text::is_text(&failure.text) && failure.errno.is_none_or(|errno| errno > 0);

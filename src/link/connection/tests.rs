@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::*;
 use crate::device::Payload;
 use crate::extent::ByteRange;
-use crate::format::frames::{BootId, Content, Role};
+use crate::format::frames::{BootId, Content, CutName, FEATURE_CHANGES, Role};
 use crate::limits::LINK_REQUESTS_MAX;
 use crate::units::{BlockSize, Geometry, MIB};
 
@@ -301,6 +301,24 @@ fn a_required_feature_that_we_do_not_know_is_refused() {
     assert!(failure(&mut backup).contains("features 0x4"));
     let Frame::Refuse(refusal) = last_words(&mut backup, 0) else { panic!("no refusal") };
     assert_eq!(refusal.code, RefusalCode::Feature);
+}
+
+#[test]
+fn changes_since_a_cut_travel_on_bulk_and_only_where_both_sides_know_them() {
+    let cut = CutName { snapshot: Uuid::from_u128(5), generation: 1, sequence: 2 };
+    let ask = Message::Changes { tag: 1, range: ByteRange::new(0, 4096), cut };
+    for (class, features, taken) in [
+        (Class::Bulk, FEATURE_CHANGES, true),
+        (Class::Bulk, 0, false),
+        (Class::Demand, FEATURE_CHANGES, false),
+    ] {
+        let mut backup = Connection::server(START);
+        let hello = Hello { features_offered: FEATURE_CHANGES, ..hello(class) };
+        backup.receive(&raw(&[Frame::Hello(hello)], 0), START).expect("sound");
+        backup.accept(&Welcome { features, ..welcome() }, START).expect("waiting");
+        let found = backup.receive(&raw(&[Frame::Message(ask.clone())], 1), START);
+        assert_eq!(found.is_ok(), taken, "{class:?}, features {features}: {found:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Answer, BackupVolume, MirrorOperation};
 use crate::device::{CrashingDevice, CrashingDirectory, Device, Directory, Payload, Power};
 use crate::extent::ByteRange;
-use crate::snapshot::{Condition, CutOrder};
+use crate::snapshot::{Condition, CutOrder, SnapshotStatus};
 use crate::units::{BlockSize, Geometry, SECTOR_BYTES};
 
 /// Eight blocks of 1 KiB and a tail of one sector.
@@ -318,6 +318,17 @@ fn chooser(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
+/// A deletion that was begun is remembered, and comes to its end.
+fn finish_deletions(backup: &BackupVolume, begun: Option<Uuid>) {
+    for status in backup.snapshots().list() {
+        let broken = matches!(status.condition, Condition::Broken(_));
+        assert!(!broken || begun != Some(status.cut.snapshot), "forgotten");
+    }
+    backup.snapshots().finish_deletions().expect("finished");
+    let leaving = |status: &SnapshotStatus| status.condition == Condition::Leaving;
+    assert!(!backup.snapshots().list().iter().any(leaving), "unfinished");
+}
+
 fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u64) {
     let power = Power::failing_at(event, last_takes_effect);
     let mut rig = Rig::new(&power);
@@ -355,6 +366,8 @@ fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u6
         let condition = status.map(|status| &status.condition);
         assert_eq!(condition, Some(&Condition::Intact), "a finished snapshot survives");
     }
+    check_snapshots(&backup, &disk, &images);
+    finish_deletions(&backup, rig.model.leaving);
     check_snapshots(&backup, &disk, &images);
     let maps = home.names().expect("listed").into_iter().filter(|name| name.ends_with(".map"));
     assert_eq!(maps.count(), backup.snapshots().cuts().len() + 1, "nothing is left behind");

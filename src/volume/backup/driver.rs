@@ -17,10 +17,12 @@ use uuid::Uuid;
 
 use super::operation::{Answer, MirrorOperation};
 use super::state::{Action, BackupState};
-use crate::device::{AlignedBuffer, Device, Directory};
+use crate::bitmap::Bitmap;
+use crate::device::{AlignedBuffer, Device, Directory, WorkerPool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::ByteRange;
-use crate::limits::COPY_BYTES;
+use crate::extent::{BlockRange, ByteRange};
+use crate::format::frames::CutName;
+use crate::limits::{COPY_BYTES, CUTS_KEPT_MAX};
 use crate::snapshot::{CutOrder, SnapshotChain, SnapshotView};
 use crate::units::Geometry;
 
@@ -92,6 +94,11 @@ impl BackupVolume {
         }
     }
 
+    /// From now on threads of the pool help where many operations can be under way at a time.
+    pub fn set_pool(&self, pool: &Arc<WorkerPool>) {
+        self.chain.set_pool(pool);
+    }
+
     #[must_use]
     pub fn identity(&self) -> BackupIdentity {
         BackupIdentity {
@@ -158,35 +165,36 @@ impl BackupVolume {
 
     fn run(&self, state: &mut BackupState, mut action: Action) {
         loop {
+            let mut ahead = Ok(());
             let result = match action {
-                Action::Preserve(blocks) => self.chain.preserve(&blocks),
-                Action::MarkChanged(blocks) => self.chain.mark_changed(&blocks),
-                Action::Apply(operations) => self.overwrite(&operations),
+                Action::Prepare(blocks) => self.chain.prepare(&blocks),
+                Action::Apply { operations, ahead: blocks } => {
+                    let applied;
+                    (applied, ahead) = self.overwrite(operations, blocks);
+                    applied
+                }
                 Action::FlushDevice => self.device.flush(),
                 Action::Cut { sequence, order } => self.chain.cut(&order, sequence),
                 Action::Rest => break,
             };
-            action = state.finished(result);
+            action = state.finished(result, ahead);
             self.publish(state);
         }
         self.publish(state);
     }
 
-    fn overwrite(&self, operations: &[MirrorOperation]) -> Result<()> {
-        for operation in operations {
-            match operation {
-                MirrorOperation::Write { offset, data, .. } => {
-                    self.device.write_at(*offset, data)?;
-                }
-                MirrorOperation::Zero { range, .. } => {
-                    self.device.zero_at(range.offset, range.length)?;
-                }
-                MirrorOperation::Flush { .. } | MirrorOperation::Cut { .. } => {
-                    unreachable!("only overwriting operations are applied")
-                }
-            }
+    /// Applies the operations; prepares `ahead`, which they do not touch or which is prepared.
+    fn overwrite(
+        &self,
+        operations: Vec<MirrorOperation>,
+        ahead: Vec<BlockRange>,
+    ) -> (Result<()>, Result<()>) {
+        if ahead.is_empty() {
+            return (overwrite(&*self.device, &operations), Ok(()));
         }
-        Ok(())
+        let (device, chain) = (Arc::clone(&self.device), Arc::clone(&self.chain));
+        let apply = move || overwrite(&*device, &operations);
+        self.chain.both(apply, move || chain.prepare(&ahead))
     }
 
     fn publish(&self, state: &BackupState) {
@@ -279,9 +287,29 @@ impl BackupVolume {
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// Makes everything that was applied durable.
+    /// Every block changed since that cut, up to now. Refused unless this backup remembers the very
+    /// cut: another of the same number says nothing.
+    pub fn changed_since(&self, cut: &CutName) -> Result<Bitmap> {
+        let cuts = self.chain.cuts();
+        let known = cuts.iter().any(|held| {
+            (held.snapshot, held.generation, held.sequence)
+                == (cut.snapshot, cut.generation, cut.sequence)
+        });
+        if !known {
+            return Err(Error::identity(format!(
+                "the backup does not remember the cut of snapshot {} (generation {}, sequence {}): \
+                 it keeps the last {CUTS_KEPT_MAX} of its own; make a bundle of a new snapshot",
+                cut.snapshot, cut.generation, cut.sequence
+            )));
+        }
+        self.chain.changed_since(cut.snapshot)
+    }
+
+    /// Makes everything that was applied durable, and leaves nothing to be replayed.
     pub fn flush(&self) -> Result<()> {
-        self.flush_device(&mut lock(&self.applying))
+        let mut state = lock(&self.applying);
+        self.flush_device(&mut state)?;
+        self.chain.settle()
     }
 
     fn flush_device(&self, state: &mut BackupState) -> Result<()> {
@@ -298,4 +326,17 @@ impl BackupVolume {
     pub fn device(&self) -> &Arc<dyn Device> {
         &self.device
     }
+}
+
+fn overwrite(device: &dyn Device, operations: &[MirrorOperation]) -> Result<()> {
+    for operation in operations {
+        match operation {
+            MirrorOperation::Write { offset, data, .. } => device.write_at(*offset, data)?,
+            MirrorOperation::Zero { range, .. } => device.zero_at(range.offset, range.length)?,
+            MirrorOperation::Flush { .. } | MirrorOperation::Cut { .. } => {
+                unreachable!("only overwriting operations are applied")
+            }
+        }
+    }
+    Ok(())
 }

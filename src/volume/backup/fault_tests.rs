@@ -13,6 +13,7 @@ use crate::device::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
+use crate::format::frames::CutName;
 use crate::snapshot::{Condition, CutOrder};
 use crate::units::{BlockSize, Geometry};
 
@@ -118,8 +119,8 @@ fn applied(answers: &[Answer]) -> bool {
 
 #[test]
 fn trap_26_a_full_store_breaks_the_snapshot_and_never_the_writes() {
-    // Room for the maps and some blocks, not for all.
-    let rig = rig(40 * BLOCK);
+    // Room for the journal, the maps and some blocks, not for all.
+    let rig = rig(56 * BLOCK);
     rig.backup.snapshot_now(&order(1, &[])).expect("cut");
     assert!(applied(&rig.apply(vec![write(1, 0, 4, 2)])));
     assert_eq!(rig.read(1, 0, 5).expect("intact"), [1; 5]);
@@ -139,13 +140,22 @@ fn trap_26_a_full_store_breaks_the_snapshot_and_never_the_writes() {
 
 #[test]
 fn an_error_of_the_newest_store_breaks_only_the_snapshots_that_need_the_block() {
+    // At once, or when what the journal held is to become durable in the store.
+    for operation in [Operation::Write, Operation::Flush] {
+        break_the_newest(operation);
+    }
+}
+
+fn break_the_newest(operation: Operation) {
     let rig = rig(1 << 30);
     rig.backup.snapshot_now(&order(1, &[(0, 8)])).expect("cut");
     rig.backup.snapshot_now(&order(2, &[(8, 8)])).expect("cut");
     rig.apply(vec![write(1, 0, 2, 2)]);
     rig.backup.snapshot_now(&order(3, &[])).expect("cut");
-    rig.store_plan.add(Fault::once(Operation::Flush, 5));
+    rig.store_plan.add(Fault::once(operation, 5));
     assert!(applied(&rig.apply(vec![write(2, 8, 1, 3)])));
+    let settled = rig.backup.snapshots().settle();
+    settled.expect("a store that fails breaks snapshots, nothing else");
     assert_eq!(rig.condition(1), Condition::Intact, "it never selected block 8");
     assert!(matches!(rig.condition(2), Condition::Broken(_)), "it needed block 8");
     assert!(matches!(rig.condition(3), Condition::Broken(_)), "its store failed");
@@ -231,6 +241,35 @@ fn a_session_begins_after_the_batch_in_progress_and_fences_the_older_one() {
     assert!(applied(&rig.backup.apply(2, vec![write(11, 0, 1, 3)]).expect("taken")));
     let old = rig.backup.read(1, 0, &mut [0; 512], 0, FOREVER).expect_err("fenced");
     assert_eq!(old.kind(), ErrorKind::Identity);
+}
+
+#[test]
+fn what_changed_since_a_cut_is_told_of_the_very_cut_only() {
+    let rig = rig(u64::MAX);
+    rig.apply(vec![write(1, 0, 2, 1)]);
+    let cut = |id, sequence| MirrorOperation::Cut { sequence, order: order(id, &[]) };
+    rig.apply(vec![cut(1, 2), write(3, 1, 1, 2), cut(2, 4), write(5, 3, 1, 3)]);
+    let generation = rig.backup.identity().generation;
+    let name =
+        |id, generation, sequence| CutName { snapshot: Uuid::from_u128(id), generation, sequence };
+    let changed = |name| -> Vec<u64> {
+        let map = rig.backup.changed_since(&name).expect("remembered");
+        (0..map.len()).filter(|block| map.get(*block)).collect()
+    };
+    assert_eq!(changed(name(1, generation, 2)), [1, 3]);
+    assert_eq!(changed(name(2, generation, 4)), [3]);
+    // A snapshot that was deleted leaves its cut.
+    rig.backup.snapshots().delete(Uuid::from_u128(1)).expect("deleted");
+    assert_eq!(changed(name(1, generation, 2)), [1, 3]);
+    for stranger in [
+        name(3, generation, 2),
+        name(1, generation, 4),
+        name(1, generation + 1, 2),
+        name(2, generation, 2),
+    ] {
+        let refused = rig.backup.changed_since(&stranger).expect_err("another cut");
+        assert_eq!(refused.kind(), ErrorKind::Identity);
+    }
 }
 
 #[test]

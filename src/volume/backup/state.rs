@@ -1,25 +1,26 @@
 //! The backup's side of mirroring as a state machine: which step comes next.
 //!
+//! A *stretch* is what leads of the waiting operations, up to a cut or `STRETCH_BYTES`. Its blocks
+//! are *prepared*, that is preserved and marked as changed, as one group (law 6).
+//!
 //! | phase | event | action, next phase |
 //! |---|---|---|
-//! | resting | batch of the session | the stretch up to its first cut, see below |
+//! | resting | batch of the session | next step |
 //! | resting | batch of an older session | refused (R11) |
-//! | preserving | done | `MarkChanged` the same blocks, marking (law 6) |
-//! | marking | done | next step |
-//! | next step | writes and zeros lead | `Apply` them in order, applying |
+//! | next step | writes and zeros lead, not prepared | `Prepare` their stretch, preparing |
+//! | next step | writes and zeros lead, prepared | `Apply` them, the next stretch too, applying |
 //! | next step | flush leads | `FlushDevice`, flushing |
 //! | next step | cut leads | `FlushDevice`, settling: a cut survives with all before it |
 //! | next step | nothing left | `Rest`, resting |
+//! | preparing | done | next step |
 //! | applying | done | answer `Applied` through the last, next step |
+//! | applying | done, the next stretch failed | answer `Applied`, then `Failed`, failed |
 //! | flushing | done | answer `Flushed`, next step |
 //! | settling | done | `Cut`, cutting |
-//! | cutting | done or failed | answer `CutDone` or `CutFailed`, the next stretch |
-//! | preserving, marking, applying, flushing, settling | failed | answer `Failed`, failed |
+//! | cutting | done or failed | answer `CutDone` or `CutFailed`, next step |
+//! | preparing, applying, flushing, settling | failed | answer `Failed`, failed |
 //! | failed | batch | answer `Failed` for its first operation, failed (law 11) |
 //! | resting, failed | new session | its epoch, its base sequence; the older epoch is fenced |
-//!
-//! A stretch that overwrites begins with `Preserve` of its blocks, preserving; another with the
-//! next step. Both preserving and marking come before the overwrite.
 //!
 //! Guarantees: nothing is overwritten before its blocks are preserved and marked; operations are
 //! applied in their order, flushes are barriers (trap 22); after a failure nothing is applied.
@@ -30,16 +31,21 @@ use std::collections::VecDeque;
 use super::operation::{Answer, MirrorOperation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
+use crate::limits::STRETCH_BYTES;
 use crate::snapshot::CutOrder;
 use crate::units::Geometry;
 
 /// What the driver shall do now; it then calls `finished`.
 #[derive(Debug)]
 pub enum Action {
-    Preserve(Vec<BlockRange>),
-    MarkChanged(Vec<BlockRange>),
-    /// In this order where they overlap.
-    Apply(Vec<MirrorOperation>),
+    /// Preserve these blocks and mark them as changed.
+    Prepare(Vec<BlockRange>),
+    /// In this order where they overlap. Beside it, `ahead` is to be prepared: blocks of the
+    /// operations that come next.
+    Apply {
+        operations: Vec<MirrorOperation>,
+        ahead: Vec<BlockRange>,
+    },
     FlushDevice,
     /// `sequence` is that of the marker.
     Cut {
@@ -53,12 +59,25 @@ pub enum Action {
 #[derive(Debug)]
 enum Phase {
     Resting,
-    Preserving(Vec<BlockRange>),
-    Marking,
-    Applying { through: u64 },
-    Flushing { sequence: u64 },
-    Settling { sequence: u64, order: CutOrder },
-    Cutting { sequence: u64, order: CutOrder },
+    /// How many of the waiting operations make the stretch.
+    Preparing {
+        count: usize,
+    },
+    Applying {
+        through: u64,
+        ahead: usize,
+    },
+    Flushing {
+        sequence: u64,
+    },
+    Settling {
+        sequence: u64,
+        order: CutOrder,
+    },
+    Cutting {
+        sequence: u64,
+        order: CutOrder,
+    },
     Failed(Error),
 }
 
@@ -74,6 +93,8 @@ pub struct BackupState {
     applied: u64,
     phase: Phase,
     waiting: VecDeque<MirrorOperation>,
+    /// How many of the waiting operations, from the first, are prepared.
+    prepared: usize,
     answers: Vec<Answer>,
 }
 
@@ -88,6 +109,7 @@ impl BackupState {
             applied: 0,
             phase: Phase::Resting,
             waiting: VecDeque::new(),
+            prepared: 0,
             answers: Vec::new(),
         }
     }
@@ -156,11 +178,12 @@ impl BackupState {
         }
         assert!(matches!(self.phase, Phase::Resting | Phase::Failed(_)), "a batch is in progress");
         self.waiting.extend(batch);
-        Ok(self.next_stretch())
+        Ok(self.next_step())
     }
 
-    /// The action was done, with this result; returns the next one.
-    pub fn finished(&mut self, result: Result<()>) -> Action {
+    /// The action was done, with this result; returns the next one. `ahead` is that of preparing
+    /// beside an `Apply`.
+    pub fn finished(&mut self, result: Result<()>, ahead: Result<()>) -> Action {
         let phase = std::mem::replace(&mut self.phase, Phase::Resting);
         match (phase, result) {
             (Phase::Cutting { sequence, order }, result) => {
@@ -170,20 +193,24 @@ impl BackupState {
                     Err(error) => Answer::CutFailed { sequence, snapshot, error },
                 });
                 self.applied = sequence;
-                self.next_stretch()
+                self.next_step()
             }
             (phase, Err(error)) => {
                 self.fail(&phase, error);
                 Action::Rest
             }
-            (Phase::Preserving(blocks), Ok(())) => {
-                self.phase = Phase::Marking;
-                Action::MarkChanged(blocks)
+            (Phase::Preparing { count }, Ok(())) => {
+                self.prepared = count;
+                self.next_step()
             }
-            (Phase::Marking, Ok(())) => self.next_step(),
-            (Phase::Applying { through }, Ok(())) => {
+            (phase @ Phase::Applying { through, ahead: count }, Ok(())) => {
                 self.applied = through;
                 self.answers.push(Answer::Applied { through });
+                if let Err(error) = ahead {
+                    self.fail(&phase, error);
+                    return Action::Rest;
+                }
+                self.prepared += count;
                 self.next_step()
             }
             (Phase::Flushing { sequence }, Ok(())) => {
@@ -212,27 +239,41 @@ impl BackupState {
         std::mem::take(&mut self.answers)
     }
 
-    /// The operations up to the next cut: their blocks are preserved and marked as one group.
-    fn next_stretch(&mut self) -> Action {
-        let stretch =
-            self.waiting.iter().take_while(|next| !matches!(next, MirrorOperation::Cut { .. }));
-        let blocks: Vec<_> = stretch.filter_map(|next| next.touches(self.geometry)).collect();
-        if blocks.is_empty() {
-            return self.next_step();
+    /// The operations after the first `from` that are prepared together, and their blocks.
+    fn stretch(&self, from: usize) -> (usize, Vec<BlockRange>) {
+        let mut blocks = Vec::new();
+        let mut bytes = 0;
+        let mut count = 0;
+        for next in self.waiting.range(from..) {
+            if matches!(next, MirrorOperation::Cut { .. }) || bytes >= STRETCH_BYTES {
+                break;
+            }
+            bytes += next.overwrites().map_or(0, |range| range.length);
+            blocks.extend(next.touches(self.geometry));
+            count += 1;
         }
-        self.phase = Phase::Preserving(blocks.clone());
-        Action::Preserve(blocks)
+        (count, blocks)
     }
 
     fn next_step(&mut self) -> Action {
-        let mut group = Vec::new();
-        while self.waiting.front().is_some_and(|next| next.overwrites().is_some()) {
-            group.extend(self.waiting.pop_front());
+        let overwrites = |next: &MirrorOperation| next.overwrites().is_some();
+        if self.prepared == 0 && self.waiting.front().is_some_and(overwrites) {
+            let (count, blocks) = self.stretch(0);
+            self.phase = Phase::Preparing { count };
+            return Action::Prepare(blocks);
         }
-        if let Some(last) = group.last() {
-            self.phase = Phase::Applying { through: last.sequence() };
-            return Action::Apply(group);
+        let ready = self.waiting.range(..self.prepared).take_while(|next| overwrites(next)).count();
+        let operations: Vec<_> = self.waiting.drain(..ready).collect();
+        if let Some(last) = operations.last() {
+            self.prepared -= ready;
+            let (ahead, blocks) = match self.prepared {
+                0 => self.stretch(0),
+                _ => (0, Vec::new()),
+            };
+            self.phase = Phase::Applying { through: last.sequence(), ahead };
+            return Action::Apply { operations, ahead: blocks };
         }
+        self.prepared = self.prepared.saturating_sub(1);
         match self.waiting.pop_front() {
             Some(MirrorOperation::Flush { sequence }) => {
                 self.phase = Phase::Flushing { sequence };
@@ -260,6 +301,7 @@ impl BackupState {
         };
         self.answers.push(Answer::Failed { sequence, error: error.clone() });
         self.waiting.clear();
+        self.prepared = 0;
         self.phase = Phase::Failed(error);
     }
 }

@@ -6,6 +6,7 @@
 //! | recorded | the volume is opened | opening, on a thread that nobody waits for |
 //! | opening | it is there and right | attached |
 //! | opening | it is not there, or not what was attached | refused, with words |
+//! | attached, of an earlier generation | the session that vouched for it ends | unvouched |
 //! | attached | the machine says that it is gone | gone; `attach` again when it is back |
 //! | any | `detach`, a loss is declared | none |
 //!
@@ -19,11 +20,14 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::asking::Vouched;
 use super::media::{MediumCondition, MediumId, Supply};
+use super::merging::vouched_for;
 use super::volume::PrimaryVolume;
 use crate::bundle::{Bundle, Identity, PieceSource, RandomReader};
 use crate::device::Directory;
 use crate::error::{Error, Result};
+use crate::extent::BlockRange;
 use crate::format::bundle::UuidText;
 use crate::limits::MEDIA_MAX;
 use crate::map::MapIdentity;
@@ -99,8 +103,9 @@ impl PrimaryVolume {
         self.driver_or_refuse()?;
         // A medium may take its time: before the lock.
         let reader = Arc::new(RandomReader::new(Bundle::open(path)?)?);
+        let asked = self.ask_about(&reader).map_err(|error| error.at_path(path))?;
         let _word = self.hold_word();
-        let attachment = self.admit(path, &reader)?;
+        let attachment = self.admit(path, &reader, asked)?;
         self.forget(path);
         let mut held = self.attachments();
         if held.len() >= MEDIA_MAX {
@@ -142,7 +147,10 @@ impl PrimaryVolume {
             (State::Opening, _) => ("opening", None),
             (State::Refused(error), _) => ("refused", Some(error.clone())),
             (_, Some(MediumCondition::Attached)) => ("attached", None),
-            (_, Some(MediumCondition::Unvouched)) => ("unvouched", None),
+            (State::Attached(medium), Some(MediumCondition::Unvouched)) => {
+                let driver = self.live();
+                ("unvouched", driver.and_then(|driver| driver.medium_problem(*medium)))
+            }
             (_, Some(MediumCondition::Gone(error))) => ("gone", Some(error)),
             (_, None) => ("gone", None),
         };
@@ -161,25 +169,54 @@ impl PrimaryVolume {
 
     /// Hands an open bundle to the machine, if it is of this volume. To be called where no other
     /// generation can begin.
-    fn admit(&self, path: &Path, reader: &Arc<RandomReader>) -> Result<Attachment> {
+    ///
+    /// `vouched`: what the backup says of one of an earlier generation, if it was asked already.
+    fn admit(
+        &self,
+        path: &Path,
+        reader: &Arc<RandomReader>,
+        vouched: Option<Vouched>,
+    ) -> Result<Attachment> {
         let driver = self.driver_or_refuse()?;
-        let identity = reader.bundle().identity();
-        check_identity(&identity, driver.map().identity()).map_err(|error| error.at_path(path))?;
-        let covered = reader.coverage();
-        let blocks = covered.iter().map(|range| self.geometry().covered(*range));
-        let supply = Supply {
-            coverage: blocks.filter(|run| !run.is_empty()).collect(),
-            needs_vouching: false,
-        };
-        let medium = driver.attach(reader, supply)?;
+        let bundle = reader.bundle();
+        let identity = bundle.identity();
+        let held = driver.map().identity();
+        check_identity(&identity, held).map_err(|error| error.at_path(path))?;
+        let needs_vouching = identity.generation < held.generation;
+        let older = bundle.cut_name().filter(|_| needs_vouching);
+        let supply = Supply { coverage: self.blocks_of(reader), needs_vouching };
+        let medium = driver.attach(reader, supply, older)?;
+        match vouched {
+            Some(vouched) => driver.vouch(medium, vouched),
+            None if older.is_some() => driver.ask_for_media(),
+            None => {}
+        }
         Ok(Attachment {
             path: path.to_path_buf(),
             bundle: reader.bundle().uuid(),
             generation: identity.generation,
             cut: identity.cut,
-            bytes_covered: covered.iter().map(|range| range.length).sum(),
+            bytes_covered: reader.coverage().iter().map(|range| range.length).sum(),
             state: State::Attached(medium),
         })
+    }
+
+    /// Whole blocks that a bundle speaks of.
+    fn blocks_of(&self, reader: &RandomReader) -> Vec<BlockRange> {
+        let covered = reader.coverage();
+        let blocks = covered.iter().map(|range| self.geometry().covered(*range));
+        blocks.filter(|run| !run.is_empty()).collect()
+    }
+
+    /// What the backup says of a bundle of an earlier generation.
+    fn ask_about(&self, reader: &RandomReader) -> Result<Option<Vouched>> {
+        let driver = self.driver_or_refuse()?;
+        let (identity, held) = (reader.bundle().identity(), driver.map().identity());
+        check_identity(&identity, held)?;
+        if identity.generation == held.generation {
+            return Ok(None);
+        }
+        vouched_for(&driver, reader.bundle(), &self.blocks_of(reader)).map(Some)
     }
 
     fn forget(&self, path: &Path) -> bool {
@@ -260,7 +297,7 @@ impl PrimaryVolume {
         if !self.attachments().iter().any(is_awaited) {
             return;
         }
-        let found = opened.and_then(|reader| self.admit(path, &Arc::new(reader)));
+        let found = opened.and_then(|reader| self.admit(path, &Arc::new(reader), None));
         let mut held = self.attachments();
         let place = held.iter_mut().find(|held| is_awaited(held)).expect("the word is held");
         match found {
@@ -309,10 +346,10 @@ fn check_identity(bundle: &Identity, volume: MapIdentity) -> Result<()> {
             bundle.geometry.size()
         )));
     }
-    if bundle.generation != volume.generation {
+    if bundle.generation > volume.generation {
         return Err(Error::identity(format!(
-            "expected a bundle of generation {}, found one of generation {}: make one of a \
-             snapshot taken since the loss",
+            "expected a bundle of generation {} at the most, found one of generation {}: this \
+             volume is not what the bundle was made of",
             volume.generation, bundle.generation
         )));
     }

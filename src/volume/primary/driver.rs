@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use super::asking::Questions;
 use super::event::{Action, Event, OutgoingMessage};
 use super::media_readers::MediaReaders;
 use super::state::{Counters, Primary};
@@ -17,6 +18,7 @@ use crate::clock::Instant;
 use crate::device::{AlignedBuffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
+use crate::format::frames::CutName;
 use crate::map::{IntentLog, OverwriteMap};
 use crate::volume::engine::{Engine, Timed};
 use crate::volume::service::{Command, Completion, Outcome};
@@ -26,6 +28,9 @@ pub trait Outbox: Send + Sync {
     fn send(&self, message: OutgoingMessage);
     /// Asks for the BLAKE3 of a range; answered by `Driver::digest_arrived` with the tag.
     fn ask_digest(&self, tag: u64, range: ByteRange);
+    /// Asks which blocks of the range changed since a cut; answered by `Driver::changes_arrived`
+    /// with the tag. `false` if the backup does not know how to answer that.
+    fn ask_changes(&self, tag: u64, range: ByteRange, cut: CutName) -> bool;
     /// Ends the session: its connections are closed and made again.
     fn close(&self, reason: &str);
 }
@@ -61,12 +66,12 @@ pub(super) struct State {
     pub(super) machine: Primary,
     completions: HashMap<u64, Completion>,
     cuts: HashMap<u64, crossbeam_channel::Sender<Result<(u64, u64)>>>,
-    digests: HashMap<u64, crossbeam_channel::Sender<Result<[u8; 32]>>>,
+    pub(super) questions: Questions,
     pub(super) media: MediaReaders,
     pub(super) next_id: u64,
-    outbox: Option<Arc<dyn Outbox>>,
+    pub(super) outbox: Option<Arc<dyn Outbox>>,
     /// Set while requests are refused: closing, or the operator's word is being carried out.
-    closed: Option<Error>,
+    pub(super) closed: Option<Error>,
     /// Nothing is under way and nothing may begin: no tick, no session.
     still: bool,
     /// Samples of both sides agreed since the volume was opened, or there was nothing to compare.
@@ -102,7 +107,7 @@ impl Driver {
                 machine,
                 completions: HashMap::new(),
                 cuts: HashMap::new(),
-                digests: HashMap::new(),
+                questions: Questions::default(),
                 media: MediaReaders::default(),
                 next_id: 0,
                 outbox: None,
@@ -314,6 +319,7 @@ impl Driver {
         }
         if state.compared {
             self.run(state, Event::LinkUp, Caller::Other);
+            self.ask_for_media();
             return;
         }
         drop(state);
@@ -333,6 +339,7 @@ impl Driver {
             Ok(()) => {
                 state.compared = true;
                 self.run(state, Event::LinkUp, Caller::Other);
+                self.ask_for_media();
             }
             Err(error) if error.kind() == ErrorKind::Identity => {
                 state.outbox = None;
@@ -368,7 +375,7 @@ impl Driver {
             return;
         }
         state.outbox = None;
-        state.digests.clear();
+        state.questions = Questions::default();
         self.run(state, Event::LinkDown, Caller::Other);
     }
 
@@ -377,41 +384,6 @@ impl Driver {
         let state = self.lock();
         if state.outbox.as_ref().is_some_and(|held| Arc::ptr_eq(held, outbox)) {
             self.run(state, event, Caller::Other);
-        }
-    }
-
-    pub fn digest_arrived(&self, tag: u64, result: Result<[u8; 32]>) {
-        if let Some(waiting) = self.lock().digests.remove(&tag) {
-            // The asker may have given up.
-            let _gone = waiting.send(result);
-        }
-    }
-
-    /// The backup's digest of a range.
-    pub(super) fn backup_digest(&self, range: ByteRange, timeout: Duration) -> Result<[u8; 32]> {
-        let outbox = self.lock().outbox.clone().ok_or_else(link_is_down)?;
-        self.ask_digest(&outbox, range)(timeout)
-    }
-
-    /// Asks for a digest; the answer is waited for by calling what is returned.
-    pub(super) fn ask_digest(
-        &self,
-        outbox: &Arc<dyn Outbox>,
-        range: ByteRange,
-    ) -> impl FnOnce(Duration) -> Result<[u8; 32]> + use<> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        let mut state = self.lock();
-        state.next_id += 1;
-        let tag = state.next_id;
-        state.digests.insert(tag, sender);
-        outbox.ask_digest(tag, range);
-        move |timeout| {
-            receiver.recv_timeout(timeout).map_err(|gone| match gone {
-                crossbeam_channel::RecvTimeoutError::Timeout => {
-                    Error::new(ErrorKind::Timeout, "the backup did not answer in time")
-                }
-                crossbeam_channel::RecvTimeoutError::Disconnected => link_is_down(),
-            })?
         }
     }
 
@@ -512,7 +484,7 @@ impl Driver {
         if let Some(outbox) = state.outbox.take() {
             outbox.close("the volume is being closed or declared lost");
         }
-        state.digests.clear();
+        state.questions = Questions::default();
         state.machine.fail_waiting_requests(&error, &mut actions);
         self.settle_elsewhere(state, actions);
         let state = self.lock();
@@ -554,7 +526,7 @@ impl Driver {
     }
 }
 
-fn link_is_down() -> Error {
+pub(super) fn link_is_down() -> Error {
     Error::link("the link to the backup is down")
 }
 

@@ -18,6 +18,7 @@ use super::event::{Action, FetchClass, OutgoingMessage};
 use super::media::MediumId;
 use super::requests::Pending;
 use super::state::Primary;
+use crate::bitmap::Bitmap;
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
 use crate::limits::{BULK_IN_FLIGHT_MAX, FETCH_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
@@ -380,9 +381,12 @@ impl Primary {
     /// Claims the blocks of the range that a bundle may supply and nobody brings, if there are any.
     /// A fetch that was not sent, as when the link is down, brings nothing: it is taken over, and
     /// whoever waits for it waits for the merge. Ended by `Event::MergeWritten`.
+    ///
+    /// `vouched`: of a bundle that may supply only these.
     pub fn claim_for_merge(
         &mut self,
         blocks: BlockRange,
+        vouched: Option<&Bitmap>,
     ) -> Result<Option<(ClaimId, Vec<BlockRange>)>> {
         if let Some(error) = &self.poisoned {
             return Err(error.clone());
@@ -391,7 +395,10 @@ impl Primary {
             let held = self.claims.on(run).filter(|(_, claim, _)| !self.fetches.is_queued(*claim));
             held.map(|(held, ..)| held).collect::<Vec<_>>()
         };
-        let wanted = self.map.wanted(blocks).into_iter();
+        let wanted = self.map.wanted(blocks).into_iter().flat_map(|run| match vouched {
+            Some(vouched) => vouched.runs(run, true).collect(),
+            None => vec![run],
+        });
         let runs: Vec<BlockRange> = wanted.flat_map(|run| subtract(run, brought(run))).collect();
         if runs.is_empty() {
             return Ok(None);

@@ -10,13 +10,15 @@ use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::asking::Vouched;
 use super::driver::{Caller, Driver};
 use super::event::Event;
 use super::media::{MediumId, Supply};
 use crate::bundle::RandomReader;
 use crate::device::{AlignedBuffer, Payload};
-use crate::error::Result;
-use crate::extent::ByteRange;
+use crate::error::{Error, Result};
+use crate::extent::{BlockRange, ByteRange};
+use crate::format::frames::CutName;
 use crate::limits::{MEDIUM_IN_FLIGHT_MAX, MEDIUM_THREADS};
 use crate::volume::content::Content;
 use crate::volume::engine::spawn_apart;
@@ -27,6 +29,16 @@ type Job = (u64, ByteRange);
 #[derive(Debug, Default)]
 pub(super) struct MediaReaders {
     jobs: HashMap<MediumId, Sender<Job>>,
+    older: HashMap<MediumId, Older>,
+}
+
+/// A medium of an earlier generation: what to ask the backup in each session.
+#[derive(Clone, Debug)]
+struct Older {
+    cut: CutName,
+    coverage: Vec<BlockRange>,
+    /// Why it did not vouch for it in this session.
+    problem: Option<Error>,
 }
 
 impl MediaReaders {
@@ -40,12 +52,19 @@ impl MediaReaders {
 
     pub(super) fn remove(&mut self, medium: MediumId) {
         self.jobs.remove(&medium);
+        self.older.remove(&medium);
     }
 }
 
 impl Driver {
     /// Reads missing blocks from this bundle too, from now on.
-    pub(super) fn attach(&self, reader: &Arc<RandomReader>, supply: Supply) -> Result<MediumId> {
+    /// `older`: its cut, if that is of an earlier generation.
+    pub(super) fn attach(
+        &self,
+        reader: &Arc<RandomReader>,
+        supply: Supply,
+        older: Option<CutName>,
+    ) -> Result<MediumId> {
         let (sender, jobs) = bounded(4 * MEDIUM_IN_FLIGHT_MAX);
         let mut state = self.lock();
         state.next_id += 1;
@@ -56,10 +75,59 @@ impl Driver {
             spawn_apart("medium", move || serve(&driver, medium, &reader, &jobs))?;
         }
         state.media.jobs.insert(medium, sender);
+        if let Some(cut) = older {
+            let coverage = supply.coverage.clone();
+            state.media.older.insert(medium, Older { cut, coverage, problem: None });
+        }
         let mut actions = Vec::new();
         state.machine.attach(medium, supply, &mut actions);
         self.settle_elsewhere(state, actions);
         Ok(medium)
+    }
+
+    /// The backup vouched for these blocks of a medium; without effect if that session is over.
+    pub(super) fn vouch(&self, medium: MediumId, vouched: Vouched) {
+        let mut state = self.lock();
+        let mut actions = Vec::new();
+        if state.expect_session(&vouched.session).is_ok() {
+            state.machine.vouch(medium, vouched.unchanged, &mut actions);
+        }
+        if let Some(older) = state.media.older.get_mut(&medium) {
+            older.problem = None;
+        }
+        self.settle_elsewhere(state, actions);
+    }
+
+    /// Why the backup does not vouch for a medium, if it said so.
+    pub(super) fn medium_problem(&self, medium: MediumId) -> Option<Error> {
+        self.lock().media.older.get(&medium).and_then(|older| older.problem.clone())
+    }
+
+    /// A session has begun: asks what the media of earlier generations may supply in it. The answer
+    /// takes its time, and nobody waits for it.
+    pub(super) fn ask_for_media(&self) {
+        let older = self.lock().media.older.clone();
+        if older.is_empty() {
+            return;
+        }
+        let driver = Arc::downgrade(&self.own());
+        let asked = spawn_apart("media-ask", move || {
+            for (medium, Older { cut, coverage, .. }) in older {
+                let Some(driver) = driver.upgrade() else { return };
+                match driver.unchanged_since(cut, &coverage) {
+                    Ok(vouched) => driver.vouch(medium, vouched),
+                    Err(error) => driver.note_medium_problem(medium, error),
+                }
+            }
+        });
+        // Without a thread they stay unvouched for, and `attach` asks again.
+        drop(asked);
+    }
+
+    fn note_medium_problem(&self, medium: MediumId, error: Error) {
+        if let Some(older) = self.lock().media.older.get_mut(&medium) {
+            older.problem = Some(error);
+        }
     }
 
     pub(super) fn detach(&self, medium: MediumId) {

@@ -1,17 +1,24 @@
 //! A live volume as the target of a merge: the same pipeline as offline, with the machine's claims.
 //!
 //! Guarantees: nothing is written once another generation has begun: what a bundle of the one
-//! before holds may be older than what was written since (law 7).
+//! before holds may be older than what was written since (law 7). Of a bundle of an earlier
+//! generation only blocks are written that the backup vouches for, and only while the session lasts
+//! in which it did (`asking.rs`); the others are left missing, and counted.
 
 use std::fmt;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::asking::Vouched;
+use super::driver::Driver;
 use super::event::Event;
+use super::state::Primary;
 use super::volume::PrimaryVolume;
+use crate::bitmap::Bitmap;
+use crate::bundle::PieceSource;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
 use crate::map::MapIdentity;
 use crate::merge::{Claim, MergeTarget, TargetIdentity};
@@ -25,6 +32,15 @@ pub struct LiveTarget {
     device: Arc<dyn Device>,
     /// As when the merge began.
     identity: MapIdentity,
+    /// For a bundle of an earlier generation.
+    older: Option<Older>,
+}
+
+struct Older {
+    generation: u64,
+    vouched: Vouched,
+    /// Blocks that were wanted and not vouched for.
+    stale: Bitmap,
 }
 
 impl fmt::Debug for LiveTarget {
@@ -38,7 +54,28 @@ impl LiveTarget {
     pub fn new(volume: Arc<PrimaryVolume>) -> Result<Self> {
         let driver = volume.driver_or_refuse()?;
         let (identity, device) = (driver.map().identity(), Arc::clone(&driver.device));
-        Ok(Self { volume, device, identity })
+        Ok(Self { volume, device, identity, older: None })
+    }
+
+    /// For this source: of a bundle of an earlier generation the backup is asked what it may
+    /// supply.
+    pub fn for_source(volume: Arc<PrimaryVolume>, source: &dyn PieceSource) -> Result<Self> {
+        let mut target = Self::new(volume)?;
+        let found = source.identity();
+        let held = &target.identity;
+        if found.volume != held.volume || found.generation >= held.generation {
+            // Right, or refused by the merge.
+            return Ok(target);
+        }
+        let driver = target.volume.driver_or_refuse()?;
+        let all = held.geometry.all_blocks();
+        let first = driver.map().current().next(all, false).unwrap_or(all.end);
+        let missing = [BlockRange::new(first, all.end)];
+        let asked = if first < all.end { &missing[..] } else { &[] };
+        let vouched = vouched_for(&driver, source, asked)?;
+        let stale = Bitmap::new(held.geometry.blocks(), false);
+        target.older = Some(Older { generation: found.generation, vouched, stale });
+        Ok(target)
     }
 
     /// An error if another life of the volume has begun. To be asked where none can begin.
@@ -54,6 +91,36 @@ impl LiveTarget {
     }
 }
 
+/// What the backup says a bundle of an earlier generation may supply of these blocks.
+pub(super) fn vouched_for(
+    driver: &Driver,
+    source: &dyn PieceSource,
+    blocks: &[BlockRange],
+) -> Result<Vouched> {
+    let (found, held) = (source.identity().generation, driver.map().identity().generation);
+    let refused = |words: &str| {
+        Err(Error::identity(format!(
+            "expected a bundle of generation {held}, found one of generation {found}, made before \
+             the volume was lost: {words}"
+        )))
+    };
+    let Some(cut) = source.cut_name() else {
+        return refused(
+            "it does not say of which snapshot it was made, so that the backup cannot say what of \
+             it is still right; make one of a snapshot taken since",
+        );
+    };
+    match driver.unchanged_since(cut, blocks) {
+        Ok(vouched) => Ok(vouched),
+        Err(error) if error.kind() == ErrorKind::Link => refused(&format!(
+            "only the backup knows what of it is still right ({error}); try again when the link is \
+             up, or make one of a snapshot taken since"
+        )),
+        Err(error) if error.kind() == ErrorKind::Identity => refused(&error.to_string()),
+        Err(error) => Err(error),
+    }
+}
+
 impl MergeTarget for LiveTarget {
     fn geometry(&self) -> Geometry {
         self.identity.geometry
@@ -61,6 +128,8 @@ impl MergeTarget for LiveTarget {
 
     fn identity(&self) -> TargetIdentity {
         let MapIdentity { volume, generation, .. } = self.identity;
+        // What of an earlier generation is not right is not wanted.
+        let generation = self.older.as_ref().map_or(generation, |older| older.generation);
         TargetIdentity { volume, generation, takes_unbound: false }
     }
 
@@ -69,7 +138,16 @@ impl MergeTarget for LiveTarget {
     }
 
     fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        self.volume.live().map_or_else(Vec::new, |driver| driver.map().wanted(blocks))
+        let Some(driver) = self.volume.live() else { return Vec::new() };
+        let wanted = driver.map().wanted(blocks);
+        let Some(older) = &self.older else { return wanted };
+        let unchanged = &older.vouched.unchanged;
+        for run in &wanted {
+            for stale in unchanged.runs(*run, false) {
+                older.stale.fill(stale, true);
+            }
+        }
+        wanted.into_iter().flat_map(|run| unchanged.runs(run, true)).collect()
     }
 
     fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
@@ -83,10 +161,15 @@ impl MergeTarget for LiveTarget {
     fn claim(&self, blocks: BlockRange) -> Result<Claim> {
         let driver = self.volume.driver_or_refuse()?;
         // A new generation begins only while nothing holds a claim and none is given.
-        let claimed = driver.with_open_machine(|machine| {
+        let vouched = self.older.as_ref().map(|older| &older.vouched);
+        let claim = |machine: &mut Primary| {
             self.check_generation(driver.map().identity())?;
-            machine.claim_for_merge(blocks)
-        })?;
+            machine.claim_for_merge(blocks, vouched.map(|vouched| &*vouched.unchanged))
+        };
+        let claimed = match vouched {
+            Some(vouched) => driver.with_machine_in_session(&vouched.session, claim),
+            None => driver.with_open_machine(claim),
+        }?;
         Ok(claimed.map_or_else(Claim::nothing, |(number, runs)| Claim { number, runs }))
     }
 
@@ -99,6 +182,14 @@ impl MergeTarget for LiveTarget {
             let event = Event::MergeWritten { claim: claim.number, result: result.clone() };
             driver.event(event, Caller::Other);
         }
+    }
+
+    fn bytes_stale(&self) -> u64 {
+        let (Some(older), Some(driver)) = (&self.older, self.volume.live()) else { return 0 };
+        let geometry = self.identity.geometry;
+        let stale = older.stale.runs(geometry.all_blocks(), true);
+        let missing = stale.flat_map(|run| driver.map().wanted(run));
+        missing.map(|run| geometry.bytes_of(run).length).sum()
     }
 
     fn commit(&self) -> Result<()> {
@@ -120,7 +211,6 @@ impl MergeTarget for LiveTarget {
 mod tests {
     use super::*;
     use crate::device::{FileDirectory, RamDevice};
-    use crate::error::ErrorKind;
     use crate::units::BlockSize;
     use crate::volume::engine::Engine;
     use crate::volume::primary::{Lost, MirrorPolicy, Options};

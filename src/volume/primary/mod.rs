@@ -11,6 +11,7 @@
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
+//! | `asking.rs` | questions to the backup: digests, what changed since a cut |
 //! | `acquaintance.rs` | which backup it is mirrored to |
 //! | `sampling.rs` | whether the device is the one that the map speaks of |
 //! | `merging.rs` | the volume as the target of a merge |
@@ -19,6 +20,7 @@
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod acquaintance;
+mod asking;
 mod attaching;
 mod claims;
 mod driver;

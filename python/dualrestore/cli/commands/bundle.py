@@ -2,17 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from dualrestore.cli.arguments import (
+    COMPRESSION,
     RANGE,
     Invocation,
     config_option,
     input_place,
     json_option,
 )
+from dualrestore.cli.secrets import locking_options, opening_options
 
 
 @click.group("bundle")
@@ -35,8 +37,15 @@ def command() -> None:
     help="A new directory; or a tar: a new file, a disk, or - for standard output.",
 )
 @click.option("--select", "select", multiple=True, type=RANGE, metavar="RANGE")
-@click.option("--compress", type=click.Choice(["none", "zstd"]), default="none", show_default=True)
-@click.option("--level", type=click.IntRange(1, 19), default=1, show_default=True)
+@click.option(
+    "--compress",
+    type=COMPRESSION,
+    default="none",
+    show_default=True,
+    metavar="auto|none|zstd[:N]",
+    help="auto compresses what shrinks, while the sink does not wait for it.",
+)
+@locking_options
 @config_option
 @json_option
 @click.pass_obj
@@ -45,19 +54,24 @@ def create(
     source: str,
     destination: str,
     select: tuple[tuple[int, int], ...],
-    compress: Literal["none", "zstd"],
-    level: int,
+    compress: str,
+    recipients: tuple[str, ...],
+    passphrase_file: Path | None,
+    plain: bool,
+    sign: Path | None,
 ) -> None:
     """Write a bundle of SOURCE: an image or device, or NAME@SNAPSHOT at its backup's daemon.
 
     \b
     Example:
-      dualrestore bundle create disk.img --to disk.drb --compress zstd
+      dualrestore bundle create disk.img --to disk.drb --compress auto
+      dualrestore bundle create disk.img --to /media/truck/disk.drb --recipient age1..
       dualrestore bundle create disk.img --to - | ssh site dualrestore merge - disk.img --map m
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
     """
     from dualrestore.cli.daemon import daemon_of
     from dualrestore.cli.printer import Printer, speed
+    from dualrestore.cli.secrets import check_sign, encryption_document, encryption_of
     from dualrestore.errors import UsageError
     from dualrestore.model import BundleReport, read
     from dualrestore.sizes import format_size
@@ -67,6 +81,8 @@ def create(
     target = sys.stdout.fileno() if to_output else Path(destination).absolute()
     shown = "-" if to_output else str(target)
     selection = list(select) or None
+    check_sign(sign, target)
+    encryption = encryption_of(recipients, passphrase_file, plain=plain)
     with printer.progress("bundle") as progress:
         if "@" in source and not Path(source).exists():
             name, _, snapshot = source.partition("@")
@@ -77,14 +93,18 @@ def create(
                 "destination": shown,
                 "selection": selection,
                 "compression": compress,
-                "level": level,
+                "encryption": encryption_document(encryption),
             }
             client = daemon_of(invocation)
             report = read(BundleReport, client.job(f"/v1/volumes/{name}/bundle", body, progress))
+            if sign is not None:
+                from dualrestore.core import sign_bundle
+
+                sign_bundle(Path(shown), sign)
         else:
             from dualrestore.jobs.bundle import BundleOptions, create_bundle
 
-            options = BundleOptions(selection, compress, level)
+            options = BundleOptions(selection, compress, encryption=encryption, sign=sign)
             report = create_bundle(Path(source), target, options, progress)
     printer.report(
         {"path": shown, **report.document()},
@@ -92,15 +112,24 @@ def create(
             f"{shown}: {speed(report.bytes_selected, report.seconds)}, "
             f"{format_size(report.bytes_stored)} stored in {report.segments} segments, "
             f"{format_size(report.bytes_zero)} zeros"
+            + (f", {format_size(report.bytes_saved)} saved" if report.bytes_saved else "")
+            + (", encrypted" if report.encrypted else "")
         ],
     )
 
 
 @command.command("verify")
 @click.argument("bundle")
+@opening_options
 @json_option
 @click.pass_obj
-def verify(invocation: Invocation, bundle: str) -> int:
+def verify(
+    invocation: Invocation,
+    bundle: str,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    signers: Path | None,
+) -> int:
     """Read and check every chunk of BUNDLE; exit code 4 if anything is damaged or absent.
 
     BUNDLE is a directory, a tar (file or disk), or - for a tar on standard input.
@@ -108,16 +137,19 @@ def verify(invocation: Invocation, bundle: str) -> int:
     \b
     Example:
       dualrestore bundle verify /media/truck/db.drb
+      dualrestore bundle verify db.drb --identity key.txt --signers allowed_signers
       ssh site cat db.tar | dualrestore bundle verify -
     """
     from dualrestore.cli.printer import Printer, speed
+    from dualrestore.cli.secrets import opener_of
     from dualrestore.errors import ExitCode
     from dualrestore.jobs.bundle import verify_bundle
     from dualrestore.sizes import format_range
 
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("verify") as progress:
-        found = verify_bundle(input_place(bundle), progress)
+        opener = opener_of(identity, passphrase_file)
+        found = verify_bundle(input_place(bundle), progress, opener=opener, signers=signers)
     lines = [
         f"{bundle}: {speed(found.bytes_checked, found.seconds)}, {found.chunks_checked} chunks"
     ]

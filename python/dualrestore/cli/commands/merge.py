@@ -1,19 +1,32 @@
 """`dualrestore merge`: bundles into a live volume, or offline into a file with a map."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dualrestore.cli.arguments import Invocation, config_option, input_place, json_option
+from dualrestore.cli.secrets import opening_options
+
+if TYPE_CHECKING:
+    from dualrestore.model import MergeReport
 
 
 @click.command("merge")
 @click.argument("words", nargs=-1, required=True, metavar="BUNDLE.. NAME_or_DEVICE")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), metavar="MAP")
+@opening_options
 @config_option
 @json_option
 @click.pass_obj
-def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | None) -> int:
+def command(
+    invocation: Invocation,
+    words: tuple[str, ...],
+    map_path: Path | None,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    signers: Path | None,
+) -> int:
     """Write what is missing, and only that, from bundles (or a raw image) into a target.
 
     A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), or a raw image.
@@ -23,24 +36,33 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
     \b
     Example:
       dualrestore merge out.drb primary.img --map over.map
+      dualrestore merge out.drb primary.img --map over.map --identity key.txt
       ssh backup cat db.tar | dualrestore merge - primary.img --map over.map
       dualrestore -c primary.toml merge /media/truck/db.drb db
     """
-    from dualrestore.cli.printer import Printer, speed
+    from dualrestore.cli.printer import Printer
+    from dualrestore.cli.secrets import opener_of, trust_documents
+    from dualrestore.core import trusts_of
     from dualrestore.errors import ExitCode, UsageError
+    from dualrestore.jobs.merge import check_sources
     from dualrestore.model import MergeReport, read
-    from dualrestore.sizes import format_size
 
     if len(words) == 1:
         raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
     *sources, target = words
+    if map_path is None and "-" in sources:
+        raise UsageError("expected paths to merge into a volume of the daemon, found -")
+    places = [input_place(source) for source in sources]
+    opener = opener_of(identity, passphrase_file)
+    if opener is not None or signers is not None:
+        check_sources(places)
+    trusts = trusts_of(places, opener, signers)
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("merge") as progress:
         if map_path is not None:
             from dualrestore.jobs.merge import merge_offline
 
-            places = [input_place(source) for source in sources]
-            report = merge_offline(places, Path(target), map_path, progress)
+            report = merge_offline(places, Path(target), map_path, progress, trusts=trusts)
         else:
             from dualrestore.cli.daemon import daemon_of
 
@@ -49,11 +71,24 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
                     f"expected --map MAP to merge into the file or device {target}, or the name "
                     "of a volume of the daemon"
                 )
-            if "-" in sources:
-                raise UsageError("expected paths to merge into a volume of the daemon, found -")
-            body = {"sources": [str(Path(source).absolute()) for source in sources]}
+            body: dict[str, Any] = {"sources": [str(Path(source).absolute()) for source in sources]}
+            if any(trusts):
+                body["trusts"] = trust_documents(trusts)
             client = daemon_of(invocation)
             report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
+    printer.report(report.document(), _lines(target, report))
+    if report.shortfall is not None:
+        printer.error("IntegrityError", report.shortfall, ExitCode.FAILED)
+        return ExitCode.FAILED
+    incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
+    return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE
+
+
+def _lines(target: str, report: "MergeReport") -> list[str]:
+    """The report for people."""
+    from dualrestore.cli.printer import speed
+    from dualrestore.sizes import format_size
+
     lines = [
         f"{target}: wrote {speed(report.bytes_written, report.seconds)}, "
         f"{format_size(report.bytes_zeroed)} of it zeros; "
@@ -74,9 +109,9 @@ def command(invocation: Invocation, words: tuple[str, ...], map_path: Path | Non
             f"left {format_size(report.bytes_in_doubt)} missing, which after a crash only the "
             "link may bring, and it is down; repeat the merge when it is up"
         )
-    printer.report(report.document(), lines)
-    if report.shortfall is not None:
-        printer.error("IntegrityError", report.shortfall, ExitCode.FAILED)
-        return ExitCode.FAILED
-    incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
-    return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE
+    if report.bytes_stale:
+        lines.append(
+            f"left {format_size(report.bytes_stale)} missing: they changed since the bundle was "
+            "made, as the backup says; the link brings them"
+        )
+    return lines

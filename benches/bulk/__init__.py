@@ -1,0 +1,1 @@
+"""The bulk channel beside its peers and beside what the disks allow."""
