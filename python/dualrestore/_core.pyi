@@ -274,10 +274,11 @@ class PrimaryVolume:
         `{generation, missing_bytes}`. `none` on a waiting volume: the primary is the truth and
         everything is unsent. The link connections are closed and must be made again."""
 
-    def attach(self, bundle: str) -> dict[str, Any]:
+    def attach(self, bundle: str, *, key: BundleKey | None = None) -> dict[str, Any]:
         """Missing blocks are read from the bundle in this directory (an absolute path) too, ahead
         of the link, until it is detached or a loss is declared; a restart does not forget it.
-        Attached again, it is opened anew.
+        Attached again, it is opened anew. The key of an encrypted one is not remembered: after a
+        restart it is `refused` until it is attached again.
 
         `{path, state, error, bundle, generation, sequence, bytes_covered, bytes_supplied,
         reads_damaged}`; `state` is `opening` (after a start), `attached`, `unvouched` (of an

@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::boundary::{byte_range, byte_ranges, detached, engine, extents, geometry, misuse};
+use super::keys::BundleKey;
 use super::maps::picture;
 use crate::clock::wall_clock_ms;
 use crate::device::FileDirectory;
@@ -247,8 +248,15 @@ impl PrimaryVolume {
         })
     }
 
-    fn attach<'py>(&self, py: Python<'py>, bundle: &str) -> PyResult<Bound<'py, PyDict>> {
-        let status = detached(py, || self.held.attach(Path::new(bundle)))?;
+    #[pyo3(signature = (bundle, *, key=None))]
+    fn attach<'py>(
+        &self,
+        py: Python<'py>,
+        bundle: &str,
+        key: Option<Py<BundleKey>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let key = key.as_ref().map(|key| key.get().held());
+        let status = detached(py, || self.held.attach_with(Path::new(bundle), key))?;
         attachment_dict(py, &status)
     }
 

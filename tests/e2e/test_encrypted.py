@@ -31,11 +31,15 @@ def test_a_travelling_disk_is_encrypted_signed_and_merged_under_live_io(pair: Pa
     signers = pair.directory / "signers"
     signers.write_text(f"operator {key.with_suffix('.pub').read_text()}")
     bundle = pair.directory / "travels.drb"
-    words = ["--to", bundle, "--recipient", recipient, "--sign", key]
+    words: list[str | Path] = ["--to", bundle, "--recipient", recipient, "--sign", key]
     report = pair.backup.verb_json("bundle", "create", f"v@{pair.snapshot()}", *words)
     assert report["encrypted"] is True
     line = run(["age", "-d", "-i", identity, bundle / "key.age"]).stdout
     assert pair.primary.verb("merge", bundle, "v", expect=5).stdout == ""
+    pair.primary.verb("attach", bundle, "v", expect=5)
+    pair.primary.verb("attach", bundle, "v", "--identity", identity)
+    run(["qemu-io", "-f", "raw", "-c", "read 0 1M", pair.uri])
+    assert pair.primary.status()["bytes_from_media"] >= MIB
     missing = pair.primary.status()["missing_bytes"]
     pair.primary.verb("merge", bundle, "v", "--identity", identity, "--signers", signers)
     assert missing > pair.primary.status()["missing_bytes"] == 0

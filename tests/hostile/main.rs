@@ -13,3 +13,4 @@ mod mixing;
 mod recovery;
 mod seals;
 mod workshop;
+mod writing;

@@ -181,9 +181,15 @@ fn damages() -> impl Strategy<Value = (prop::sample::Index, Damage)> {
 fn damage(made: &Made, which: prop::sample::Index, damage: &Damage) {
     let mut names = made.folder.names().expect("listed");
     names.retain(|name| name.starts_with("seg-"));
+    if names.is_empty() {
+        return;
+    }
     let name = &names[which.index(names.len())];
     let mut bytes = made.folder.contents(name).expect("there");
     let pages = bytes.len() / BLOCK;
+    if pages == 0 && !matches!(damage, Damage::Remove) {
+        return;
+    }
     match damage {
         Damage::Flip { place, bit } => {
             let at = place.index(bytes.len());

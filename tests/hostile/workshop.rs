@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use dualrestore::bundle::{
     Bundle, BundleWriter, Compression, Content, Crew, Identity, ImageSource, Opener, PieceSource,
-    Source, VerifyReport, WriterOptions, is_zero,
+    Source, VerifyReport, WriterOptions,
 };
-use dualrestore::device::{Engine, Folder, RamDevice, RamFolder};
+use dualrestore::device::{Engine, Folder, RamDevice, RamFolder, is_zero};
 use dualrestore::error::{Error, ErrorKind, Result};
 use dualrestore::extent::ByteRange;
 use dualrestore::map::{MapIdentity, OverwriteMap};
@@ -110,7 +110,7 @@ pub fn merge_options() -> MergeOptions {
 }
 
 pub fn verified(bundle: &Bundle) -> Result<VerifyReport> {
-    bundle.verify(Crew { engine: Engine::Threads, threads: 1 }, &mut go_on)
+    bundle.verify(Crew { engine: Engine::Threads, threads: 1, at_once: true }, &mut go_on)
 }
 
 pub fn go_on<T>(_: &T) -> ControlFlow<()> {

@@ -19,13 +19,18 @@ FILE: click.ParamType[Any] = click.Path(path_type=Path)
 
 def opening_options(function: Function) -> Function:
     """`--identity`, `--passphrase-file` and `--signers` of a verb that reads bundles."""
+    signers = click.option(
+        "--signers",
+        type=FILE,
+        metavar="FILE",
+        help="Allowed signers, as ssh-keygen takes them; an unsigned bundle is refused.",
+    )
+    return key_options(signers(function))
+
+
+def key_options(function: Function) -> Function:
+    """`--identity` and `--passphrase-file`."""
     for option in (
-        click.option(
-            "--signers",
-            type=FILE,
-            metavar="FILE",
-            help="Allowed signers, as ssh-keygen takes them; an unsigned bundle is refused.",
-        ),
         click.option(
             "--passphrase-file",
             type=FILE,

@@ -10,16 +10,20 @@ from dualrestore.errors import UsageError
 from dualrestore.model import AttachedMedium, AttachReport, read
 
 if TYPE_CHECKING:
-    from dualrestore.core import PrimaryVolume
+    from dualrestore.core import BundleKey, PrimaryVolume
 
 
-def attach(bundles: Sequence[Path], volume: "PrimaryVolume") -> AttachReport:
-    """All of them, or none: a wrong one takes those before it back."""
+def attach(
+    bundles: Sequence[Path],
+    volume: "PrimaryVolume",
+    keys: "Sequence[BundleKey | None] | None" = None,
+) -> AttachReport:
+    """All of them, or none: a wrong one takes those before it back. `keys`: of encrypted ones."""
     before = {medium["path"] for medium in volume.status()["media"]}
     media: dict[str, AttachedMedium] = {}
     try:
-        for bundle in bundles:
-            media[str(bundle)] = read(AttachedMedium, volume.attach(str(bundle)))
+        for bundle, key in zip(bundles, keys or [None] * len(bundles), strict=True):
+            media[str(bundle)] = read(AttachedMedium, volume.attach(str(bundle), key=key))
     except BaseException:
         for path in media.keys() - before:
             volume.detach(path)

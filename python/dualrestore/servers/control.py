@@ -137,9 +137,10 @@ class Merge(_Body):
 
 
 class Attach(_Body):
-    """Paths on the daemon's host."""
+    """Paths on the daemon's host, and the keys of encrypted ones."""
 
     bundles: list[str]
+    trusts: list[Trusted | None] | None = None
 
 
 class Detach(_Body):
@@ -191,6 +192,12 @@ async def _body(request: Request, kind: type[BodyType]) -> BodyType:
         return msgspec.json.decode(bytes(received), type=kind)
     except (msgspec.ValidationError, msgspec.DecodeError) as problem:
         raise UsageError(f"expected a {kind.__name__} request, found: {problem}") from problem
+
+
+def _trusts(given: list[Trusted | None] | None, count: int) -> list[Trust | None]:
+    if given is not None and len(given) != count:
+        raise UsageError(f"expected {count} trusts, one for each bundle, found {len(given)}")
+    return [None if one is None else one.trust() for one in given or [None] * count]
 
 
 def _paths(texts: list[str]) -> list[Path]:
@@ -282,11 +289,7 @@ class Control:
         body = await _body(request, Merge)
         name = request.path_params["name"]
         volume, sources = self._node.primary(name), _paths(body.sources)
-        trusts = None
-        if body.trusts is not None:
-            if len(body.trusts) != len(sources):
-                raise UsageError("expected as many trusts as sources, found another number")
-            trusts = [None if one is None else one.trust() for one in body.trusts]
+        trusts = _trusts(body.trusts, len(sources))
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
             return merge_live(sources, volume, report, trusts=trusts)
@@ -296,7 +299,9 @@ class Control:
     async def attach(self, request: Request) -> Response:
         body = await _body(request, Attach)
         volume = self._node.primary(request.path_params["name"])
-        return _json(await asyncio.to_thread(attach, _paths(body.bundles), volume))
+        bundles, trusts = _paths(body.bundles), _trusts(body.trusts, len(body.bundles))
+        keys = [None if trust is None else trust.key for trust in trusts]
+        return _json(await asyncio.to_thread(attach, bundles, volume, keys))
 
     async def detach(self, request: Request) -> Response:
         body = await _body(request, Detach)

@@ -28,7 +28,7 @@ use crate::bundle::{Bundle, Identity, PieceSource, RandomReader};
 use crate::device::Directory;
 use crate::error::{Error, Result};
 use crate::extent::BlockRange;
-use crate::format::bundle::UuidText;
+use crate::format::bundle::{BundleKey, UuidText};
 use crate::limits::MEDIA_MAX;
 use crate::map::MapIdentity;
 use crate::volume::engine::spawn_apart;
@@ -97,12 +97,18 @@ impl PrimaryVolume {
     /// From now on missing blocks are read from the bundle in this directory, where it has them.
     /// One that is attached already is opened anew. Durable when it returns.
     pub fn attach(&self, path: &Path) -> Result<AttachmentStatus> {
+        self.attach_with(path, None)
+    }
+
+    /// The same of an encrypted bundle. Its key is not recorded: after a start it is refused until
+    /// it is attached again.
+    pub fn attach_with(&self, path: &Path, key: Option<&BundleKey>) -> Result<AttachmentStatus> {
         if path.to_str().is_none() || !path.is_absolute() {
             return Err(Error::usage("expected an absolute path in UTF-8").at_path(path));
         }
         self.driver_or_refuse()?;
         // A medium may take its time: before the lock.
-        let reader = Arc::new(RandomReader::new(Bundle::open(path)?)?);
+        let reader = Arc::new(RandomReader::new(Bundle::open_with(path, key)?)?);
         let asked = self.ask_about(&reader).map_err(|error| error.at_path(path))?;
         let _word = self.hold_word();
         let attachment = self.admit(path, &reader, asked)?;
@@ -355,3 +361,6 @@ fn check_identity(bundle: &Identity, volume: MapIdentity) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
