@@ -169,6 +169,8 @@ pub const BUNDLE_ZERO_GRAIN_BYTES: u64 = 64 << 10;
 /// Runs in the selection of a bundle, and bytes of its manifest: what a reader parses in memory.
 pub const BUNDLE_SELECTION_RUNS_MAX: usize = 1 << 20;
 pub const BUNDLE_MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Largest `key.age` that is read: room for hundreds of recipients.
+pub const BUNDLE_KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Opening brackets in the text of a manifest, one for each run: counted before it is parsed, for a
 /// run takes three times the memory that it takes as text. Selection, coverage, and some.
 pub const BUNDLE_MANIFEST_LISTS_MAX: usize = 3 << 20;
@@ -193,6 +195,19 @@ pub const BUNDLE_THREADS_MAX: usize = 8;
 /// Longest run of zeros, or of lost bytes, handed on at a time, so that progress and stopping stay
 /// fine-grained.
 pub const BUNDLE_ZERO_STEP_BYTES: u64 = 64 << 20;
+
+/// Largest segment in the tar form: one is held whole until its header, which states its length, is
+/// out.
+pub const TAR_SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Largest member of a tar that is written: the largest manifest.
+pub const TAR_MEMBER_BYTES_MAX: u64 = BUNDLE_MANIFEST_BYTES_MAX;
+/// Headers of a tar that is read: 16 TiB in segments of 64 MiB, three headers each, and as much
+/// again.
+pub const TAR_MEMBERS_MAX: u64 = 1 << 20;
+/// Largest extended header or long name of a tar: ours have 3 KiB, those with many attributes more.
+pub const TAR_EXTENDED_BYTES_MAX: u64 = 1 << 20;
+/// Padding after the end of an archive that is read so that its writer can end in peace.
+pub const TAR_TRAILING_BYTES_MAX: u64 = 1 << 20;
 
 /// Of an attached medium: indexes and descriptors kept in memory (those of a hundred full segments
 /// and of all that is read now), and verified chunks (what a few sequential readers are at).

@@ -122,7 +122,7 @@ def ours(place: Place, source: Path, engine: str = "auto") -> tuple[float, float
             at = offset + length
         before = resource.getrusage(resource.RUSAGE_SELF)
         begun = time.perf_counter()
-        report = dr.merge(source, place.target, over, engine=engine)  # type: ignore[arg-type]
+        report = dr.merge(source, place.target, over, engine=engine)
         seconds = time.perf_counter() - begun
         after = resource.getrusage(resource.RUSAGE_SELF)
         assert report.bytes_written == place.useful, (report, place.useful)

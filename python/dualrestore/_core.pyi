@@ -43,11 +43,15 @@ __all__ = [
     "merge_check",
     "merge_check_volume",
     "merge_into_volume",
+    "merge_revert",
     "raw_sink_check",
 ]
 
 _Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
+
+_Place: TypeAlias = str | int
+"""A path, or a descriptor that a tar goes through from front to back."""
 
 _Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
@@ -143,7 +147,14 @@ class Trust:
 
     A bundle that does not fit raises `LockedError` or `IntegrityError` when it is opened."""
 
-    def __new__(cls, key: BundleKey | None = None, manifest: bytes | None = None) -> Trust: ...
+    def __new__(
+        cls,
+        key: BundleKey | None = None,
+        manifest: bytes | None = None,
+        unlock: Callable[[bytes], BundleKey] | None = None,
+    ) -> Trust:
+        """`unlock` makes the key of a stream from its `key.age`, once that has come."""
+
     @property
     def key(self) -> BundleKey | None: ...
     @property
@@ -154,7 +165,7 @@ def guard_secrets() -> None:
 
 def bundle_create(
     source: str | SnapshotSource,
-    media: Sequence[str],
+    media: Sequence[_Place],
     *,
     selection: Sequence[_Range] | None = None,
     partitions: Sequence[int] | None = None,
@@ -170,7 +181,8 @@ def bundle_create(
     encryption: tuple[BundleKey, bytes] | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a bundle of an image or a snapshot over directories, one a medium.
+    """Writes a bundle of an image or a snapshot over directories, one a medium, or as one tar (new
+    file, disk, pipe).
 
     `{bundle, volume, generation, bytes_selected, bytes_data, bytes_zero, bytes_stored,
     bytes_saved, chunks, chunks_compressed, chunks_untried, encrypted, segments, media, bytes_left,
@@ -180,14 +192,17 @@ def bundle_create(
     changed from there; `allocated`: leaves holes out. `encryption`: the key, whose bundle this
     becomes, and `key.age`. `compression`: `auto`, `none`, `zstd` or `zstd:LEVEL`."""
 
-def bundle_show(path: str) -> dict[str, Any]:
+def bundle_show(place: _Place) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
     encrypted, complete, allocated_only, base, medium, last, extents: [[offset, length], ..],
     bytes_selected, bytes_data, bytes_zero, bytes_stored, chunks, segments: [{name, bytes, chunks},
     ..]}`"""
 
+def tar_key(path: str) -> bytes | None:
+    """`key.age` of a tar in a file or on a disk; None of anything else."""
+
 def bundle_verify(
-    path: str, *, trust: Trust | None = None, progress: _Progress | None = None
+    place: _Place, *, trust: Trust | None = None, progress: _Progress | None = None
 ) -> dict[str, Any]:
     """Reads every chunk. Damage is reported, not raised.
 
@@ -203,33 +218,44 @@ def raw_sink_check(path: str, *, force: bool = False) -> dict[str, Any]:
     if its disk is not removable and that was not `force`d."""
 
 def merge(
-    source: str,
+    source: _Place,
     target: str,
     map: OverwriteMap,
     *,
     trust: Trust | None = None,
+    engine: str = "auto",
+    undo: str | None = None,
+    dry_run: bool = False,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Merges a bundle directory or a raw image into a file or device that nobody serves.
 
     `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, seconds, engine}`. `bytes_skipped`: of the selection,
-    because they were current. A damaged chunk stays missing and is counted. `bytes_in_doubt`:
-    missing, and after a crash only the link may supply them."""
+    chunks_damaged, bytes_total, bytes_read, shortfall, seconds, engine}`. `bytes_skipped`: of the
+    selection, because they were current. A damaged chunk stays missing and is counted.
+    `bytes_in_doubt`: missing, and after a crash only the link may supply them. `engine`: `auto`,
+    `io_uring` or `threads`. `undo`: a file that keeps what is overwritten. `dry_run`: nothing is
+    read of the chunks nor written; the report says what would be."""
+
+def merge_revert(undo: str, target: str, map: OverwriteMap) -> int:
+    """Puts back what merges with that `undo` overwrote; its blocks are missing again. Bytes."""
 
 def merge_check(
-    sources: Sequence[tuple[str, Trust | None]], target: str, map: OverwriteMap
+    sources: Sequence[tuple[_Place, Trust | None]], target: str, map: OverwriteMap
 ) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
 
-def merge_check_volume(sources: Sequence[tuple[str, Trust | None]], volume: PrimaryVolume) -> None:
+def merge_check_volume(
+    sources: Sequence[tuple[_Place, Trust | None]], volume: PrimaryVolume
+) -> None:
     """The same for `merge_into_volume`."""
 
 def merge_into_volume(
-    source: str,
+    source: _Place,
     volume: PrimaryVolume,
     *,
     trust: Trust | None = None,
+    engine: str = "auto",
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """The same into a live volume, under its claims. Damaged chunks are fetched over the link when

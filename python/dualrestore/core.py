@@ -8,6 +8,7 @@ Does not know: daemons, the command line.
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os import PathLike, fspath, major, minor
 from stat import S_ISBLK
 from types import TracebackType
@@ -27,7 +28,13 @@ from dualrestore._core import (
     Trust,
     guard_secrets,
 )
-from dualrestore.errors import FormatError, LockedError, NextMediumError, UsageError
+from dualrestore.errors import (
+    FormatError,
+    LockedError,
+    NextMediumError,
+    SignatureError,
+    UsageError,
+)
 from dualrestore.keys import WRAPPED_BYTES_MAX, Lock, Opener
 from dualrestore.model import (
     BundleReport,
@@ -57,19 +64,26 @@ __all__ = [
     "Trust",
     "check_merge",
     "check_merge_into_volume",
+    "check_signable",
     "disk_behind",
     "guard_secrets",
+    "is_stream",
     "locked_with",
     "merge",
     "merge_into_volume",
+    "merge_revert",
+    "show_bundle",
     "sign_bundle",
     "sign_finished",
     "sink_is_removable",
     "trusts_of",
+    "verify_bundle",
     "write_bundle",
 ]
 
 Path = str | PathLike[str]
+Descriptor = int
+"""Of a pipe, socket, file or disk that a bundle goes through as a tar, from front to back."""
 Progress = Callable[[dict[str, int]], None]
 Encryption = tuple[BundleKey, bytes]
 """The key of a new bundle, and `key.age`."""
@@ -96,12 +110,15 @@ def _read_member(directory: pathlib.Path, name: str, limit: int) -> bytes:
 
 
 def trusts_of(
-    bundles: Sequence[Path], opener: Opener | None = None, signers: Path | None = None
+    bundles: Sequence[Path | Descriptor],
+    opener: Opener | None = None,
+    signers: Path | None = None,
 ) -> list[Trust | None]:
     """What each bundle is to be held to: signatures checked, keys unwrapped.
 
     With `signers` an unsigned bundle is refused (`SignatureError`), with `opener` one that is not
     encrypted (`LockedError`). Media of one bundle, which wrap their key alike, cost one unwrapping.
+    The key of a stream is unwrapped when it comes; its signature cannot be checked.
     """
     if opener is None and signers is None:
         return [None] * len(bundles)
@@ -110,35 +127,77 @@ def trusts_of(
         return [Trust(manifest=manifest) for manifest in manifests]
     guard_secrets()
     keys: dict[bytes, BundleKey] = {}
+
+    def unwrapped(wrapped: bytes, place: str) -> BundleKey:
+        if wrapped not in keys:
+            keys[wrapped] = BundleKey.parse(opener.unwrap(wrapped, place))
+        return keys[wrapped]
+
     trusts: list[Trust | None] = []
     for bundle, manifest in zip(bundles, manifests, strict=True):
-        wrapped = _wrapped_key(bundle)
-        if wrapped not in keys:
+        if isinstance(bundle, int) or is_stream(bundle):
+            trusts.append(Trust(unlock=partial(unwrapped, place=f"the stream's {KEY_NAME}")))
+        else:
             place = str(pathlib.Path(bundle, KEY_NAME))
-            keys[wrapped] = BundleKey.parse(opener.unwrap(wrapped, place))
-        trusts.append(Trust(keys[wrapped], manifest))
+            trusts.append(Trust(unwrapped(_wrapped_key(bundle), place), manifest))
     return trusts
+
+
+def is_stream(place: Path | Descriptor) -> bool:
+    """Whether it can be read only once, from front to back."""
+    if isinstance(place, int):
+        return True
+    path = pathlib.Path(place)
+    return path.is_fifo() or path.is_socket() or path.is_char_device()
 
 
 def _wrapped_key(bundle: Path) -> bytes:
     try:
-        return _read_member(pathlib.Path(bundle), KEY_NAME, WRAPPED_BYTES_MAX)
-    except (FileNotFoundError, NotADirectoryError):
+        path = pathlib.Path(bundle)
+        if path.is_dir():
+            return _read_member(path, KEY_NAME, WRAPPED_BYTES_MAX)
+        wrapped = _core.tar_key(fspath(bundle))
+    except FileNotFoundError:
+        wrapped = None
+    if wrapped is None:
         raise LockedError(
             f"{fspath(bundle)}: expected an encrypted bundle, found no {KEY_NAME}: it may have "
             "been exchanged; name no identity or passphrase if you trust it"
-        ) from None
+        )
+    return wrapped
 
 
-def _signed(bundle: Path, signers: Path) -> bytes:
+def _signed(bundle: Path | Descriptor, signers: Path) -> bytes:
     """The SHA-256 of a manifest that one of the signers signed."""
     from dualrestore.signatures import read_signature, verify
 
+    if isinstance(bundle, int) or (
+        pathlib.Path(bundle).exists() and not pathlib.Path(bundle).is_dir()
+    ):
+        raise SignatureError(
+            f"{bundle}: expected a directory, which alone carries a signature, found a tar or an "
+            "image: unpack a tar with `tar xf`, or name no signers"
+        )
     directory = pathlib.Path(bundle)
     signature = read_signature(directory)
     manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
     verify(manifest, signature, pathlib.Path(signers))
     return hashlib.sha256(manifest).digest()
+
+
+def check_signable(destination: Path | Descriptor, key: Path) -> None:
+    """Raises `UsageError` if what is made there cannot be signed with that SSH key."""
+    from dualrestore.signatures import check_signing_key
+
+    check_signing_key(pathlib.Path(key))
+    if not isinstance(destination, int):
+        path = pathlib.Path(destination)
+        if path.is_dir() or (not path.exists() and path.suffix != ".tar"):
+            return
+    raise UsageError(
+        "expected a new directory as the place of a signed bundle, found a tar: sign in a "
+        "directory, and make a tar of that"
+    )
 
 
 def sign_bundle(bundle: Path, key: Path) -> None:
@@ -387,7 +446,8 @@ class Bundle:
         passphrase: str | None = None,
         signers: Path | None = None,
     ) -> Self:
-        """An existing bundle. Raises `FormatError` if it is none or not complete.
+        """An existing bundle: a directory, or a tar in a file or on a disk. Raises `FormatError`
+        if it is none or not complete.
 
         An encrypted one needs the file of an `identity`, or its `passphrase`, for everything but
         `show`; a wrong one raises `LockedError`. With `signers`, a file as `ssh-keygen` takes it, a
@@ -414,7 +474,7 @@ class Bundle:
 
 def write_bundle(
     source: Path | SnapshotSource,
-    media: Sequence[Path],
+    media: Sequence[Path | Descriptor],
     selection: Sequence[tuple[int, int]] | None = None,
     *,
     medium_size: int | None = None,
@@ -429,15 +489,20 @@ def write_bundle(
     sign: Path | None = None,
     progress: Progress | None = None,
 ) -> BundleReport:
-    """As `Bundle.create`, but a bundle that waits for a further medium is no error."""
-    if sign is not None:
-        from dualrestore.signatures import check_signing_key
+    """As `Bundle.create`, also into what cannot be read back.
 
-        check_signing_key(pathlib.Path(sign))
+    New directories take a bundle medium by medium; one that waits for a further medium is no error
+    here. A new file named `.tar`, a disk, or a descriptor takes the same as a tar archive: its
+    payloads lie at multiples of 4096 bytes, and 64 MiB of it are held in memory. Raises
+    `DeviceError` with EPIPE if the reader of a pipe goes away.
+    """
+    if sign is not None:
+        for medium in media:
+            check_signable(medium, sign)
     name, mark = _known_as(source)
     report = _core.bundle_create(
         source if isinstance(source, SnapshotSource) else fspath(source),
-        [fspath(medium) for medium in media],
+        [_place(medium) for medium in media],
         selection=selection,
         partitions=list(partitions),
         allocated=allocated,
@@ -454,7 +519,8 @@ def write_bundle(
     )
     if sign is not None:
         for medium in media:
-            sign_finished(medium, sign)
+            if not isinstance(medium, int):
+                sign_finished(medium, sign)
     return read(BundleReport, report)
 
 
@@ -495,37 +561,83 @@ def sink_is_removable(path: Path) -> bool:
     return disk is not None and disk.removable
 
 
-def _known(source: Path | Bundle, trust: Trust | None) -> tuple[str, Trust | None]:
+def verify_bundle(
+    source: Path | Descriptor | Bundle,
+    progress: Progress | None = None,
+    *,
+    trust: Trust | None = None,
+) -> BundleVerification:
+    """As `Bundle.verify`, also of what can be read only once."""
+    place, known = _known(source, trust)
+    return read(BundleVerification, _core.bundle_verify(place, trust=known, progress=progress))
+
+
+def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
+    """What the manifest says; a stream is read up to it."""
+    return _core.bundle_show(_place(source))
+
+
+def _place(place: Path | Descriptor) -> str | int:
+    return place if isinstance(place, int) else fspath(place)
+
+
+def _known(
+    source: Path | Descriptor | Bundle, trust: Trust | None
+) -> tuple[str | int, Trust | None]:
     if isinstance(source, Bundle):
         return source.path, trust or source.trust
-    return fspath(source), trust
+    return _place(source), trust
 
 
 def merge(
-    source: Path | Bundle,
+    source: Path | Descriptor | Bundle,
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
     *,
     trust: Trust | None = None,
+    engine: str = "auto",
+    undo: Path | None = None,
+    dry_run: bool = False,
 ) -> MergeReport:
     """Writes what is missing in a file or device, and only that, from a bundle or raw image.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
     chunk is verified before its blocks are written. May be interrupted and repeated. An encrypted
     bundle is given as `Bundle.open(path, identity=..)`.
+
+    `engine` is `io_uring`, `threads`, or `auto` for the one that suits. `undo` is a file that keeps
+    what is overwritten, for `merge_revert`. With `dry_run` nothing is written, and no chunk is
+    read: the report says what would be.
     """
     path, known = _known(source, trust)
-    report = _core.merge(path, fspath(target), map.inner, trust=known, progress=progress)
+    report = _core.merge(
+        path,
+        fspath(target),
+        map.inner,
+        trust=known,
+        engine=engine,
+        undo=None if undo is None else fspath(undo),
+        dry_run=dry_run,
+        progress=progress,
+    )
     return read(MergeReport, report)
 
 
-Known = tuple[Path, Trust | None]
+def merge_revert(undo: Path, target: Path, map: OverwriteMap) -> int:  # noqa: A002 - as above
+    """Puts back what merges with that `undo` overwrote, and returns the bytes.
+
+    The blocks are missing again. What else was written to the target since is lost there.
+    """
+    return _core.merge_revert(fspath(undo), fspath(target), map.inner)
+
+
+Known = tuple[Path | Descriptor, Trust | None]
 """A source, and what it is held to."""
 
 
-def _all_known(sources: Sequence[Known]) -> list[tuple[str, Trust | None]]:
-    return [(fspath(path), trust) for path, trust in sources]
+def _all_known(sources: Sequence[Known]) -> list[tuple[str | int, Trust | None]]:
+    return [(_place(place), trust) for place, trust in sources]
 
 
 def check_merge(sources: Sequence[Known], target: Path, overwrite_map: OverwriteMap) -> None:
@@ -539,13 +651,14 @@ def check_merge_into_volume(sources: Sequence[Known], volume: PrimaryVolume) -> 
 
 
 def merge_into_volume(
-    source: Path | Bundle,
+    source: Path | Descriptor | Bundle,
     volume: PrimaryVolume,
     progress: Progress | None = None,
     *,
     trust: Trust | None = None,
+    engine: str = "auto",
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
-    path, known = _known(source, trust)
-    report = _core.merge_into_volume(path, volume, trust=known, progress=progress)
+    place, known = _known(source, trust)
+    report = _core.merge_into_volume(place, volume, trust=known, progress=progress)
     return read(MergeReport, report)

@@ -55,11 +55,14 @@ class MergeReport(Record, frozen=True, kw_only=True):
     bytes_stale: int = 0
     engine: str = ""
     """What carried out the reads and writes: `io_uring` or `threads`."""
+    shortfall: str | None = None
+    """Why less came than the source holds: it was cut off. What came whole was merged."""
 
     def __add__(self, other: "MergeReport") -> "MergeReport":
-        names = [name for name in self.__struct_fields__ if name != "engine"]
+        names = [name for name in self.__struct_fields__ if name not in {"engine", "shortfall"}]
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return MergeReport(**sums, engine=other.engine)
+        shortfall = self.shortfall or other.shortfall
+        return MergeReport(**sums, engine=other.engine, shortfall=shortfall)
 
 
 class BundleReport(Record, frozen=True, kw_only=True):
@@ -78,6 +81,12 @@ class BundleReport(Record, frozen=True, kw_only=True):
     chunks: int
     segments: int
     seconds: float
+    bytes_saved: int = 0
+    """By compression, of what the data would take."""
+    chunks_compressed: int = 0
+    chunks_untried: int = 0
+    """Stored as they were because compressing would have held the sink up (`auto`)."""
+    encrypted: bool = False
     media: int = 1
     bytes_left: int = 0
 
@@ -95,12 +104,6 @@ class Disk(Record, frozen=True, kw_only=True):
     serial: str | None
     size: int
     removable: bool
-    bytes_saved: int = 0
-    """By compression, of what the data would take."""
-    chunks_compressed: int = 0
-    chunks_untried: int = 0
-    """Stored as they were because compressing would have held the sink up (`auto`)."""
-    encrypted: bool = False
 
 
 class BundleVerification(Record, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ use super::writer::{BundleReport, OnBundleProgress, WriterOptions, check};
 use crate::device::{FileFolder, Folder};
 use crate::error::{Error, Result};
 use crate::format::bundle::{BeginManifest, Done, ProgressRecord, Run};
+use crate::limits::BUNDLE_MANIFEST_BYTES_MAX;
 
 /// What to make, and where.
 #[derive(Debug)]
@@ -153,7 +154,7 @@ fn bundle_on(path: &Path) -> Option<Uuid> {
     if let Ok((manifest, _)) = read_manifest(&folder) {
         return Some(manifest.begin.bundle.0);
     }
-    let begin = read_member(&folder, BEGIN_NAME).ok()?;
+    let begin = read_member(&folder, BEGIN_NAME, BUNDLE_MANIFEST_BYTES_MAX).ok()?;
     BeginManifest::parse(&begin).ok().map(|begin| begin.bundle.0)
 }
 

@@ -15,3 +15,15 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 pub const UNFINISHED_NAME: &str = "manifest.json.new";
 /// What the medium holds, for people.
 pub const REPORT_NAME: &str = "report.json";
+
+/// The number of a segment, if the file is named as one.
+pub fn segment_number(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("seg-")?.strip_suffix(".drs")?;
+    let plain = digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    if plain { digits.parse().ok() } else { None }
+}
+
+/// Whether a reader needs the file.
+pub fn is_needed(name: &str) -> bool {
+    [BEGIN_NAME, KEY_NAME, MANIFEST_NAME].contains(&name) || segment_number(name).is_some()
+}

@@ -8,6 +8,7 @@
 //! | batch | chunks described together, ahead of their bytes |
 //! | segment | a file of batches, at most 1 GiB, immutable once closed |
 //! | medium | a place for a part of a bundle; each can be read without the others |
+//! | stream | a bundle as a tar, read once as it comes |
 //! | piece | a chunk on its way out of a bundle or an image |
 //! | pump | reading and verifying of pieces, for merging and verifying alike |
 //! | plan, job, slot | which pieces go through memory together, and the memory |
@@ -30,9 +31,12 @@ mod reader;
 mod report;
 mod resume;
 mod segment_reader;
+mod segment_stream;
 mod selection;
 mod snapshot_source;
 mod source;
+mod tar_reading;
+mod tar_stream;
 mod trust;
 mod verify;
 mod worker;
@@ -52,6 +56,7 @@ pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
 pub use source::{Identity, ImageSource, Lineage, Source};
+pub use tar_stream::TarStream;
 pub use trust::Trust;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::{
@@ -65,5 +70,7 @@ mod encrypted_tests;
 mod media_tests;
 #[cfg(test)]
 mod signed_tests;
+#[cfg(test)]
+mod tar_tests;
 #[cfg(test)]
 mod tests;

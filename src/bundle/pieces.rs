@@ -140,7 +140,7 @@ impl Opener {
 }
 
 /// A bundle or an image, as something that a merge or a verification goes through.
-pub trait PieceSource: Sync + Debug {
+pub trait PieceSource: Send + Sync + Debug {
     /// For messages.
     fn name(&self) -> String;
     fn identity(&self) -> Identity;
@@ -158,4 +158,17 @@ pub trait PieceSource: Sync + Debug {
     fn answers_at_once(&self) -> bool;
     /// All pieces, in the order in which the medium is best read. An error ends it.
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_>;
+
+    /// Whether `pieces` gives them again when asked again: not what came through a pipe.
+    fn is_repeatable(&self) -> bool {
+        true
+    }
+
+    /// Why fewer pieces came than there are, asked when they have ended.
+    fn shortfall(&self) -> Option<Error> {
+        None
+    }
+
+    /// Ends a wait of `pieces` for bytes that do not come; called from another thread.
+    fn interrupt(&self) {}
 }

@@ -181,6 +181,8 @@ pub fn run<C: Consumer>(
                 Err(error) => error,
             };
             shared.stop.store(true, std::sync::atomic::Ordering::Release);
+            // A worker may wait for bytes that never come.
+            source.interrupt();
             first.get_or_insert(ended);
         }
         first.map_or(Ok(()), Err)

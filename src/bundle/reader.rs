@@ -11,19 +11,21 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::members::{BEGIN_NAME, MANIFEST_NAME};
+use super::members::{BEGIN_NAME, KEY_NAME, MANIFEST_NAME, is_needed};
 use super::pieces::{Content, Piece, PieceSource};
 use super::segment_reader::{SegmentReader, read_header};
 use super::source::{Identity, Lineage};
 use super::trust::Trust;
-use crate::device::{FileFolder, Folder, FolderFile};
+use crate::device::{FileFolder, Folder, FolderFile, TarIndex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
-    BeginManifest, BundleKey, Checks, Manifest, SegmentEntry, SegmentHeader, locked,
+    BeginManifest, BundleKey, Checks, Manifest, Run, SegmentEntry, SegmentHeader, locked,
 };
 use crate::format::frames::CutName;
-use crate::limits::{BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX};
+use crate::limits::{
+    BUNDLE_KEY_FILE_BYTES_MAX, BUNDLE_MANIFEST_BYTES_MAX, BUNDLE_SELECTION_RUNS_MAX,
+};
 use crate::units::{Cut, Geometry};
 
 /// Separate runs that a segment may describe: those of its coverage, and what damage adds to them.
@@ -39,14 +41,35 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Opens the bundle in a directory, which must not be encrypted.
-    pub fn open(directory: &Path) -> Result<Self> {
-        Self::open_with(directory, None)
+    /// Opens the bundle in a directory, or in a tar (a file, or a disk that it was written to). It
+    /// must not be encrypted.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, None)
     }
 
-    /// Opens the bundle in a directory: with its key if it is encrypted, and only then.
-    pub fn open_with(directory: &Path, key: Option<&BundleKey>) -> Result<Self> {
-        Self::open_in_with(Arc::new(FileFolder::open(directory)?), key)
+    /// The same: with its key if it is encrypted, and only then.
+    pub fn open_with(path: &Path, key: Option<&BundleKey>) -> Result<Self> {
+        Self::open_in_with(folder_at(path)?, key)
+    }
+
+    /// Whether it is a tar in which no manifest was found: one that was cut off.
+    pub fn is_cut_off(path: &Path) -> Result<bool> {
+        if path.is_dir() || !TarIndex::is_one(path)? {
+            return Ok(false);
+        }
+        Ok(!TarIndex::open(path, is_needed)?.has(MANIFEST_NAME))
+    }
+
+    /// What wraps the key of the bundle in a tar; `None`: it is no tar, or has none.
+    pub fn key_of_tar(path: &Path) -> Result<Option<Vec<u8>>> {
+        if path.is_dir() || !TarIndex::is_one(path)? {
+            return Ok(None);
+        }
+        let tar = TarIndex::open(path, is_needed)?;
+        if !tar.has(KEY_NAME) {
+            return Ok(None);
+        }
+        read_member(&tar, KEY_NAME, BUNDLE_KEY_FILE_BYTES_MAX).map(Some)
     }
 
     pub fn open_in(folder: Arc<dyn Folder>) -> Result<Self> {
@@ -57,9 +80,9 @@ impl Bundle {
         Self::open_in_trusting(folder, Trust::of_key(key))
     }
 
-    /// Opens the bundle in a directory, and holds it to what is known of it.
-    pub fn open_trusting(directory: &Path, trust: Trust) -> Result<Self> {
-        Self::open_in_trusting(Arc::new(FileFolder::open(directory)?), trust)
+    /// Opens the bundle in a directory or a tar, and holds it to what is known of it.
+    pub fn open_trusting(path: &Path, trust: Trust) -> Result<Self> {
+        Self::open_in_trusting(folder_at(path)?, trust)
     }
 
     pub fn open_in_trusting(folder: Arc<dyn Folder>, trust: Trust) -> Result<Self> {
@@ -71,8 +94,8 @@ impl Bundle {
 
     /// To look at what its manifest says: the chunks of an encrypted one cannot be had, and nothing
     /// proves who wrote it.
-    pub fn look(directory: &Path) -> Result<Self> {
-        let folder = Arc::new(FileFolder::open(directory)?);
+    pub fn look(path: &Path) -> Result<Self> {
+        let folder = folder_at(path)?;
         let (manifest, _) = read_manifest(folder.as_ref())?;
         Self::checked(folder, manifest, Trust::default())
     }
@@ -224,12 +247,38 @@ impl Bundle {
 
     /// Whether `manifest.begin.json` is the one that the bundle was begun with.
     pub fn check_begin(&self) -> Result<()> {
-        let bytes = read_member(self.folder.as_ref(), BEGIN_NAME)?;
+        let bytes = read_member(self.folder.as_ref(), BEGIN_NAME, BUNDLE_MANIFEST_BYTES_MAX)?;
         let begin = BeginManifest::parse(&bytes)?;
         let same = *blake3::hash(&bytes).as_bytes() == self.manifest.begin_hash.0
             && begin == self.manifest.begin;
         if same { Ok(()) } else { Err(Error::integrity("it is not of this bundle")) }
     }
+}
+
+/// What an incremental bundle goes on from.
+pub(super) fn lineage_of(begin: &BeginManifest) -> Option<Lineage> {
+    let base = begin.base.as_ref()?;
+    let ranges = |runs: &[Run]| runs.iter().map(|run| ByteRange::from(*run)).collect();
+    Some(Lineage {
+        cut: Cut { generation: begin.generation, sequence: begin.cut },
+        base: Cut { generation: base.generation, sequence: base.cut },
+        selection: ranges(&begin.selection),
+        scope: base.scope.as_ref().map(|runs| ranges(runs)),
+    })
+}
+
+/// The cut that a bundle is of, as the link knows it.
+pub(super) fn cut_name(begin: &BeginManifest) -> Option<CutName> {
+    let snapshot = begin.snapshot.filter(|_| begin.volume.is_some())?.0;
+    Some(CutName { snapshot, generation: begin.generation, sequence: begin.cut })
+}
+
+/// The folder that a bundle lies in.
+fn folder_at(path: &Path) -> Result<Arc<dyn Folder>> {
+    if !path.is_dir() && TarIndex::is_one(path)? {
+        return Ok(Arc::new(TarIndex::open(path, is_needed)?));
+    }
+    Ok(Arc::new(FileFolder::open(path)?))
 }
 
 impl PieceSource for Bundle {
@@ -248,20 +297,11 @@ impl PieceSource for Bundle {
     }
 
     fn lineage(&self) -> Option<Lineage> {
-        let base = self.manifest.begin.base.as_ref()?;
-        let scope = base.scope.as_ref();
-        Some(Lineage {
-            cut: self.identity().instant(),
-            base: Cut { generation: base.generation, sequence: base.cut },
-            selection: self.selection(),
-            scope: scope.map(|runs| runs.iter().map(|run| ByteRange::from(*run)).collect()),
-        })
+        lineage_of(&self.manifest.begin)
     }
 
     fn cut_name(&self) -> Option<CutName> {
-        let begin = &self.manifest.begin;
-        let snapshot = begin.snapshot.filter(|_| begin.volume.is_some())?.0;
-        Some(CutName { snapshot, generation: begin.generation, sequence: begin.cut })
+        cut_name(&self.manifest.begin)
     }
 
     fn bytes_total(&self) -> u64 {
@@ -289,12 +329,12 @@ fn is_damage(error: &Error) -> bool {
     error.kind() == ErrorKind::Integrity || error.kind() == ErrorKind::Device
 }
 
-pub(super) fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
+pub(super) fn read_member(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Vec<u8>> {
     let file = folder.open(name)?;
     let length = file.length()?;
-    if length > BUNDLE_MANIFEST_BYTES_MAX {
+    if length > bytes_max {
         return Err(Error::format(format!(
-            "expected a manifest of at most {BUNDLE_MANIFEST_BYTES_MAX} bytes, found {length}"
+            "expected at most {bytes_max} bytes, found {length}: copy it again"
         ))
         .at_path(&folder.path().join(name)));
     }
@@ -305,7 +345,7 @@ pub(super) fn read_member(folder: &dyn Folder, name: &str) -> Result<Vec<u8>> {
 
 pub(super) fn read_manifest(folder: &dyn Folder) -> Result<(Manifest, Vec<u8>)> {
     let path = folder.path().join(MANIFEST_NAME);
-    match read_member(folder, MANIFEST_NAME) {
+    match read_member(folder, MANIFEST_NAME, BUNDLE_MANIFEST_BYTES_MAX) {
         Ok(bytes) => match Manifest::parse(&bytes) {
             Ok(manifest) => Ok((manifest, bytes)),
             Err(error) => Err(error.at_path(&path)),
@@ -374,7 +414,10 @@ impl Pieces<'_> {
 }
 
 /// The parts of `coverage` that lie in none of `found`; both ascend.
-fn gaps(coverage: impl Iterator<Item = ByteRange>, found: &[ByteRange]) -> Vec<ByteRange> {
+pub(super) fn gaps(
+    coverage: impl Iterator<Item = ByteRange>,
+    found: &[ByteRange],
+) -> Vec<ByteRange> {
     let mut gaps = Vec::new();
     for run in coverage {
         let first = found.partition_point(|one| one.end() <= run.offset);

@@ -29,7 +29,7 @@ use crate::format::bundle::{
     ChunkKind, Descriptor, Done, HexHash, Manifest, Run, SegmentEntry, SegmentHeader, padded,
     segment_name,
 };
-use crate::limits::BUNDLE_CHUNK_BYTES_MAX;
+use crate::limits::{BUNDLE_CHUNK_BYTES_MAX, BUNDLE_MANIFEST_BYTES_MAX};
 
 /// See the module.
 #[derive(Debug)]
@@ -54,7 +54,9 @@ pub fn examine(folder: &dyn Folder, begun: &BegunBundle, done: &Done) -> Result<
     if stranger || !members_are_ours(folder, begun, &names)? {
         return Err(not_empty());
     }
-    if !has(BEGIN_NAME) || read_member(folder, BEGIN_NAME)? != begun.bytes {
+    if !has(BEGIN_NAME)
+        || read_member(folder, BEGIN_NAME, BUNDLE_MANIFEST_BYTES_MAX)? != begun.bytes
+    {
         // The members were not complete, so there was no segment yet.
         return if names.iter().any(|name| is_segment(name)) {
             Err(not_empty())
@@ -87,7 +89,8 @@ fn number_of(name: &str) -> Option<u32> {
 /// Whether each member that is there is the beginning of what we write.
 fn members_are_ours(folder: &dyn Folder, begun: &BegunBundle, names: &[String]) -> Result<bool> {
     for (name, bytes) in begun.members() {
-        if names.iter().any(|held| held == name) && !bytes.starts_with(&read_member(folder, name)?)
+        if names.iter().any(|held| held == name)
+            && !bytes.starts_with(&read_member(folder, name, BUNDLE_MANIFEST_BYTES_MAX)?)
         {
             return Ok(false);
         }

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use super::pieces::PieceSource;
 use super::pump::{Begun, Consumer, Crew, Event, Opened, Outcome, run};
 use super::reader::Bundle;
+use super::tar_stream::TarStream;
 use super::writer::push_run;
 use crate::clock::MonotonicClock;
 use crate::error::Result;
@@ -44,6 +45,9 @@ impl VerifyReport {
     }
 }
 
+/// Called on the thread that verifies; says whether to go on.
+pub type OnVerifyProgress<'a> = &'a mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>;
+
 struct Count;
 
 impl Consumer for Count {
@@ -65,48 +69,17 @@ impl Consumer for Count {
 
 impl Bundle {
     /// Reads and checks everything. Damage is reported, not an error.
-    pub fn verify(
-        &self,
-        crew: Crew,
-        progress: &mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>,
-    ) -> Result<VerifyReport> {
+    pub fn verify(&self, crew: Crew, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
         let clock = MonotonicClock::default();
         let began = clock.now();
-        let mut told = None;
         let mut report = VerifyReport::default();
-        let mut state =
-            VerifyProgress { bytes_total: self.bytes_total(), ..VerifyProgress::default() };
         for segment in self.segments() {
             self.check_pages(segment, &mut report.blemishes)?;
         }
         if let Err(error) = self.check_begin() {
             report.blemishes.push(format!("manifest.begin.json: {error}"));
         }
-        run(self, &Count, crew, |events| {
-            for Event { range, chunks, outcome, .. } in events {
-                state.bytes_done += range.length;
-                match outcome {
-                    Outcome::Damaged(_) => {
-                        report.chunks_damaged += 1;
-                        state.chunks_damaged += 1;
-                        push_run(&mut report.damaged, range);
-                    }
-                    Outcome::Consumed(()) | Outcome::Unwanted => {
-                        report.chunks += chunks;
-                        report.bytes += range.length;
-                    }
-                }
-            }
-            let now = clock.now();
-            if told.is_none_or(|told| now.since_ms(told) >= PROGRESS_INTERVAL_MS) {
-                told = Some(now);
-                return Ok(progress(&state));
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        // All is done: a wish to stop comes too late.
-        let _too_late = progress(&state);
-        report.damaged.sort_unstable();
+        verify_pieces(self, crew, &mut report, progress)?;
         report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
         Ok(report)
     }
@@ -132,6 +105,58 @@ impl Bundle {
         }
         Ok(())
     }
+}
+
+impl TarStream {
+    /// Reads and checks everything that comes. Damage, and what does not come, is reported.
+    pub fn verify(&self, crew: Crew, progress: OnVerifyProgress<'_>) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let clock = MonotonicClock::default();
+        let began = clock.now();
+        verify_pieces(self, crew, &mut report, progress)?;
+        report.blemishes = self.blemishes();
+        report.blemishes.extend(self.shortfall().map(|error| error.to_string()));
+        report.seconds = clock.now().since_ms(began) as f64 / 1000.0;
+        Ok(report)
+    }
+}
+
+fn verify_pieces(
+    source: &dyn PieceSource,
+    crew: Crew,
+    report: &mut VerifyReport,
+    progress: OnVerifyProgress<'_>,
+) -> Result<()> {
+    let clock = MonotonicClock::default();
+    let mut told = None;
+    let mut state =
+        VerifyProgress { bytes_total: source.bytes_total(), ..VerifyProgress::default() };
+    run(source, &Count, crew, |events| {
+        for Event { range, chunks, outcome, .. } in events {
+            state.bytes_done += range.length;
+            match outcome {
+                Outcome::Damaged(_) => {
+                    report.chunks_damaged += 1;
+                    state.chunks_damaged += 1;
+                    push_run(&mut report.damaged, range);
+                }
+                Outcome::Consumed(()) | Outcome::Unwanted => {
+                    report.chunks += chunks;
+                    report.bytes += range.length;
+                }
+            }
+        }
+        let now = clock.now();
+        if told.is_none_or(|told| now.since_ms(told) >= PROGRESS_INTERVAL_MS) {
+            told = Some(now);
+            return Ok(progress(&state));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // All is done: a wish to stop comes too late.
+    let _too_late = progress(&state);
+    report.damaged.sort_unstable();
+    Ok(())
 }
 
 /// The index that batches should have, and where it begins if they follow each other from the

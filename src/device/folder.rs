@@ -247,7 +247,7 @@ impl Folder for FileFolder {
 }
 
 #[derive(Debug)]
-struct DiskFile {
+pub(super) struct DiskFile {
     file: File,
     /// The same file past the page cache, where its file system can do that.
     direct: Option<File>,
@@ -255,7 +255,7 @@ struct DiskFile {
 }
 
 impl DiskFile {
-    fn new(file: File, path: PathBuf) -> Self {
+    pub(super) fn new(file: File, path: PathBuf) -> Self {
         let direct = if suits_direct(&file) {
             let flags = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
             let writable = rustix::fs::fcntl_getfl(&file).is_ok_and(|f| f.contains(OFlags::RDWR));
@@ -264,6 +264,10 @@ impl DiskFile {
             None
         };
         Self { file, direct, path }
+    }
+
+    pub(super) fn answers_at_once(&self) -> bool {
+        self.direct.is_none()
     }
 
     /// The descriptor for a request.

@@ -8,9 +8,10 @@
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
-//! Beside them: `Directory`, where state is kept (`directory.rs`, `crashing_directory.rs`),
-//! `Folder`, what a medium looks like (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the
-//! threads that do device operations, which `share` spreads over them.
+//! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where
+//! state is kept (`directory.rs`, `crashing_directory.rs`), `Folder`, what a medium looks like
+//! (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the threads that do device operations, which
+//! `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;
@@ -32,6 +33,8 @@ mod queue;
 mod ram;
 mod secrecy;
 mod sharing;
+mod stream;
+mod tar;
 mod uring;
 
 use std::fmt::Debug;
@@ -53,6 +56,10 @@ pub use queue::{Access, BlockingQueue, Done, Engine, Place, Queue, Request};
 pub use ram::RamDevice;
 pub use secrecy::hide_memory;
 pub use sharing::share;
+pub use stream::{
+    ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard, open_stream,
+};
+pub use tar::{Step, TarFolder, TarIndex, TarMember, TarWalker};
 pub use uring::RingQueue;
 
 use crate::error::Result;

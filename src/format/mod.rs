@@ -6,3 +6,4 @@ pub mod journal;
 pub mod map;
 pub mod nbd;
 pub mod partition;
+pub mod tar;

@@ -14,7 +14,7 @@
 //! Does not know: whether the target is being served.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::lineage::{check_span, widened};
 use super::seams::{Seams, cut};
@@ -79,6 +79,8 @@ pub struct MergeReport {
     pub chunks_repaired: u64,
     /// Bytes of damaged chunks, the first `REPORT_RUNS_MAX` runs.
     pub damaged: Vec<ByteRange>,
+    /// Why less came than the source holds: it was cut off, and what came was merged.
+    pub shortfall: Option<String>,
     pub seconds: f64,
     /// What carried out the reads and writes.
     pub engine: &'static str,
@@ -218,14 +220,17 @@ struct Filled {
 struct Filler<'a> {
     target: &'a dyn MergeTarget,
     seams: Seams,
-    /// Something wanted was held by others when its piece came by.
-    left_over: AtomicBool,
+    /// What was wanted and held by others when its piece came by, the first `REPORT_RUNS_MAX`.
+    left_over: Mutex<Vec<BlockRange>>,
 }
 
 impl Filler<'_> {
     fn note_left_over(&self, blocks: BlockRange) {
         if !self.target.wanted(blocks).is_empty() {
-            self.left_over.store(true, Ordering::Relaxed);
+            let mut left_over = self.left_over.lock().unwrap_or_else(PoisonError::into_inner);
+            if left_over.len() < REPORT_RUNS_MAX {
+                left_over.push(blocks);
+            }
         }
     }
 
@@ -321,10 +326,19 @@ struct Merge<'a> {
 impl Merge<'_> {
     fn passes(&mut self, source: &dyn PieceSource, crew: Crew) -> Result<()> {
         let seams = Seams::new(self.target.geometry());
-        let filler = Filler { target: self.target, seams, left_over: AtomicBool::new(false) };
+        let filler = Filler { target: self.target, seams, left_over: Mutex::default() };
         pump(source, &filler, crew, |events| self.hear(events, true))?;
-        if filler.left_over.load(Ordering::Relaxed) {
+        self.report.shortfall = source.shortfall().map(|error| error.to_string());
+        let held =
+            std::mem::take(&mut *filler.left_over.lock().unwrap_or_else(PoisonError::into_inner));
+        let left_over = held.into_iter().any(|run| !self.target.wanted(run).is_empty());
+        if left_over && source.is_repeatable() {
             pump(source, &filler, crew, |events| self.hear(events, false))?;
+        } else if left_over {
+            self.report.shortfall.get_or_insert_with(|| {
+                "some blocks were in use when they came by, and cannot come again: run it again"
+                    .into()
+            });
         }
         Ok(())
     }

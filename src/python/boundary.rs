@@ -3,14 +3,19 @@
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
+use std::thread::Builder;
+use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
+use crate::device::Stop;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
+use crate::limits::PROGRESS_INTERVAL_MS;
 use crate::units::{BlockSize, Geometry};
 use crate::volume::engine::Engine;
 
@@ -97,6 +102,17 @@ impl Callback {
         })
     }
 
+    /// Polls signals only; whether to go on.
+    pub fn poll(&mut self) -> ControlFlow<()> {
+        match Python::attach(|py| py.check_signals()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(raised) => {
+                self.raised = Some(raised);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
     /// The result, or what the callback raised to end the call.
     pub fn result<T>(self, result: Result<T>) -> PyResult<T> {
         match self.raised {
@@ -104,6 +120,33 @@ impl Callback {
             None => Ok(result?),
         }
     }
+}
+
+/// Does work that may wait for another program, on a thread of its own, while this one polls: so
+/// that a signal or a cancelled job ends the wait.
+pub fn attended<T: Send>(
+    stop: &Stop,
+    mut poll: impl FnMut() -> ControlFlow<()>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let (done_in, done) = bounded(1);
+        let thread = Builder::new().name("stream".into()).spawn_scoped(scope, move || {
+            // The receiver lives as long as this scope.
+            let _heard = done_in.send(work());
+        });
+        thread.map_err(|source| Error::device("start thread", &source))?;
+        loop {
+            match done.recv_timeout(Duration::from_millis(PROGRESS_INTERVAL_MS)) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if poll().is_break() => stop.now(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::new(ErrorKind::Interrupted, "a thread ended early"));
+                }
+            }
+        }
+    })
 }
 
 pub fn byte_range((offset, length): (u64, u64)) -> Result<ByteRange> {

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "the buffer protocol and descriptors are C interfaces")]
 
 use std::ffi::c_int;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
@@ -70,6 +70,16 @@ pub fn copy_from_python(buffer: &Bound<'_, PyAny>, length: usize) -> PyResult<Ve
         std::ptr::copy_nonoverlapping(held.buf_ptr().cast::<u8>(), copy.as_mut_ptr(), length);
     }
     Ok(copy)
+}
+
+/// A copy of a descriptor that Python keeps.
+pub fn copy_descriptor(descriptor: RawFd) -> PyResult<OwnedFd> {
+    if descriptor < 0 {
+        return Err(PyBufferError::new_err(format!("{descriptor} is no descriptor")));
+    }
+    // SAFETY: borrowed for this call only; one that is not open makes the copy fail.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    Ok(borrowed.try_clone_to_owned()?)
 }
 
 /// Takes a descriptor that Python gave away (`socket.detach()`).

@@ -1,34 +1,41 @@
 //! Bundles and merges, as functions.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::backups::SnapshotSource;
-use super::boundary::{Callback, block_size as block_size_of, byte_ranges, detached, extents};
+use super::boundary::{
+    Callback, attended, block_size as block_size_of, byte_ranges, detached, extents,
+};
 use super::keys::{BundleKey, Trust};
 use super::maps::OverwriteMap;
+use super::places::{OpenedBundle, Place};
 use super::selecting::Words;
 use super::volumes::PrimaryVolume;
 use crate::bundle::{
-    self, Bundle, BundleReport, Compression, Crew, Encryption, Identity, ImageSource, Journey,
-    PieceSource, Source, WriterOptions, random_salt,
+    BundleProgress, BundleReport, BundleWriter, Compression, Crew, Encryption, Identity,
+    ImageSource, Journey, PieceSource, Source, VerifyProgress, WriterOptions, random_salt,
 };
 use crate::clock::wall_clock_ms;
-use crate::device::{FileDevice, OpenOptions};
-use crate::error::Result;
+use crate::device::{Engine, FileDevice, OpenOptions, Stop, discard};
+use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::locked;
+use crate::limits::TAR_SEGMENT_BYTES_MAX;
 use crate::map::OverwriteMap as Map;
 use crate::merge::{
-    ImagePieces, MergeOptions, MergeReport, MergeTarget, OfflineTarget, check_all, run as run_merge,
+    KeepingTarget, MergeOptions, MergeReport, MergeTarget, OfflineTarget, Undo, check_all,
+    forecast, run as run_merge,
 };
 use crate::volume::primary::LiveTarget;
 
 const PROBLEMS_MAX: usize = 100;
+/// What is told while a stream has not begun.
+const NOTHING_YET: &[(&str, u64)] = &[("done_bytes", 0), ("total_bytes", 0)];
 
 /// An image by its path, or a snapshot.
 #[derive(FromPyObject)]
@@ -46,7 +53,7 @@ pub enum BundleInput {
 pub fn bundle_create<'py>(
     py: Python<'py>,
     source: BundleInput,
-    media: Vec<PathBuf>,
+    media: Vec<Place>,
     selection: Option<Vec<(u64, u64)>>,
     partitions: Option<Vec<u32>>,
     allocated: bool,
@@ -90,29 +97,25 @@ pub fn bundle_create<'py>(
         created_unix_s: wall_clock_ms() / 1000,
         ..defaults
     };
+    let directories: Vec<PathBuf> = media.iter().map(|place| place.to_string().into()).collect();
     let journey = Journey {
         source: &*source,
         name,
         mark,
-        media: &media,
+        media: &directories,
         medium_bytes_max: medium_size,
         proceed,
         state: state.as_deref(),
     };
     let mut callback = Callback::new(progress);
+    let encrypted = options.encryption.is_some();
     let result = py.detach(|| {
         words.apply(&*source, snapshot_view.as_ref(), proceed, &mut options)?;
-        journey.make(&options, &mut |state| {
-            callback.tell(&[
-                ("done_bytes", state.bytes_done),
-                ("total_bytes", state.bytes_total),
-                ("bytes_stored", state.bytes_stored),
-            ])
-        })
+        write_bundle(&media, &journey, options, &mut callback)
     });
     let report = callback.result(result)?;
     let dict = bundle_report(py, &report, source.identity())?;
-    dict.set_item("encrypted", options.encryption.is_some())?;
+    dict.set_item("encrypted", encrypted)?;
     Ok(dict)
 }
 
@@ -143,20 +146,77 @@ fn bundle_report<'py>(
     Ok(dict)
 }
 
+/// Into directories, or into one tar.
+fn write_bundle(
+    media: &[Place],
+    journey: &Journey<'_>,
+    options: WriterOptions,
+    callback: &mut Callback,
+) -> Result<BundleReport> {
+    let tell = |callback: &mut Callback, state: &BundleProgress| {
+        callback.tell(&[
+            ("done_bytes", state.bytes_done),
+            ("total_bytes", state.bytes_total),
+            ("bytes_stored", state.bytes_stored),
+        ])
+    };
+    let stop = Stop::default();
+    let tars = media.iter().filter(|place| place.is_tar_destination()).count();
+    let ([destination], 1) = (media, tars) else {
+        if tars > 0 {
+            return Err(Error::usage(
+                "expected one tar, or directories as media, found several places with a tar among \
+                 them: name one",
+            ));
+        }
+        return journey.make(&options, &mut |state| tell(callback, state));
+    };
+    if journey.proceed || journey.medium_bytes_max.is_some() {
+        return Err(Error::usage(
+            "expected directories as media to go on with or of a stated size, found a tar, which is \
+             written in one go: leave --continue and --medium-size out",
+        ));
+    }
+    let source = journey.source;
+    let (tar, made) = destination.tar_destination(&stop, options.created_unix_s)?;
+    let options = WriterOptions { segment_bytes_max: TAR_SEGMENT_BYTES_MAX, ..options };
+    let latest = Mutex::new(BundleProgress::default());
+    let poll = || tell(callback, &latest.lock().unwrap_or_else(PoisonError::into_inner));
+    let result = attended(&stop, poll, || {
+        let report = BundleWriter::create_in(&tar, source, &options, &mut |state| {
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = *state;
+            match stop.check() {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+        tar.finish()?;
+        Ok(report)
+    });
+    if let (Err(_), Some(made)) = (&result, made) {
+        discard(&made);
+    }
+    result
+}
+
 fn volume_text(volume: Uuid) -> Option<String> {
     (!volume.is_nil()).then(|| volume.to_string())
 }
 
 #[pyfunction]
-pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
-    let bundle = py.detach(|| Bundle::look(Path::new(path)))?;
-    let manifest = bundle.manifest();
+pub fn bundle_show<'py>(py: Python<'py>, place: Place) -> PyResult<Bound<'py, PyDict>> {
+    let mut callback = Callback::new(None);
+    let stop = Stop::default();
+    let result = py.detach(|| attended(&stop, || callback.poll(), || place.look(&stop)));
+    let manifest = callback.result(result)?;
+    let selection: Vec<ByteRange> =
+        manifest.begin.selection.iter().map(|run| ByteRange::from(*run)).collect();
     let begin = &manifest.begin;
     let sum = |field: fn(&crate::format::bundle::SegmentEntry) -> u64| {
         manifest.segments.iter().map(field).sum::<u64>()
     };
     let dict = PyDict::new(py);
-    dict.set_item("bundle", bundle.uuid().to_string())?;
+    dict.set_item("bundle", begin.bundle.0.to_string())?;
     dict.set_item("volume", begin.volume.as_ref().map(|volume| volume.0.to_string()))?;
     dict.set_item("size", begin.size)?;
     dict.set_item("block_size", begin.block_size)?;
@@ -172,8 +232,8 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
     dict.set_item("base", base)?;
     dict.set_item("medium", manifest.medium.map_or(1, |medium| medium.number))?;
     dict.set_item("last", manifest.medium.is_none_or(|medium| medium.last))?;
-    dict.set_item("extents", extents(py, bundle.selection())?)?;
-    let selected: u64 = bundle.selection().iter().map(|range| range.length).sum();
+    let selected: u64 = selection.iter().map(|range| range.length).sum();
+    dict.set_item("extents", extents(py, selection)?)?;
     dict.set_item("bytes_selected", selected)?;
     dict.set_item("bytes_data", sum(|segment| segment.data_bytes))?;
     dict.set_item("bytes_zero", sum(|segment| segment.zero_bytes))?;
@@ -193,24 +253,30 @@ pub fn bundle_show<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDi
 }
 
 #[pyfunction]
-#[pyo3(signature = (path, *, trust=None, progress=None))]
+#[pyo3(signature = (place, *, trust=None, progress=None))]
 pub fn bundle_verify<'py>(
     py: Python<'py>,
-    path: &str,
+    place: Place,
     trust: Option<Py<Trust>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut callback = Callback::new(progress);
-    let trust = Trust::of(trust.as_ref());
+    let trust = Trust::of(trust);
+    let stop = Stop::default();
     let result = py.detach(|| {
-        let bundle = Bundle::open_trusting(Path::new(path), trust)?;
-        bundle.verify(Crew::of(&bundle), &mut |state| {
+        let open = || place.open_bundle(&stop, &trust);
+        let bundle = attended(&stop, || callback.tell(NOTHING_YET), open)?;
+        let mut tell = |state: &VerifyProgress| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
                 ("total_bytes", state.bytes_total),
                 ("chunks_damaged", state.chunks_damaged),
             ])
-        })
+        };
+        match bundle {
+            OpenedBundle::Whole(bundle) => bundle.verify(Crew::of(&*bundle), &mut tell),
+            OpenedBundle::Stream(stream) => stream.verify(Crew::of(&*stream), &mut tell),
+        }
     });
     let report = callback.result(result)?;
     let dict = PyDict::new(py);
@@ -223,19 +289,6 @@ pub fn bundle_verify<'py>(
     dict.set_item("problems", problems)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
-}
-
-/// A bundle directory, or else a raw image, of which nothing can be known.
-fn merge_source(path: &Path, trust: bundle::Trust) -> Result<Box<dyn PieceSource>> {
-    if path.is_dir() {
-        return Ok(Box::new(Bundle::open_trusting(path, trust)?));
-    }
-    if trust.key.is_some() || trust.is_signed() {
-        let words = "expected a bundle, which is encrypted or signed, found a plain image";
-        return Err(locked(words).at_path(path));
-    }
-    let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
-    Ok(Box::new(ImagePieces::new(Arc::new(FileDevice::open_for_bulk(path, options)?))?))
 }
 
 fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py, PyDict>> {
@@ -254,6 +307,7 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
     dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
     let damaged: Vec<ByteRange> = report.damaged;
     dict.set_item("damaged", extents(py, damaged)?)?;
+    dict.set_item("shortfall", report.shortfall)?;
     dict.set_item("seconds", report.seconds)?;
     dict.set_item("engine", report.engine)?;
     Ok(dict)
@@ -261,16 +315,25 @@ fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py
 
 fn run<'py>(
     py: Python<'py>,
-    (source, trust): (&str, Option<Py<Trust>>),
+    (source, trust): (&Place, Option<Py<Trust>>),
     target: impl FnOnce(&dyn PieceSource) -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
+    (engine, dry): (&str, bool),
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = MergeOptions::default();
+    let options = MergeOptions { engine: Engine::parse(engine)?, ..MergeOptions::default() };
     let mut callback = Callback::new(progress);
-    let trust = Trust::of(trust.as_ref());
+    let trust = Trust::of(trust);
     let result = py.detach(|| {
-        let source = merge_source(Path::new(source), trust)?;
+        let stop = Stop::default();
+        let open = || source.merge_source(&stop, &trust);
+        let source = attended(&stop, || callback.tell(NOTHING_YET), open)?;
         let target = target(&*source)?;
+        if dry {
+            let total = source.bytes_total();
+            return forecast(&*source, &*target, &mut |done| {
+                callback.tell(&[("done_bytes", done), ("total_bytes", total)])
+            });
+        }
         run_merge(&*source, &*target, &options, &mut |state| {
             callback.tell(&[
                 ("done_bytes", state.bytes_done),
@@ -290,16 +353,17 @@ fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
 }
 
 /// A source, and what is known of it.
-type Known = (String, Option<Py<Trust>>);
+type Known = (Place, Option<Py<Trust>>);
 
-fn known(sources: &[Known]) -> Vec<(&Path, bundle::Trust)> {
-    sources.iter().map(|(path, trust)| (Path::new(path), Trust::of(trust.as_ref()))).collect()
+fn known(sources: Vec<Known>) -> Vec<(Place, Trust)> {
+    sources.into_iter().map(|(place, trust)| (place, Trust::of(trust))).collect()
 }
 
-fn check(sources: Vec<(&Path, bundle::Trust)>, target: &dyn MergeTarget) -> Result<()> {
+fn check(sources: &[(Place, Trust)], target: &dyn MergeTarget) -> Result<()> {
+    let stop = Stop::default();
     let opened: Vec<_> = sources
-        .into_iter()
-        .map(|(path, trust)| merge_source(path, trust))
+        .iter()
+        .map(|(place, trust)| place.merge_source(&stop, trust))
         .collect::<Result<_>>()?;
     let opened: Vec<&dyn PieceSource> = opened.iter().map(|source| &**source).collect();
     check_all(&opened, target)
@@ -313,8 +377,8 @@ pub fn merge_check(
     map: &OverwriteMap,
 ) -> PyResult<()> {
     let map = map.held()?;
-    let sources = known(&sources);
-    detached(py, || check(sources, &offline(target, map)?))
+    let sources = known(sources);
+    detached(py, || check(&sources, &offline(target, map)?))
 }
 
 #[pyfunction]
@@ -324,10 +388,10 @@ pub fn merge_check_volume(
     volume: &PrimaryVolume,
 ) -> PyResult<()> {
     let volume = volume.held();
-    let sources = known(&sources);
+    let sources = known(sources);
     detached(py, || {
-        for (path, trust) in sources {
-            let source = merge_source(Path::new(path), trust)?;
+        for (place, trust) in sources {
+            let source = place.merge_source(&Stop::default(), &trust)?;
             let target = LiveTarget::for_source(Arc::clone(&volume), &*source)?;
             check_all(&[&*source], &target)?;
         }
@@ -336,29 +400,60 @@ pub fn merge_check_volume(
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, target, map, *, trust=None, progress=None))]
+#[pyo3(signature = (source, target, map, *, trust=None, engine="auto", undo=None, dry_run=false,
+                    progress=None))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn merge<'py>(
     py: Python<'py>,
-    source: &str,
+    source: Place,
     target: &str,
     map: &OverwriteMap,
     trust: Option<Py<Trust>>,
+    engine: &str,
+    undo: Option<PathBuf>,
+    dry_run: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let map = map.held()?;
-    let make = move |_: &dyn PieceSource| {
-        Ok(Arc::new(offline(target, map)?) as Arc<dyn MergeTarget + Send + Sync>)
+    let make = move |_: &dyn PieceSource| -> Result<Arc<dyn MergeTarget + Send + Sync>> {
+        let plain = offline(target, Arc::clone(&map))?;
+        Ok(match undo {
+            Some(path) if !dry_run => {
+                Arc::new(KeepingTarget::new(plain, Undo::open(&path, map.identity())?))
+            }
+            _ => Arc::new(plain),
+        })
     };
-    run(py, (source, trust), make, progress)
+    run(py, (&source, trust), make, (engine, dry_run), progress)
+}
+
+/// Puts back what merges with this undo file overwrote; the bytes put back.
+#[pyfunction]
+pub fn merge_revert(
+    py: Python<'_>,
+    undo: PathBuf,
+    target: &str,
+    map: &OverwriteMap,
+) -> PyResult<u64> {
+    let map = map.held()?;
+    detached(py, || {
+        if !undo.exists() {
+            let words = "expected what a merge with --undo kept, found nothing: check the path";
+            return Err(Error::usage(words).at_path(&undo));
+        }
+        let kept = Undo::open(&undo, map.identity())?;
+        kept.put_back(&offline(target, map)?)
+    })
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, volume, *, trust=None, progress=None))]
+#[pyo3(signature = (source, volume, *, trust=None, engine="auto", progress=None))]
 pub fn merge_into_volume<'py>(
     py: Python<'py>,
-    source: &str,
+    source: Place,
     volume: &PrimaryVolume,
     trust: Option<Py<Trust>>,
+    engine: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let volume = volume.held();
@@ -366,5 +461,5 @@ pub fn merge_into_volume<'py>(
         let target = LiveTarget::for_source(volume, source)?;
         Ok(Arc::new(target) as Arc<dyn MergeTarget + Send + Sync>)
     };
-    run(py, (source, trust), make, progress)
+    run(py, (&source, trust), make, (engine, false), progress)
 }

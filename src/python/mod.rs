@@ -5,6 +5,7 @@
 //! | `boundary.rs` | the one way in: detach, map errors, poll signals |
 //! | `buffers.rs` | bytes across the boundary |
 //! | `maps.rs`, `bundles.rs`, `selecting.rs` | files |
+//! | `places.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
@@ -17,6 +18,7 @@ mod exports;
 mod keys;
 mod links;
 mod maps;
+mod places;
 mod selecting;
 mod volumes;
 
@@ -31,7 +33,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::bundles::{
         bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
-        merge_into_volume,
+        merge_into_volume, merge_revert,
     };
     #[pymodule_export]
     use crate::python::disks::{disk_behind, raw_sink_check};
@@ -43,6 +45,8 @@ mod _core {
     use crate::python::links::{LinkConnection, LinkHub};
     #[pymodule_export]
     use crate::python::maps::OverwriteMap;
+    #[pymodule_export]
+    use crate::python::places::tar_key;
     #[pymodule_export]
     use crate::python::volumes::PrimaryVolume;
 }

@@ -209,7 +209,7 @@ fn damage(made: &Made, which: prop::sample::Index, damage: &Damage) {
             }
         }
         Damage::Remove => {
-            made.folder.remove(name);
+            made.folder.remove(name).expect("removed");
             return;
         }
     }

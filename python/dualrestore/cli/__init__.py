@@ -5,6 +5,7 @@ and one exit code (`errors.ExitCode`); a traceback only with DUALRESTORE_DEBUG=1
 Does not know: how anything is done.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -58,6 +59,17 @@ class _Verbs(click.Group):
     ) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(_VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as problem:
+            from dualrestore.errors import DualRestoreError
+
+            # click ends without a word where a pipe was closed; ours says which, and why.
+            if problem.errno == errno.EPIPE and isinstance(problem, DualRestoreError):
+                raise DualRestoreError(str(problem)) from problem
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -3,8 +3,10 @@
 Guarantees: a bad word is a usage error of click (exit code 2) with an example of a good one.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -44,6 +46,19 @@ RANGE = _Parsed("RANGE", "parse_range")
 RATE = _Parsed("RATE", "parse_rate")
 DURATION = _Parsed("DURATION", "parse_duration")
 COMPRESSION = _Parsed("COMPRESSION", "parse_compression")
+
+
+def input_place(word: str) -> Path | int:
+    """A path, or standard input for `-`."""
+    from dualrestore.errors import UsageError
+
+    if word != "-":
+        return Path(word)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            "expected a tar on standard input, found a terminal: `cat FILE.tar | dualrestore ..`"
+        )
+    return sys.stdin.fileno()
 
 
 def _remember_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:

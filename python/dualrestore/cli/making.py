@@ -18,57 +18,73 @@ from dualrestore.model import BundleReport, read
 from dualrestore.sizes import format_size
 
 Progress = Callable[[dict[str, int]], None]
+OUTPUT = "-"
+"""Standard output."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """What is to be made, and the media at hand."""
+    """What is to be made, and the media at hand, as the words of a command."""
 
     source: str
-    media: list[Path]
+    media: list[str]
     options: BundleOptions
+    plain: bool
+
+
+Medium = Path | int
+"""A directory, file or disk, or the descriptor of standard output."""
 
 
 def make(invocation: Invocation, making: Making) -> int:
     """Writes the bundle, or as much of it as there are media for; returns the exit code."""
-    printer = Printer(as_json=invocation.as_json)
+    from dualrestore.cli.secrets import check_sign
+
+    to_output = making.media == [OUTPUT]
+    if OUTPUT in making.media and not to_output:
+        raise UsageError(f"expected one --to {OUTPUT} alone, found others beside it")
+    media: list[Medium] = (
+        [sys.stdout.fileno()] if to_output else [Path(word).absolute() for word in making.media]
+    )
+    for medium in media:
+        check_sign(making.options.sign, medium)
+        _check_carried(medium, making)
+    printer = Printer(as_json=invocation.as_json, output_taken=to_output)
     write = _writer_of(invocation, making, printer)
-    used = list(making.media)
-    for number, place in enumerate(used, 1):
-        _show_disk(printer, f"medium {number}" if len(used) > 1 else "to", place)
-    report = write(making.media, making.options)
+    used = list(media)
+    report = write(media, making.options)
     options = replace(making.options, proceed=True)
-    while not report.complete and (medium := _ask(report, invocation)) is not None:
-        _show_disk(printer, f"medium {report.media + 1}", medium)
+    while not report.complete and (medium_path := _ask(report, invocation)) is not None:
         try:
-            report = write([medium], options)
-            used.append(medium)
+            _check_carried(medium_path, making)
+            report = write([medium_path], options)
+            used.append(medium_path)
         except (UsageError, DeviceError) as problem:
             printer.note(f"medium {report.media + 1}: {problem}")
     _print(printer, making, used, report)
     return ExitCode.DONE if report.complete else ExitCode.NEXT_MEDIUM
 
 
-def _show_disk(printer: Printer, name: str, place: Path) -> None:
-    """Says which disk is written on, if the kernel knows it by name."""
+def _check_carried(medium: Medium, making: Making) -> None:
+    """A disk that is carried away may fall into other hands: plain only if that is said."""
     from dualrestore.core import disk_behind
 
-    try:
-        disk = disk_behind(place)
-    except DeviceError:
-        return  # The write says it better.
-    if disk is None or not (disk.model or disk.serial):
+    options = making.options
+    if isinstance(medium, int) or options.encryption is not None:
         return
-    kind = "removable" if disk.removable else "built in"
-    printer.note(
-        f"{name}: {place} on {disk.device} ({disk.model or 'unknown model'}, serial "
-        f"{disk.serial or 'unknown'}, {format_size(disk.size)}, {kind})"
-    )
+    if making.plain or options.proceed:
+        return
+    disk = disk_behind(medium)
+    if disk is not None and disk.removable:
+        raise UsageError(
+            f"{medium}: expected --recipient, --passphrase-file or --plain for a disk that can be "
+            f"carried away ({disk.model or disk.device}), found none of them"
+        )
 
 
 def _writer_of(
     invocation: Invocation, making: Making, printer: Printer
-) -> Callable[[list[Path], BundleOptions], BundleReport]:
+) -> Callable[[list[Medium], BundleOptions], BundleReport]:
     source = making.source
     if "@" in source and not Path(source).exists():
         from dualrestore.cli.daemon import daemon_of
@@ -76,9 +92,11 @@ def _writer_of(
         from dualrestore.core import sign_finished
 
         name, _, snapshot = source.partition("@")
+        if making.media == [OUTPUT]:
+            raise UsageError("expected a directory or file of the daemon's host, found -")
         client = daemon_of(invocation)
 
-        def write_there(media: list[Path], options: BundleOptions) -> BundleReport:
+        def write_there(media: list[Medium], options: BundleOptions) -> BundleReport:
             body = asdict(replace(options, encryption=None, sign=None))
             # A daemon keeps its records itself, its snapshots have their block size, and it has
             # no business with keys that sign.
@@ -92,14 +110,15 @@ def _writer_of(
                 told = client.job(f"/v1/volumes/{name}/bundle", body, progress)
             if options.sign is not None:
                 for medium in media:
-                    sign_finished(medium, options.sign)
+                    if isinstance(medium, Path):
+                        sign_finished(medium, options.sign)
             return read(BundleReport, told)
 
         return write_there
 
     state = _state(printer, proceed=making.options.proceed)
 
-    def write_here(media: list[Path], options: BundleOptions) -> BundleReport:
+    def write_here(media: list[Medium], options: BundleOptions) -> BundleReport:
         from dualrestore.jobs.bundle import create_bundle
 
         with printer.progress("bundle") as progress:
@@ -141,8 +160,9 @@ def _ask(report: BundleReport, invocation: Invocation) -> Path | None:
     return Path(told).absolute() if told.strip() else None
 
 
-def _print(printer: Printer, making: Making, used: list[Path], report: BundleReport) -> None:
-    places = ", ".join(str(path) for path in used)
+def _print(printer: Printer, making: Making, used: list[Medium], report: BundleReport) -> None:
+    paths = [OUTPUT if isinstance(medium, int) else str(medium) for medium in used]
+    places = ", ".join(paths)
     next_medium = None if report.complete else report.media + 1
     lines = [
         f"{places}: {speed(report.bytes_selected - report.bytes_left, report.seconds)}, "
@@ -154,8 +174,8 @@ def _print(printer: Printer, making: Making, used: list[Path], report: BundleRep
     if report.media > 1:
         lines.append(f"{report.media} media")
     document = {
-        "path": str(used[0]),
-        "paths": [str(path) for path in used],
+        "path": paths[0],
+        "paths": paths,
         **report.document(),
         "complete": report.complete,
         "next_medium": next_medium,

@@ -6,6 +6,8 @@
 | progress | standard error, after a second | nothing |
 | error | `error: TEXT` on standard error | one JSON document on standard error |
 
+Where standard output is a bundle's (`--to -`) the report goes to standard error.
+
 Guarantees: standard output holds the report and nothing else; rich is loaded for a terminal only.
 """
 
@@ -34,16 +36,18 @@ Counters = dict[str, int]
 class Printer:
     """Prints for people, or for machines."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, output_taken: bool = False) -> None:
+        """`output_taken`: standard output carries something else; reports go to standard error."""
         self.as_json = as_json
+        self._output_taken = output_taken
 
     def report(self, document: object, lines: Iterable[str]) -> None:
         """The result of a verb."""
         if self.as_json:
-            click.echo(json.dumps(document))
+            click.echo(json.dumps(document), err=self._output_taken)
         else:
             for line in lines:
-                click.echo(line)
+                click.echo(line, err=self._output_taken)
 
     def text(self, text: str) -> None:
         """Output that is the same for everybody: a script, a file."""

@@ -128,9 +128,9 @@ def trust_documents(trusts: "Sequence[Trust | None]") -> "list[dict[str, str | N
     ]
 
 
-def check_sign(key: Path | None) -> None:
-    """Refuses a key that cannot sign before anything is made."""
+def check_sign(key: Path | None, destination: Path | int) -> None:
+    """Refuses a key that cannot sign what is made there before anything is made."""
     if key is not None:
-        from dualrestore.signatures import check_signing_key
+        from dualrestore.core import check_signable
 
-        check_signing_key(key)
+        check_signable(destination, key)

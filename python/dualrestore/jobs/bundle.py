@@ -39,11 +39,11 @@ class BundleOptions:
 
 def create_bundle(
     source: "Path | SnapshotSource",
-    media: Sequence[Path],
+    media: Sequence[Path | int],
     options: BundleOptions,
     progress: "Progress | None" = None,
 ) -> BundleReport:
-    """Writes a bundle over directories, each new or empty, or as much of it as they take."""
+    """Over directories, each new or empty, as much as they take; or a tar (see `write_bundle`)."""
     if isinstance(source, Path):
         if not source.exists():
             raise UsageError(f"{source}: expected an image to make a bundle of, found nothing")
@@ -70,16 +70,15 @@ def create_bundle(
 
 
 def verify_bundle(
-    path: Path,
+    place: Path | int,
     progress: "Progress | None" = None,
     *,
     opener: "Opener | None" = None,
     signers: Path | None = None,
 ) -> BundleVerification:
     """Reads every chunk of a bundle, its signature first."""
-    from dualrestore.core import Bundle, trusts_of
+    from dualrestore.core import trusts_of
+    from dualrestore.core import verify_bundle as verify
 
-    [trust] = trusts_of([path], opener, signers)
-    bundle = Bundle.open(path)
-    bundle.trust = trust
-    return bundle.verify(progress)
+    [trust] = trusts_of([place], opener, signers)
+    return verify(place, progress, trust=trust)

@@ -1,10 +1,12 @@
 """Merges bundles: into a volume that is being served, or into a file or device with a map.
 
 Several media of one bundle are merged one after the other; any order is right (law 7), and
-repeating any of it changes nothing, so an interrupted merge is resumed by asking again.
+repeating any of it changes nothing, so an interrupted merge is resumed by asking again. A
+descriptor is a tar that is gone through once.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,11 @@ if TYPE_CHECKING:
     from dualrestore.core import Known, PrimaryVolume, Progress, Trust
 
 
-def check_sources(sources: Sequence[Path]) -> None:
+def check_sources(sources: Sequence[Path | int]) -> None:
     """Raises `UsageError` for one that is not there."""
     for source in sources:
-        if not source.exists():
-            raise UsageError(f"{source}: expected a bundle directory or image, found nothing")
+        if isinstance(source, Path) and not source.exists():
+            raise UsageError(f"{source}: expected a bundle or image, found nothing")
 
 
 def _merge_each(
@@ -28,9 +30,12 @@ def _merge_each(
     merge_one: "Callable[[Known, Progress | None], MergeReport]",
     progress: "Progress | None",
 ) -> MergeReport:
-    if len(sources) > 1:
-        # A wrong one among them is refused before any is merged.
-        check_all(sources)
+    from dualrestore.core import is_stream
+
+    at_rest = [source for source in sources if not is_stream(source[0])]
+    if len(at_rest) > 1:
+        # A wrong one among them is refused before any is merged. A stream is known when it comes.
+        check_all(at_rest)
     finished = 0
 
     def relay(counters: dict[str, int]) -> None:
@@ -46,22 +51,41 @@ def _merge_each(
     return total
 
 
-def _known(sources: Sequence[Path], trusts: "Sequence[Trust | None] | None") -> "list[Known]":
+def _known(sources: Sequence[Path | int], trusts: "Sequence[Trust | None] | None") -> "list[Known]":
     check_sources(sources)
     return list(zip(sources, trusts or [None] * len(sources), strict=True))
 
 
+@dataclass(frozen=True)
+class OfflineOptions:
+    """As `core.merge` takes them."""
+
+    engine: str = "auto"
+    undo: Path | None = None
+    dry_run: bool = False
+
+
+def revert(undo: Path, target: Path, map_path: Path) -> int:
+    """Puts back what merges with `undo` overwrote; the bytes."""
+    from dualrestore.core import OverwriteMap, merge_revert
+
+    with OverwriteMap.open(map_path) as overwrite_map:
+        return merge_revert(undo, target, overwrite_map)
+
+
 def merge_offline(
-    sources: Sequence[Path],
+    sources: Sequence[Path | int],
     target: Path,
     map_path: Path,
     progress: "Progress | None" = None,
     *,
     trusts: "Sequence[Trust | None] | None" = None,
+    options: OfflineOptions | None = None,
 ) -> MergeReport:
     """Into a file or device that nobody serves, by the map beside it. `trusts`: what each source is
     held to (see `core.trusts_of`).
     """
+    how = options or OfflineOptions()
     known = _known(sources, trusts)
     from dualrestore.core import OverwriteMap, check_merge, merge
 
@@ -71,13 +95,22 @@ def merge_offline(
         return _merge_each(
             known,
             lambda all_of_them: check_merge(all_of_them, target, overwrite_map),
-            lambda one, report: merge(one[0], target, overwrite_map, report, trust=one[1]),
+            lambda one, report: merge(
+                one[0],
+                target,
+                overwrite_map,
+                report,
+                trust=one[1],
+                engine=how.engine,
+                undo=how.undo,
+                dry_run=how.dry_run,
+            ),
             progress,
         )
 
 
 def merge_live(
-    sources: Sequence[Path],
+    sources: Sequence[Path | int],
     volume: "PrimaryVolume",
     progress: "Progress | None" = None,
     *,

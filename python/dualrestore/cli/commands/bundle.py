@@ -11,6 +11,7 @@ from dualrestore.cli.arguments import (
     SIZE,
     Invocation,
     config_option,
+    input_place,
     json_option,
 )
 from dualrestore.cli.secrets import locking_options, opening_options
@@ -33,8 +34,9 @@ def command() -> None:
     "media",
     required=True,
     multiple=True,
-    metavar="DIR",
-    help="A new directory; repeat it for several media, filled in this order.",
+    metavar="DIR|FILE.tar|DISK|-",
+    help="A new directory; repeat it for several media, filled in this order. Or a tar: a new "
+    "file, a disk, or - for standard output.",
 )
 @click.option("--select", "select", multiple=True, type=RANGE, metavar="RANGE")
 @click.option(
@@ -101,6 +103,7 @@ def create(
     Example:
       dualrestore bundle create disk.img --to disk.drb --compress auto
       dualrestore bundle create disk.img --to /media/truck/disk.drb --recipient age1..
+      dualrestore bundle create disk.img --to - | ssh site dualrestore merge - disk.img --map m
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
       dualrestore bundle create disk.img --to /media/a/disk --to /media/b/disk
       dualrestore bundle create disk.img --to /media/c/disk --continue
@@ -108,10 +111,9 @@ def create(
       dualrestore -c backup.toml bundle create db@7f3a --to db2.drb --since 19c2
     """
     from dualrestore.cli.making import Making, make
-    from dualrestore.cli.secrets import check_sign, encryption_of
+    from dualrestore.cli.secrets import encryption_of
     from dualrestore.jobs.bundle import BundleOptions
 
-    check_sign(sign)
     options = BundleOptions(
         list(select) or None,
         compress,
@@ -123,27 +125,30 @@ def create(
         encryption=encryption_of(recipients, passphrase_file, plain=plain),
         sign=sign,
     )
-    return make(invocation, Making(source, [Path(path).absolute() for path in media], options))
+    return make(invocation, Making(source, list(media), options, plain))
 
 
 @command.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @opening_options
 @json_option
 @click.pass_obj
 def verify(
     invocation: Invocation,
-    bundle: Path,
+    bundle: str,
     identity: Path | None,
     passphrase_file: Path | None,
     signers: Path | None,
 ) -> int:
     """Read and check every chunk of BUNDLE; exit code 4 if anything is damaged or absent.
 
+    BUNDLE is a directory, a tar (file or disk), or - for a tar on standard input.
+
     \b
     Example:
       dualrestore bundle verify /media/truck/db.drb
       dualrestore bundle verify db.drb --identity key.txt --signers allowed_signers
+      ssh site cat db.tar | dualrestore bundle verify -
     """
     from dualrestore.cli.printer import Printer, speed
     from dualrestore.cli.secrets import opener_of
@@ -154,7 +159,7 @@ def verify(
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("verify") as progress:
         opener = opener_of(identity, passphrase_file)
-        found = verify_bundle(bundle, progress, opener=opener, signers=signers)
+        found = verify_bundle(input_place(bundle), progress, opener=opener, signers=signers)
     lines = [
         f"{bundle}: {speed(found.bytes_checked, found.seconds)}, {found.chunks_checked} chunks"
     ]
@@ -175,21 +180,21 @@ def verify(
 
 
 @command.command("show")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @json_option
 @click.pass_obj
-def show(invocation: Invocation, bundle: Path) -> None:
-    """Show what the manifest of BUNDLE says.
+def show(invocation: Invocation, bundle: str) -> None:
+    """Show what the manifest of BUNDLE says: a directory, a tar, or - for standard input.
 
     \b
     Example:
       dualrestore bundle show /media/truck/db.drb
     """
     from dualrestore.cli.printer import Printer, table
-    from dualrestore.core import Bundle
+    from dualrestore.core import show_bundle
     from dualrestore.sizes import format_range, format_size
 
-    told: dict[str, Any] = Bundle.open(bundle).show()
+    told: dict[str, Any] = show_bundle(input_place(bundle))
     rows: list[tuple[str, str]] = []
     for key, value in told.items():
         if key in {"extents", "segments"}:

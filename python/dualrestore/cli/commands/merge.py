@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dualrestore.cli.arguments import Invocation, config_option, json_option
+from dualrestore.cli.arguments import Invocation, config_option, input_place, json_option
 from dualrestore.cli.secrets import opening_options
 
 if TYPE_CHECKING:
@@ -15,6 +15,28 @@ if TYPE_CHECKING:
 @click.command("merge")
 @click.argument("words", nargs=-1, required=True, metavar="BUNDLE.. NAME_or_DEVICE")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), metavar="MAP")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "io_uring", "threads"]),
+    default="auto",
+    show_default=True,
+    help="Who reads and writes, offline.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be written, offline; no chunk is read."
+)
+@click.option(
+    "--undo",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep what is overwritten, offline: in FILE and FILE.map.",
+)
+@click.option(
+    "--revert",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Put back what merges with --undo FILE overwrote, and lose what was written there since.",
+)
 @opening_options
 @config_option
 @json_option
@@ -23,12 +45,18 @@ def command(
     invocation: Invocation,
     words: tuple[str, ...],
     map_path: Path | None,
+    *,
+    engine: str,
+    dry_run: bool,
+    undo: Path | None,
+    revert: Path | None,
     identity: Path | None,
     passphrase_file: Path | None,
     signers: Path | None,
 ) -> int:
     """Write what is missing, and only that, from bundles (or a raw image) into a target.
 
+    A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), or a raw image.
     With --map the target is a file or device that nobody serves; without it, a volume of the
     daemon, under its live I/O. May be interrupted and repeated.
 
@@ -36,6 +64,9 @@ def command(
     Example:
       dualrestore merge out.drb primary.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --identity key.txt
+      ssh backup cat db.tar | dualrestore merge - primary.img --map over.map
+      dualrestore merge out.drb primary.img --map over.map --undo kept
+      dualrestore merge --revert kept primary.img --map over.map
       dualrestore -c primary.toml merge /media/truck/db.drb db
     """
     from dualrestore.cli.printer import Printer
@@ -45,21 +76,29 @@ def command(
     from dualrestore.jobs.merge import check_sources
     from dualrestore.model import MergeReport, read
 
+    if revert is not None:
+        return _revert(invocation, revert, words, map_path)
+    if map_path is None and (dry_run or undo is not None or engine != "auto"):
+        raise UsageError("expected --map with --dry-run, --undo or --engine, found none")
     if len(words) == 1:
         raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
     *sources, target = words
-    paths = [Path(source).absolute() for source in sources]
+    if map_path is None and "-" in sources:
+        raise UsageError("expected paths to merge into a volume of the daemon, found -")
+    places = [input_place(source) for source in sources]
     opener = opener_of(identity, passphrase_file)
     if opener is not None or signers is not None:
-        check_sources(paths)
-    trusts = trusts_of(paths, opener, signers)
+        check_sources(places)
+    trusts = trusts_of(places, opener, signers)
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("merge") as progress:
         if map_path is not None:
-            from dualrestore.jobs.merge import merge_offline
+            from dualrestore.jobs.merge import OfflineOptions, merge_offline
 
-            paths = [Path(source) for source in sources]
-            report = merge_offline(paths, Path(target), map_path, progress, trusts=trusts)
+            how = OfflineOptions(engine, undo, dry_run)
+            report = merge_offline(
+                places, Path(target), map_path, progress, trusts=trusts, options=how
+            )
         else:
             from dualrestore.cli.daemon import daemon_of
 
@@ -68,14 +107,36 @@ def command(
                     f"expected --map MAP to merge into the file or device {target}, or the name "
                     "of a volume of the daemon"
                 )
-            body: dict[str, Any] = {"sources": [str(path) for path in paths]}
+            body: dict[str, Any] = {"sources": [str(Path(source).absolute()) for source in sources]}
             if any(trusts):
                 body["trusts"] = trust_documents(trusts)
             client = daemon_of(invocation)
             report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
-    printer.report(report.document(), _lines(target, report))
+    lines = _lines(target, report)
+    if dry_run:
+        lines.insert(0, "dry run, nothing was written; this is what would be:")
+    printer.report({**report.document(), "dry_run": dry_run}, lines)
+    if report.shortfall is not None:
+        printer.error("IntegrityError", report.shortfall, ExitCode.FAILED)
+        return ExitCode.FAILED
     incomplete = report.chunks_repaired or report.chunks_damaged or report.bytes_in_doubt
     return ExitCode.DAMAGED_CHUNKS if incomplete else ExitCode.DONE
+
+
+def _revert(
+    invocation: Invocation, kept: Path, words: tuple[str, ...], map_path: Path | None
+) -> int:
+    from dualrestore.cli.printer import Printer
+    from dualrestore.errors import ExitCode, UsageError
+    from dualrestore.jobs.merge import revert
+    from dualrestore.sizes import format_size
+
+    if map_path is None or len(words) != 1:
+        raise UsageError("expected merge --revert FILE TARGET --map MAP, with nothing to merge")
+    put_back = revert(kept, Path(words[0]), map_path)
+    line = f"{words[0]}: put back {format_size(put_back)}, missing again"
+    Printer(as_json=invocation.as_json).report({"bytes_put_back": put_back}, [line])
+    return ExitCode.DONE
 
 
 def _lines(target: str, report: "MergeReport") -> list[str]:

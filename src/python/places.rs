@@ -1,0 +1,169 @@
+//! Where bundles come from and go to: a path, or a descriptor that bytes go through once.
+//!
+//! | place | as a source | as a destination |
+//! |---|---|---|
+//! | directory | a bundle | a bundle |
+//! | file or disk that begins as a tar | a bundle in it | |
+//! | another file or disk | a raw image | |
+//! | new file named `.tar`, disk | | a bundle as a tar |
+//! | pipe, descriptor | a bundle as a tar | a bundle as a tar |
+
+use std::fmt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::buffers::copy_descriptor;
+use super::keys::Trust;
+use crate::bundle::{Bundle, PieceSource, TarStream};
+use crate::device::{
+    DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
+    create_sink, open_stream,
+};
+use crate::error::Result;
+use crate::format::bundle::{Manifest, locked};
+use crate::merge::ImagePieces;
+
+/// See the module.
+#[derive(FromPyObject)]
+pub enum Place {
+    Descriptor(i32),
+    Path(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Descriptor(0) => f.write_str("standard input"),
+            Self::Descriptor(1) => f.write_str("standard output"),
+            Self::Descriptor(number) => write!(f, "descriptor {number}"),
+            Self::Path(path) => f.write_str(path),
+        }
+    }
+}
+
+/// A bundle that has its end within reach, or one that comes as it may.
+#[derive(Debug)]
+pub enum OpenedBundle {
+    Whole(Box<Bundle>),
+    Stream(Box<TarStream>),
+}
+
+fn is_pipe(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| {
+        let kind = found.file_type();
+        kind.is_fifo() || kind.is_socket() || kind.is_char_device()
+    })
+}
+
+impl Place {
+    fn open_by(
+        &self,
+        stop: &Stop,
+        whole: impl FnOnce(&Path) -> Result<Bundle>,
+    ) -> Result<OpenedBundle> {
+        let stream = |stream: DescriptorStream| {
+            let opened = TarStream::open(Box::new(stream), &self.to_string(), stop.clone())?;
+            Ok(OpenedBundle::Stream(Box::new(opened)))
+        };
+        let path = match self {
+            Self::Descriptor(number) => {
+                let copy = copy_descriptor(*number).map_err(|error| {
+                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
+                })?;
+                return stream(DescriptorStream::new(copy, stop.clone())?);
+            }
+            Self::Path(path) => Path::new(path),
+        };
+        // What came of a tar that was cut off is of use too.
+        if is_pipe(path) || Bundle::is_cut_off(path)? {
+            return stream(open_stream(path, stop.clone())?);
+        }
+        Ok(OpenedBundle::Whole(Box::new(whole(path)?)))
+    }
+
+    /// The bundle at this place.
+    pub fn open_bundle(&self, stop: &Stop, trust: &Trust) -> Result<OpenedBundle> {
+        let opened = self.open_by(stop, |path| Bundle::open_trusting(path, trust.known()))?;
+        if let OpenedBundle::Stream(stream) = &opened {
+            trust.unlock(stream)?;
+        }
+        Ok(opened)
+    }
+
+    /// What its manifest says, whoever wrote it.
+    pub fn look(&self, stop: &Stop) -> Result<Manifest> {
+        match self.open_by(stop, Bundle::look)? {
+            OpenedBundle::Whole(bundle) => Ok(bundle.manifest().clone()),
+            OpenedBundle::Stream(stream) => stream.read_manifest(),
+        }
+    }
+
+    /// What a merge takes from here.
+    pub fn merge_source(&self, stop: &Stop, trust: &Trust) -> Result<Box<dyn PieceSource>> {
+        if let Self::Path(path) = self {
+            let path = Path::new(path);
+            let is_raw = !path.is_dir() && !is_pipe(path) && !TarIndex::is_one(path)?;
+            if is_raw {
+                if trust.is_any() {
+                    let words =
+                        "expected a bundle, which is encrypted or signed, found a plain image";
+                    return Err(locked(words).at_path(path));
+                }
+                let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
+                let device = Arc::new(FileDevice::open_for_bulk(path, options)?);
+                return Ok(Box::new(ImagePieces::new(device)?));
+            }
+        }
+        Ok(match self.open_bundle(stop, trust)? {
+            OpenedBundle::Whole(bundle) => bundle,
+            OpenedBundle::Stream(stream) => stream,
+        })
+    }
+
+    /// Whether a bundle is written there as a tar, not as a directory.
+    pub fn is_tar_destination(&self) -> bool {
+        let Self::Path(path) = self else { return true };
+        let path = Path::new(path);
+        path.extension().is_some_and(|suffix| suffix == "tar") && !path.is_dir() || is_special(path)
+    }
+
+    /// The tar to write a bundle into, and the file to remove if that fails.
+    pub fn tar_destination(
+        &self,
+        stop: &Stop,
+        modified_s: u64,
+    ) -> Result<(TarFolder, Option<PathBuf>)> {
+        let name = self.to_string();
+        let (sink, made) = match self {
+            Self::Descriptor(number) => {
+                let copy = copy_descriptor(*number).map_err(|error| {
+                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
+                })?;
+                let sink = DescriptorSink::new(copy, stop.clone());
+                (sink.map_err(|error| error.within(Path::new(&name)))?, None)
+            }
+            Self::Path(path) => {
+                let path = Path::new(path);
+                let sink = create_sink(path, stop.clone())?;
+                (sink, (!is_special(path)).then(|| path.to_path_buf()))
+            }
+        };
+        Ok((TarFolder::new(Box::new(sink), Path::new(&name), modified_s), made))
+    }
+}
+
+/// A disk, or a pipe: neither a file nor a directory.
+fn is_special(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| !found.is_dir() && !found.is_file())
+}
+
+/// `key.age` of a tar in a file or on a disk.
+#[pyfunction]
+pub fn tar_key<'py>(py: Python<'py>, path: &str) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let found = py.detach(|| Bundle::key_of_tar(Path::new(path)))?;
+    Ok(found.map(|bytes| PyBytes::new(py, &bytes)))
+}
