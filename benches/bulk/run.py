@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -379,8 +380,8 @@ def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
             ("in memory, 50 % current", scattered(size, 0.5)),
         ):
             place = Place(top, size, source, target, extents)
-            contenders = {
-                "merge": lambda place=place: ours(place, source),
+            contenders: dict[str, Callable[[], tuple[float, float]]] = {
+                "merge": partial(ours, place, source),
                 "ddrescue": lambda: command(
                     [
                         "ddrescue",

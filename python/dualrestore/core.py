@@ -660,5 +660,5 @@ def merge_into_volume(
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
     place, known = _known(source, trust)
-    report = _core.merge_into_volume(place, volume, trust=known, progress=progress)
+    report = _core.merge_into_volume(place, volume, trust=known, engine=engine, progress=progress)
     return read(MergeReport, report)

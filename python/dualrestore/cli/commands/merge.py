@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Who reads and writes, offline.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be written, offline; no chunk is read."
-)
+@click.option("--dry-run", is_flag=True, help="Say what would be written, offline; read no chunk.")
 @click.option(
     "--undo",
     type=click.Path(path_type=Path),
