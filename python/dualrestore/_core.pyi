@@ -42,6 +42,7 @@ __all__ = [
     "merge_check",
     "merge_check_volume",
     "merge_into_volume",
+    "tar_key",
 ]
 
 _Range: TypeAlias = tuple[int, int]

@@ -192,10 +192,11 @@ def test_waiting_for_the_other_side_of_a_pipe_ends_with_a_signal(
 ) -> None:
     reading, writing = os.pipe()
     target, overwrite_map = lost(tmp_path)
-    words: list[str | Path] = {
+    verbs: dict[str, list[str | Path]] = {
         "create": [PROGRAM, "bundle", "create", image, "--to", "-"],
         "merge": [PROGRAM, "merge", "-", target, "--map", overwrite_map],
-    }[verb]
+    }
+    words = verbs[verb]
     waiting = subprocess.Popen(
         words,
         stdin=reading if verb == "merge" else subprocess.DEVNULL,
