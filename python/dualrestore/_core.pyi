@@ -45,6 +45,7 @@ __all__ = [
     "merge_into_volume",
     "merge_revert",
     "raw_sink_check",
+    "tar_key",
 ]
 
 _Range: TypeAlias = tuple[int, int]

@@ -484,5 +484,6 @@ fn too_small(folder: &dyn Folder) -> Error {
         "expected a medium that takes at least one segment of the bundle, found no room for it \
          (some 4 MiB, more where the selection has many ranges): empty it, or take a larger one",
     )
+    .with_errno(28)
     .at_path(folder.path())
 }

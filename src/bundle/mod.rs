@@ -14,6 +14,7 @@
 //! | plan, job, slot | which pieces go through memory together, and the memory |
 
 mod assemble;
+mod carrying;
 mod choosing;
 mod encode;
 mod encryption;

@@ -23,7 +23,8 @@ use std::thread::{Builder, Scope};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use uuid::Uuid;
 
-use super::assemble::{Assembler, Order, Outlet, STAGING_BYTES};
+use super::assemble::{Assembler, Outlet, STAGING_BYTES};
+use super::carrying::carry_out;
 use super::encode::{Compression, Encoder, Part};
 use super::encryption::Encryption;
 use super::media::write_in;
@@ -31,7 +32,7 @@ use super::pace::{Pace, Stage};
 use super::selection::{Stretches, normalised, zero_grain};
 use super::source::{Identity, Source};
 use crate::clock::{Instant, MonotonicClock};
-use crate::device::{AlignedBuffer, FileFolder, Folder, FolderFile};
+use crate::device::{AlignedBuffer, FileFolder, Folder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{BaseCut, ChunkKind, SegmentEntry, SegmentHeader};
@@ -539,69 +540,4 @@ fn encode<'a>(
             return;
         }
     }
-}
-
-/// What the writing thread came to.
-struct Written {
-    closed: usize,
-    /// Bytes of the segment that was open at the end.
-    reached: u64,
-    result: Result<()>,
-}
-
-/// Carries out orders until they end or one fails.
-fn carry_out(
-    folder: &dyn Folder,
-    orders: &Receiver<Order>,
-    written: &Sender<AlignedBuffer>,
-    (clock, pace): (MonotonicClock, &Pace),
-) -> Written {
-    let mut open: Option<Arc<dyn FolderFile>> = None;
-    let mut done = Written { closed: 0, reached: 0, result: Ok(()) };
-    for order in orders {
-        let bytes = match &order {
-            Order::WriteBatch(_, _, part) => part.len() as u64,
-            _ => 0,
-        };
-        let began = clock.now_ns();
-        if let Err(error) = carry_out_one(folder, order, &mut open, &mut done, written) {
-            done.result = Err(error);
-            return done;
-        }
-        pace.note(Stage::Sink, bytes, clock.now_ns() - began);
-    }
-    done
-}
-
-fn carry_out_one(
-    folder: &dyn Folder,
-    order: Order,
-    open: &mut Option<Arc<dyn FolderFile>>,
-    done: &mut Written,
-    written: &Sender<AlignedBuffer>,
-) -> Result<()> {
-    let file = || open.as_ref().expect("a segment is created before it is written");
-    match order {
-        Order::Create(name) => {
-            *open = Some(folder.create(&name)?);
-            done.reached = 0;
-        }
-        Order::Write(position, bytes) => {
-            file().write_at(position, &bytes)?;
-            done.reached = position + bytes.len() as u64;
-        }
-        Order::WriteBatch(position, memory, part) => {
-            file().write_at(position, &memory[part.clone()])?;
-            done.reached = position + part.len() as u64;
-            // The assembler may have ended meanwhile; then nobody needs the memory.
-            let _unneeded = written.send(memory);
-        }
-        Order::Close => {
-            file().flush()?;
-            *open = None;
-            folder.flush()?;
-            done.closed += 1;
-        }
-    }
-    Ok(())
 }

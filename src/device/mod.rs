@@ -8,10 +8,10 @@
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
 //! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
-//! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`, where
-//! state is kept (`directory.rs`, `crashing_directory.rs`), `Folder`, what a medium looks like
-//! (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the threads that do device operations, which
-//! `share` spreads over them.
+//! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`,
+//! where state is kept (`directory.rs`, `crashing_directory.rs`), `Folder`, what a medium looks
+//! like (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the threads that do device
+//! operations, which `share` spreads over them.
 
 #[cfg(test)]
 mod block_device_tests;

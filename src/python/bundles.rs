@@ -173,8 +173,8 @@ fn write_bundle(
     };
     if journey.proceed || journey.medium_bytes_max.is_some() {
         return Err(Error::usage(
-            "expected directories as media to go on with or of a stated size, found a tar, which is \
-             written in one go: leave --continue and --medium-size out",
+            "expected directories as media to go on with or of a stated size, found a tar, which \
+             is written in one go: leave --continue and --medium-size out",
         ));
     }
     let source = journey.source;

@@ -192,11 +192,11 @@ def test_waiting_for_the_other_side_of_a_pipe_ends_with_a_signal(
 ) -> None:
     reading, writing = os.pipe()
     target, overwrite_map = lost(tmp_path)
-    of_verbs: dict[str, list[str | Path]] = {
+    verbs: dict[str, list[str | Path]] = {
         "create": [PROGRAM, "bundle", "create", image, "--to", "-"],
         "merge": [PROGRAM, "merge", "-", target, "--map", overwrite_map],
     }
-    words = of_verbs[verb]
+    words = verbs[verb]
     waiting = subprocess.Popen(
         words,
         stdin=reading if verb == "merge" else subprocess.DEVNULL,
@@ -236,3 +236,64 @@ def test_a_failed_tar_file_leaves_nothing_and_an_old_one_is_kept(
     dualrestore("bundle", "verify", made)
     dualrestore("bundle", "create", image, "--to", tmp_path / "x.tar", "--select", "1-2", expect=2)
     assert not (tmp_path / "x.tar").exists()
+
+
+def test_an_encrypted_tar_opens_with_its_key_from_a_file_and_through_a_pipe(
+    image: Path, tmp_path: Path
+) -> None:
+    right, wrong = tmp_path / "right.txt", tmp_path / "wrong.txt"
+    for identity in (right, wrong):
+        run(["age-keygen", "-o", identity])
+    recipient = run(["age-keygen", "-y", right]).stdout.strip()
+    tar = tmp_path / "secret.tar"
+    words = ["--to", "-", "--recipient", recipient]
+    piped([PROGRAM, "bundle", "create", image, *words], ["cat"], tar)
+    assert image.read_bytes()[:4096] not in tar.read_bytes()
+
+    def merged(source: str | Path, *options: str | Path) -> tuple[int, Path]:
+        target, overwrite_map = lost(tmp_path)
+        with tar.open("rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=-1) as pipe:
+            words = [PROGRAM, "merge", source, target, "--map", overwrite_map, *options]
+            done = subprocess.run(words, stdin=pipe.stdout, capture_output=True, check=False)
+        return done.returncode, target
+
+    for source in (tar, "-"):
+        code, target = merged(source, "--identity", right)
+        assert code == 0
+        assert same_bytes(image, target)
+        assert merged(source)[0] == 5
+        assert merged(source, "--identity", wrong)[0] == 5
+        assert merged(source, "--identity", right, "--signers", right)[0] == 5
+    dualrestore("bundle", "verify", tar, "--identity", right)
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    run(["tar", "xf", tar, "-C", unpacked])
+    dualrestore("bundle", "verify", unpacked, "--identity", right)
+
+
+def test_a_plain_tar_is_refused_where_an_encrypted_one_is_expected(
+    tar: Path, tmp_path: Path
+) -> None:
+    identity = tmp_path / "identity.txt"
+    run(["age-keygen", "-o", identity])
+    target, overwrite_map = lost(tmp_path)
+    before = target.read_bytes()
+    words: list[str | Path] = ["merge", tar, target, "--map", overwrite_map]
+    dualrestore(*words, "--identity", identity, expect=5)
+    words[1] = "-"
+    with tar.open("rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=-1) as pipe:
+        done = subprocess.run(
+            [PROGRAM, *words, "--identity", identity],
+            stdin=pipe.stdout,
+            capture_output=True,
+            check=False,
+        )
+    assert done.returncode == 5, done.stderr
+    assert target.read_bytes() == before
+
+
+def test_a_tar_that_cannot_be_signed_is_not_begun(image: Path, tmp_path: Path) -> None:
+    key, tar = tmp_path / "signing", tmp_path / "signed.tar"
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
+    dualrestore("bundle", "create", image, "--to", tar, "--sign", key, expect=2)
+    assert not tar.exists()
