@@ -5,7 +5,6 @@ Guarantees: the only importer of `dualrestore._core`; long calls detach from the
 Does not know: daemons, the command line.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -29,10 +28,8 @@ from dualrestore._core import (
     guard_secrets,
 )
 from dualrestore.errors import (
-    FormatError,
     LockedError,
     NextMediumError,
-    SignatureError,
     UsageError,
 )
 from dualrestore.keys import WRAPPED_BYTES_MAX, Lock, Opener
@@ -64,7 +61,6 @@ __all__ = [
     "Trust",
     "check_merge",
     "check_merge_into_volume",
-    "check_signable",
     "disk_behind",
     "guard_secrets",
     "is_stream",
@@ -73,9 +69,6 @@ __all__ = [
     "merge_into_volume",
     "merge_revert",
     "show_bundle",
-    "sign_bundle",
-    "sign_finished",
-    "sink_is_removable",
     "trusts_of",
     "verify_bundle",
     "write_bundle",
@@ -88,9 +81,7 @@ Progress = Callable[[dict[str, int]], None]
 Encryption = tuple[BundleKey, bytes]
 """The key of a new bundle, and `key.age`."""
 
-MANIFEST_NAME = "manifest.json"
 KEY_NAME = "key.age"
-MANIFEST_BYTES_MAX = 128 * 2**20
 
 
 def locked_with(lock: Lock) -> Encryption:
@@ -98,15 +89,6 @@ def locked_with(lock: Lock) -> Encryption:
     guard_secrets()
     key = BundleKey.generate(str(uuid4()))
     return key, lock.wrap(key.text())
-
-
-def _read_member(directory: pathlib.Path, name: str, limit: int) -> bytes:
-    path = directory / name
-    with path.open("rb") as file:
-        held = file.read(limit + 1)
-    if len(held) > limit:
-        raise FormatError(f"{path}: expected at most {limit} bytes, found more: copy it again")
-    return held
 
 
 def trusts_of(
@@ -120,9 +102,13 @@ def trusts_of(
     encrypted (`LockedError`). Media of one bundle, which wrap their key alike, cost one unwrapping.
     The key of a stream is unwrapped when it comes; its signature cannot be checked.
     """
+    from dualrestore.signatures import signed_manifest
+
     if opener is None and signers is None:
         return [None] * len(bundles)
-    manifests = [None if signers is None else _signed(bundle, signers) for bundle in bundles]
+    manifests = [
+        None if signers is None else signed_manifest(bundle, signers) for bundle in bundles
+    ]
     if opener is None:
         return [Trust(manifest=manifest) for manifest in manifests]
     guard_secrets()
@@ -152,10 +138,12 @@ def is_stream(place: Path | Descriptor) -> bool:
 
 
 def _wrapped_key(bundle: Path) -> bytes:
+    from dualrestore.signatures import read_member
+
     try:
         path = pathlib.Path(bundle)
         if path.is_dir():
-            return _read_member(path, KEY_NAME, WRAPPED_BYTES_MAX)
+            return read_member(path, KEY_NAME, WRAPPED_BYTES_MAX)
         wrapped = _core.tar_key(fspath(bundle))
     except FileNotFoundError:
         wrapped = None
@@ -165,48 +153,6 @@ def _wrapped_key(bundle: Path) -> bytes:
             "been exchanged; name no identity or passphrase if you trust it"
         )
     return wrapped
-
-
-def _signed(bundle: Path | Descriptor, signers: Path) -> bytes:
-    """The SHA-256 of a manifest that one of the signers signed."""
-    from dualrestore.signatures import read_signature, verify
-
-    if isinstance(bundle, int) or (
-        pathlib.Path(bundle).exists() and not pathlib.Path(bundle).is_dir()
-    ):
-        raise SignatureError(
-            f"{bundle}: expected a directory, which alone carries a signature, found a tar or an "
-            "image: unpack a tar with `tar xf`, or name no signers"
-        )
-    directory = pathlib.Path(bundle)
-    signature = read_signature(directory)
-    manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
-    verify(manifest, signature, pathlib.Path(signers))
-    return hashlib.sha256(manifest).digest()
-
-
-def check_signable(destination: Path | Descriptor, key: Path) -> None:
-    """Raises `UsageError` if what is made there cannot be signed with that SSH key."""
-    from dualrestore.signatures import check_signing_key
-
-    check_signing_key(pathlib.Path(key))
-    if not isinstance(destination, int):
-        path = pathlib.Path(destination)
-        if path.is_dir() or (not path.exists() and path.suffix != ".tar"):
-            return
-    raise UsageError(
-        "expected a new directory as the place of a signed bundle, found a tar: sign in a "
-        "directory, and make a tar of that"
-    )
-
-
-def sign_bundle(bundle: Path, key: Path) -> None:
-    """Writes `manifest.json.sig` with an SSH key."""
-    from dualrestore.signatures import sign, write_signature
-
-    directory = pathlib.Path(bundle)
-    manifest = _read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
-    write_signature(directory, sign(manifest, pathlib.Path(key)))
 
 
 class OverwriteMap:
@@ -496,6 +442,8 @@ def write_bundle(
     payloads lie at multiples of 4096 bytes, and 64 MiB of it are held in memory. Raises
     `DeviceError` with EPIPE if the reader of a pipe goes away.
     """
+    from dualrestore.signatures import check_signable, sign_finished
+
     if sign is not None:
         for medium in media:
             check_signable(medium, sign)
@@ -524,15 +472,6 @@ def write_bundle(
     return read(BundleReport, report)
 
 
-def sign_finished(medium: Path, key: Path) -> None:
-    """Signs a medium that is finished and not signed yet."""
-    from dualrestore.signatures import SIGNATURE_NAME
-
-    place = pathlib.Path(medium)
-    if (place / MANIFEST_NAME).exists() and not (place / SIGNATURE_NAME).exists():
-        sign_bundle(medium, key)
-
-
 def _known_as(source: Path | SnapshotSource) -> tuple[str, str]:
     """What a source is called, and what differs once it has changed."""
     if isinstance(source, SnapshotSource):
@@ -553,12 +492,6 @@ def disk_behind(path: Path) -> Disk | None:
     """The disk that holds a path, or will if it is made; None if the kernel knows of none."""
     found = _core.disk_behind(fspath(path))
     return None if found is None else read(Disk, found)
-
-
-def sink_is_removable(path: Path) -> bool:
-    """Whether what is written there goes to a disk that can be carried away."""
-    disk = disk_behind(path)
-    return disk is not None and disk.removable
 
 
 def verify_bundle(

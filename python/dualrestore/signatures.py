@@ -8,17 +8,24 @@ Guarantees: what is verified are bytes in memory, the very ones that are then be
 named by their files only. Does not know: what a manifest says.
 """
 
+import hashlib
 import os
 import subprocess
 import tempfile
+from os import PathLike
 from pathlib import Path
 
-from dualrestore.errors import DualRestoreError, SignatureError, UsageError
+from dualrestore.errors import DualRestoreError, FormatError, SignatureError, UsageError
 
 NAMESPACE = "dualrestore-bundle"
 SIGNATURE_NAME = "manifest.json.sig"
 SIGNATURE_BYTES_MAX = 64 * 1024
 PROGRAM = "ssh-keygen"
+MANIFEST_NAME = "manifest.json"
+MANIFEST_BYTES_MAX = 128 * 2**20
+AnyPath = str | PathLike[str]
+Place = AnyPath | int
+"""Of a bundle: a path, or a descriptor that one goes through as a tar."""
 
 
 def _run(arguments: list[str], held: bytes) -> "subprocess.CompletedProcess[bytes]":
@@ -107,3 +114,54 @@ def write_signature(directory: Path, signature: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_member(directory: Path, name: str, limit: int) -> bytes:
+    """A small member of a bundle's directory, whole."""
+    path = directory / name
+    with path.open("rb") as file:
+        held = file.read(limit + 1)
+    if len(held) > limit:
+        raise FormatError(f"{path}: expected at most {limit} bytes, found more: copy it again")
+    return held
+
+
+def signed_manifest(bundle: Place, signers: AnyPath) -> bytes:
+    """The SHA-256 of a manifest that one of the signers signed."""
+    if isinstance(bundle, int) or (Path(bundle).exists() and not Path(bundle).is_dir()):
+        raise SignatureError(
+            f"{bundle}: expected a directory, which alone carries a signature, found a tar or an "
+            "image: unpack a tar with `tar xf`, or name no signers"
+        )
+    directory = Path(bundle)
+    signature = read_signature(directory)
+    manifest = read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
+    verify(manifest, signature, Path(signers))
+    return hashlib.sha256(manifest).digest()
+
+
+def check_signable(destination: Place, key: AnyPath) -> None:
+    """Raises `UsageError` if what is made there cannot be signed with that SSH key."""
+    check_signing_key(Path(key))
+    if not isinstance(destination, int):
+        path = Path(destination)
+        if path.is_dir() or (not path.exists() and path.suffix != ".tar"):
+            return
+    raise UsageError(
+        "expected a new directory as the place of a signed bundle, found a tar: sign in a "
+        "directory, and make a tar of that"
+    )
+
+
+def sign_bundle(bundle: AnyPath, key: AnyPath) -> None:
+    """Writes `manifest.json.sig` with an SSH key."""
+    directory = Path(bundle)
+    manifest = read_member(directory, MANIFEST_NAME, MANIFEST_BYTES_MAX)
+    write_signature(directory, sign(manifest, Path(key)))
+
+
+def sign_finished(medium: AnyPath, key: AnyPath) -> None:
+    """Signs a medium that is finished and not signed yet."""
+    place = Path(medium)
+    if (place / MANIFEST_NAME).exists() and not (place / SIGNATURE_NAME).exists():
+        sign_bundle(medium, key)

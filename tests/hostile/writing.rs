@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dualrestore::bundle::BundleWriter;
+use dualrestore::bundle::{Bundle, BundleWriter};
 use dualrestore::device::{Fault, FaultPlan, FaultyFolder, Folder, Operation, RamFolder, Strikes};
 use dualrestore::error::{ErrorKind, Result};
 
@@ -34,6 +34,12 @@ fn a_full_or_failing_medium_at_any_operation_ends_the_bundle_with_its_reason() {
                 // What a full medium had no room for is left for a further one, here none; or it
                 // had room after all.
                 Ok(()) => assert_eq!(errno, 28, "{what}"),
+            }
+            let opened = Bundle::open_in(Arc::new(ram.clone()));
+            if opened.is_ok_and(|one| one.manifest().medium.is_some_and(|medium| !medium.last)) {
+                assert_eq!(errno, 28, "{what}: a medium says that others follow it");
+                at += 1;
+                continue;
             }
             let made = Made { folder: ram, ..recipe.make() };
             match judge(&made, &what) {

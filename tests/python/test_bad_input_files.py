@@ -418,7 +418,7 @@ def test_members_that_are_no_plain_files_are_refused(place: Place) -> None:
         (8, b"\x02", "expected a segment of version 1.0, found 2.0"),
         (10, b"\x01", "expected a segment of version 1.0, found 1.1"),
         (88, b"\x10", "features that this version does not know: 0x10"),
-        (64, b"\x01", "no base cut"),
+        (64, b"\x01", "a base cut only in an incremental bundle"),
         (140, b"\x01", "reserved bytes"),
     ],
 )
@@ -453,7 +453,7 @@ def test_a_damaged_chunk_is_never_written_and_the_exit_code_says_so(place: Place
 
 def test_a_bundle_that_is_missing_is_named(place: Place) -> None:
     shutil.rmtree(place.bundle)
-    says = ("bundle", "expected a bundle directory or image", "found nothing")
+    says = ("bundle", "expected a bundle or image", "found nothing")
     place.refused(place.merge, *says, code=USAGE, kind="UsageError")
     for verb in ("show", "verify"):
         words = ["bundle", verb, place.bundle]

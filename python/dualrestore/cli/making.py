@@ -89,7 +89,7 @@ def _writer_of(
     if "@" in source and not Path(source).exists():
         from dualrestore.cli.daemon import daemon_of
         from dualrestore.cli.secrets import encryption_document
-        from dualrestore.core import sign_finished
+        from dualrestore.signatures import sign_finished
 
         name, _, snapshot = source.partition("@")
         if making.media == [OUTPUT]:

@@ -131,6 +131,6 @@ def trust_documents(trusts: "Sequence[Trust | None]") -> "list[dict[str, str | N
 def check_sign(key: Path | None, destination: Path | int) -> None:
     """Refuses a key that cannot sign what is made there before anything is made."""
     if key is not None:
-        from dualrestore.core import check_signable
+        from dualrestore.signatures import check_signable
 
         check_signable(destination, key)
