@@ -8,7 +8,7 @@ import pytest
 
 import dualrestore as dr
 from dualrestore.cli import run
-from dualrestore.core import disk_behind, sink_is_removable
+from dualrestore.core import disk_behind
 from dualrestore.errors import IdentityError, NextMediumError, UsageError
 
 SIZE = 24 << 20
@@ -94,4 +94,4 @@ def test_an_image_cannot_be_incremental_and_a_missing_table_has_no_partitions(
 def test_a_place_in_memory_or_on_a_built_in_disk_is_not_removable(tmp_path: Path) -> None:
     disk = disk_behind(tmp_path)
     assert disk is None or disk.size > 0
-    assert not sink_is_removable(Path("/proc"))
+    assert disk_behind(Path("/proc")) is None
