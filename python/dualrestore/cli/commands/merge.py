@@ -9,7 +9,12 @@ from dualrestore.cli.arguments import Invocation, config_option, input_place, js
 from dualrestore.cli.secrets import opening_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dualrestore.cli.printer import Printer
     from dualrestore.model import MergeReport
+
+    Progress = Callable[[dict[str, int]], None]
 
 
 @click.command("merge")
@@ -70,9 +75,8 @@ def command(
     from dualrestore.cli.printer import Printer
     from dualrestore.cli.secrets import opener_of, trust_documents
     from dualrestore.core import trusts_of
-    from dualrestore.errors import ExitCode, UsageError
+    from dualrestore.errors import UsageError
     from dualrestore.jobs.merge import check_sources
-    from dualrestore.model import MergeReport, read
 
     if revert is not None:
         return _revert(invocation, revert, words, map_path)
@@ -98,22 +102,37 @@ def command(
                 places, Path(target), map_path, progress, trusts=trusts, options=how
             )
         else:
-            from dualrestore.cli.daemon import daemon_of
-
-            if "/" in target:
-                raise UsageError(
-                    f"expected --map MAP to merge into the file or device {target}, or the name "
-                    "of a volume of the daemon"
-                )
             body: dict[str, Any] = {"sources": [str(Path(source).absolute()) for source in sources]}
             if any(trusts):
                 body["trusts"] = trust_documents(trusts)
-            client = daemon_of(invocation)
-            report = read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
-    lines = _lines(target, report)
+            report = _merge_live(invocation, target, body, progress)
+    lines, document = _lines(target, report), report.document()
     if dry_run:
         lines.insert(0, "dry run, nothing was written; this is what would be:")
-    printer.report({**report.document(), "dry_run": dry_run}, lines)
+        document["dry_run"] = True
+    printer.report(document, lines)
+    return _ended(printer, report)
+
+
+def _merge_live(
+    invocation: Invocation, target: str, body: dict[str, Any], progress: "Progress"
+) -> "MergeReport":
+    from dualrestore.cli.daemon import daemon_of
+    from dualrestore.errors import UsageError
+    from dualrestore.model import MergeReport, read
+
+    if "/" in target:
+        raise UsageError(
+            f"expected --map MAP to merge into the file or device {target}, or the name of a "
+            "volume of the daemon"
+        )
+    client = daemon_of(invocation)
+    return read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
+
+
+def _ended(printer: "Printer", report: "MergeReport") -> int:
+    from dualrestore.errors import ExitCode
+
     if report.shortfall is not None:
         printer.error("IntegrityError", report.shortfall, ExitCode.FAILED)
         return ExitCode.FAILED
