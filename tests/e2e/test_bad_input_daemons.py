@@ -86,12 +86,6 @@ def served() -> Iterator[Served]:
 # Bundles that are not of this volume, or of another life of it.
 
 
-def test_a_bundle_of_before_the_loss_is_refused(served: Served) -> None:
-    words = ["merge", served.stale, "v"]
-    says = ["of generation 1, found", "of generation 0", "a snapshot taken since the loss"]
-    served.refused(served.pair.primary, words, *says, code=NOT_OURS, kind="IdentityError")
-
-
 def test_a_bundle_of_another_volume_is_refused(served: Served) -> None:
     words = ["merge", served.foreign, "v"]
     says = ["expected volume", "found volume", "merge the bundle of this volume"]
