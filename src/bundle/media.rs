@@ -34,7 +34,7 @@ use super::writer::{
 };
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::Folder;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
     BeginManifest, BundleKey, Done, Hash, Manifest, MediumEntry, Run, SegmentEntry, SegmentHeader,
@@ -480,7 +480,8 @@ fn explain(error: Error, folder: &dyn Folder) -> Error {
 }
 
 fn too_small(folder: &dyn Folder) -> Error {
-    Error::usage(
+    Error::new(
+        ErrorKind::Device,
         "expected a medium that takes at least one segment of the bundle, found no room for it \
          (some 4 MiB, more where the selection has many ranges): empty it, or take a larger one",
     )

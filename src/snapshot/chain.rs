@@ -346,6 +346,9 @@ impl SnapshotChain {
             // Nothing half done; what cannot be removed now is removed at the next start.
             let _removed = self.remove_snapshot_files(order.snapshot);
             let _removed = self.directory.remove(&changed_name(number));
+            if journal.is_some() {
+                let _removed = self.directory.remove(JOURNAL);
+            }
         })?;
         if let Err(error) = self.write_catalogue(&mut held, new) {
             // The new catalogue may be there all the same. Then the next start must not take the
@@ -370,9 +373,15 @@ impl SnapshotChain {
 
     /// A journal, if there never was one. Without it things only go slower.
     fn new_journal(&self, held: &Changing) -> Option<Journal> {
-        let never = !held.catalogue.journal;
-        never
-            .then(|| Journal::create(&*self.directory, held.catalogue.backup, self.geometry).ok())?
+        if held.catalogue.journal {
+            return None;
+        }
+        let made = Journal::create(&*self.directory, held.catalogue.backup, self.geometry);
+        if made.is_err() {
+            // What it took is room for others again.
+            let _removed = self.directory.remove(JOURNAL);
+        }
+        made.ok()
     }
 
     fn check_order(&self, order: &CutOrder, held: &Changing, members: usize) -> Result<()> {
