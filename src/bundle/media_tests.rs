@@ -279,7 +279,7 @@ fn what_has_no_medium_yet_is_gone_on_with_on_another() {
 fn a_medium_too_small_for_a_segment_is_refused_in_words_and_left_as_it_was() {
     for folder in [Limited::new(1 << 20, true), Limited::new(80 << 10, false)] {
         let refused = made(&mut Shelf::of([&folder as _], None)).expect_err("too small");
-        assert_eq!(refused.kind(), ErrorKind::Usage);
+        assert_eq!(refused.kind(), ErrorKind::Device);
         assert!(refused.to_string().contains("at least one segment"), "{refused}");
     }
     let folder = RamFolder::new();

@@ -108,15 +108,6 @@ def test_a_bundle_without_its_manifest_or_with_half_of_it_is_refused(files: File
     files.merge_refused(code=None)
 
 
-def test_a_bundle_of_a_newer_version_is_refused(files: Files) -> None:
-    segment = files.segment()
-    patch(segment, 8, b"\xff\xff")
-    finished = dualrestore("merge", files.bundle, files.target, "--map", files.map, expect=None)
-    assert finished.returncode != 0
-    assert "Traceback" not in finished.stderr
-    assert files.target.read_bytes() == b"\xee" * SIZE
-
-
 def test_a_damaged_chunk_is_never_written_and_the_exit_code_says_so(files: Files) -> None:
     patch(files.segment(), MIB + 77, b"\x00\x01\x02\x03")
     refused("bundle", "verify", files.bundle, code=None)
