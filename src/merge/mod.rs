@@ -13,7 +13,7 @@ pub use forecast::forecast;
 pub use image::ImagePieces;
 pub use pipeline::{MergeOptions, MergeProgress, MergeReport, OnMergeProgress, check_all, run};
 pub use target::{Claim, MergeTarget, OfflineTarget, TargetIdentity};
-pub use undo::{KeepingTarget, Undo};
+pub use undo::Undo;
 
 #[cfg(test)]
 mod replica_tests;

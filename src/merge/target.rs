@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 use super::lineage::descend;
+use super::undo::Undo;
 use crate::bundle::Lineage;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -126,6 +127,8 @@ pub struct OfflineTarget {
     device: Arc<dyn Device>,
     map: Arc<OverwriteMap>,
     claims: Mutex<ExtentMap<()>>,
+    /// Keeps what is overwritten.
+    undo: Option<Undo>,
     /// A commit failed: nothing is known of what was written, so nothing more is committed.
     poisoned: AtomicBool,
 }
@@ -149,7 +152,14 @@ impl OfflineTarget {
                 map.geometry().block_size().bytes()
             )));
         }
-        Ok(Self { device, map, claims: Mutex::default(), poisoned: AtomicBool::new(false) })
+        let (claims, poisoned) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { device, map, claims, undo: None, poisoned })
+    }
+
+    /// From now on everything is kept there, durably, before it is overwritten.
+    #[must_use]
+    pub fn keeping(self, undo: Undo) -> Self {
+        Self { undo: Some(undo), ..self }
     }
 
     #[must_use]
@@ -207,7 +217,14 @@ impl MergeTarget for OfflineTarget {
         for run in &runs {
             claims.insert(*run, ());
         }
-        Ok(Claim { number: 0, runs })
+        drop(claims);
+        let claim = Claim { number: 0, runs };
+        let kept = self.undo.as_ref().map_or(Ok(()), |undo| undo.keep(&*self.device, &claim.runs));
+        if let Err(error) = kept {
+            self.settle(claim, &Err(error.clone()));
+            return Err(error);
+        }
+        Ok(claim)
     }
 
     fn settle(&self, claim: Claim, result: &Result<()>) {

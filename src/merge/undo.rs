@@ -18,16 +18,13 @@
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use uuid::Uuid;
-
-use super::target::{Claim, MergeTarget, OfflineTarget, TargetIdentity};
-use crate::bundle::Lineage;
+use super::target::{MergeTarget, OfflineTarget};
 use crate::device::{AlignedBuffer, Device, FileDevice, OpenOptions};
 use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange, subtract};
 use crate::limits::COPY_BYTES;
 use crate::map::{MapFile, MapIdentity, MapRole};
-use crate::units::{Cut, Geometry};
+use crate::units::Geometry;
 
 const KEPT: usize = 0;
 
@@ -84,7 +81,9 @@ impl Undo {
 
     fn assemble(store: Arc<dyn Device>, map: MapFile, target: MapIdentity) -> Result<Self> {
         let held = map.identity();
-        if held.geometry != target.geometry || held.volume != target.volume {
+        // A map that was bound to no volume may have been bound by the very merge that kept this.
+        let foreign = held.volume != target.volume && !held.volume.is_nil();
+        if held.geometry != target.geometry || foreign {
             return Err(Error::identity(format!(
                 "expected what was kept of volume {} of {} bytes, found volume {} of {} bytes: \
                  name another file",
@@ -104,7 +103,7 @@ impl Undo {
 
     /// Keeps the bytes that `device` holds there, unless they are kept already. Durable when it
     /// returns.
-    fn keep(&self, device: &dyn Device, runs: &[BlockRange]) -> Result<()> {
+    pub(super) fn keep(&self, device: &dyn Device, runs: &[BlockRange]) -> Result<()> {
         let kept = self.map.plane(KEPT);
         let new: Vec<BlockRange> =
             runs.iter().flat_map(|run| subtract(*run, kept.runs(*run, true))).collect();
@@ -189,77 +188,17 @@ fn copy(from: &dyn Device, to: &dyn Device, range: ByteRange, zeros: Zeros) -> R
     Ok(())
 }
 
-/// A target of which everything is kept before it is overwritten.
-#[derive(Debug)]
-pub struct KeepingTarget {
-    inner: OfflineTarget,
-    undo: Undo,
-}
-
-impl KeepingTarget {
-    #[must_use]
-    pub fn new(inner: OfflineTarget, undo: Undo) -> Self {
-        Self { inner, undo }
-    }
-}
-
-impl MergeTarget for KeepingTarget {
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
-    }
-
-    fn identity(&self) -> TargetIdentity {
-        self.inner.identity()
-    }
-
-    fn bind(&self, volume: Uuid, cut: Cut) -> Result<()> {
-        self.inner.bind(volume, cut)
-    }
-
-    fn descend(&self, lineage: &Lineage) -> Result<()> {
-        self.inner.descend(lineage)
-    }
-
-    fn wanted(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        self.inner.wanted(blocks)
-    }
-
-    fn in_doubt(&self, blocks: BlockRange) -> Vec<BlockRange> {
-        self.inner.in_doubt(blocks)
-    }
-
-    fn device(&self) -> Arc<dyn Device> {
-        self.inner.device()
-    }
-
-    fn claim(&self, blocks: BlockRange) -> Result<Claim> {
-        let claim = self.inner.claim(blocks)?;
-        let kept = self.undo.keep(&*self.inner.device(), &claim.runs);
-        if let Err(error) = kept {
-            self.inner.settle(claim, &Err(error.clone()));
-            return Err(error);
-        }
-        Ok(claim)
-    }
-
-    fn settle(&self, claim: Claim, result: &Result<()>) {
-        self.inner.settle(claim, result);
-    }
-
-    fn commit(&self) -> Result<()> {
-        self.inner.commit()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
+
+    use uuid::Uuid;
 
     use super::*;
     use crate::device::RamDevice;
     use crate::map::OverwriteMap;
     use crate::merge::{ImagePieces, MergeOptions, run};
-    use crate::units::BlockSize;
+    use crate::units::{BlockSize, Cut};
 
     const SIZE: u64 = (4 << 20) + 512;
 
@@ -282,7 +221,7 @@ mod tests {
         plain.map().mark_current(BlockRange::new(10, 20));
         let map = Arc::clone(plain.shared_map());
         let undo = Undo::open(&home.path().join("undo"), map.identity()).expect("new");
-        let keeping = KeepingTarget::new(plain, undo);
+        let keeping = plain.keeping(undo);
         let image = Arc::new(RamDevice::from_bytes(vec![0xab; SIZE as usize]));
         let source = ImagePieces::new(image).expect("an image");
         let mut go_on = |_: &_| ControlFlow::Continue(());
@@ -303,7 +242,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a temporary directory");
         let path = home.path().join("undo");
         let (_, target) = target(vec![0; SIZE as usize]);
-        let identity = target.map().identity();
+        let identity = MapIdentity { volume: Uuid::from_u128(8), ..target.map().identity() };
         drop(Undo::open(&path, identity).expect("new"));
         let foreign = MapIdentity { volume: Uuid::from_u128(9), ..identity };
         assert!(Undo::open(&path, foreign).expect_err("foreign").to_string().contains("kept of"));
@@ -311,5 +250,22 @@ mod tests {
         std::os::unix::fs::symlink(&path, &elsewhere).expect("linked");
         let refused = Undo::open(&elsewhere, identity).expect_err("no map beside it");
         assert!(refused.to_string().contains("found one of them"), "{refused}");
+    }
+
+    #[test]
+    fn what_was_kept_before_the_map_was_bound_is_put_back_after_it() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("undo");
+        let (device, plain) = target(vec![5; SIZE as usize]);
+        let map = Arc::clone(plain.shared_map());
+        let keeping = plain.keeping(Undo::open(&path, map.identity()).expect("new"));
+        let cut = Cut { generation: 3, sequence: 9 };
+        keeping.bind(Uuid::from_u128(7), cut).expect("bound");
+        assert_eq!(keeping.fill(BlockRange::new(0, 3), None).expect("filled"), 3 * 4096);
+        drop(keeping);
+        let again = OfflineTarget::new(Arc::clone(&device) as _, Arc::clone(&map)).expect("made");
+        let undo = Undo::open(&path, map.identity()).expect("of the same target");
+        assert_eq!(undo.put_back(&again).expect("put back"), 3 * 4096);
+        assert!(device.contents().iter().all(|byte| *byte == 5));
     }
 }

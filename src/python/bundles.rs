@@ -28,8 +28,8 @@ use crate::extent::ByteRange;
 use crate::limits::TAR_SEGMENT_BYTES_MAX;
 use crate::map::OverwriteMap as Map;
 use crate::merge::{
-    KeepingTarget, MergeOptions, MergeReport, MergeTarget, OfflineTarget, Undo, check_all,
-    forecast, run as run_merge,
+    MergeOptions, MergeReport, MergeTarget, OfflineTarget, Undo, check_all, forecast,
+    run as run_merge,
 };
 use crate::volume::primary::LiveTarget;
 
@@ -418,9 +418,7 @@ pub fn merge<'py>(
     let make = move |_: &dyn PieceSource| -> Result<Arc<dyn MergeTarget + Send + Sync>> {
         let plain = offline(target, Arc::clone(&map))?;
         Ok(match undo {
-            Some(path) if !dry_run => {
-                Arc::new(KeepingTarget::new(plain, Undo::open(&path, map.identity())?))
-            }
+            Some(path) if !dry_run => Arc::new(plain.keeping(Undo::open(&path, map.identity())?)),
             _ => Arc::new(plain),
         })
     };

@@ -36,6 +36,8 @@ use crate::limits::{JOURNAL_RUN_BYTES_MAX, STRETCH_BYTES};
 enum Failure {
     /// The target did not take its old bytes.
     Target(Error),
+    /// It is too much for one record of the journal, which is as good as before.
+    TooMuch,
     /// Nothing may be overwritten.
     Stop(Error),
 }
@@ -76,6 +78,7 @@ impl SnapshotChain {
             match self.keep(&mut held, &group) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Stop(error)) => return Err(error),
+                Err(Failure::TooMuch) => unreachable!("done without the journal"),
                 Err(Failure::Target(error)) => {
                     let (at, needed) = target.expect("a target failed");
                     self.lose(&members[at], needed, &error)?;
@@ -96,6 +99,8 @@ impl SnapshotChain {
                     held.journal = None;
                     drop(error);
                 }
+                // Store and maps are flushed in the order of law 6, with what the journal holds.
+                Err(Failure::TooMuch) => {}
                 other => return other,
             }
         }
@@ -127,7 +132,7 @@ impl SnapshotChain {
         let payload = if short && journal.fits(count, bytes) { bytes } else { 0 };
         let runs_short = runs.iter().all(|run| u32::try_from(run.blocks.count()).is_ok());
         if !journal.fits(count, payload) || !runs_short {
-            return Err(Failure::Stop(Error::usage("too much for one record of the journal")));
+            return Err(Failure::TooMuch);
         }
         let kind = if payload > 0 { JournalKind::Held } else { JournalKind::Stored };
         runs.extend(needed.iter().map(|blocks| JournalRun { kind, blocks: *blocks }));
