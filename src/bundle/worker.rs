@@ -125,8 +125,12 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         error
     }
 
-    /// Ends every claim: whether its blocks were written is unknown, so they stay missing.
+    /// Ends every claim: whether its blocks were written is unknown, so they stay missing. But not
+    /// while the kernel may still write there: what others wrote then could be overwritten (law 4).
     fn abandon(&mut self, error: &Error) {
+        if !self.queue.drain() {
+            return;
+        }
         for running in self.running.iter_mut().filter_map(Option::take) {
             for writing in running.writing.into_iter().flatten() {
                 let _told_by_the_caller =
@@ -352,4 +356,105 @@ fn open_part(opener: &mut Opener, part: &Part, bytes: &mut [u8], plain: &mut [u8
 
 fn event_of<N>(part: &Part, outcome: Outcome<N>) -> Event<N> {
     Event { range: part.piece.range, chunks: 1, bytes_read: part.stored.len() as u64, outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crossbeam_channel::bounded;
+
+    use super::super::pieces::Piece;
+    use super::*;
+    use crate::device::{AlignedBuffer, Device, RamDevice};
+    use crate::extent::ByteRange;
+
+    /// Reads are done at once; with a write under way it fails.
+    struct Failing {
+        memory: AlignedBuffer,
+        done: Vec<Done>,
+        writes: usize,
+        drains: bool,
+    }
+
+    impl Queue for Failing {
+        fn submit(&mut self, request: Request) {
+            match request.access {
+                Access::Read => self.done.push(Done { tag: request.tag, result: Ok(()) }),
+                Access::Write => self.writes += 1,
+            }
+        }
+
+        fn wait(&mut self, done: &mut Vec<Done>) -> Result<()> {
+            if self.writes > 0 {
+                return Err(Error::busy("the queue failed"));
+            }
+            done.append(&mut self.done);
+            Ok(())
+        }
+
+        fn drain(&mut self) -> bool {
+            self.drains
+        }
+
+        fn under_way(&self) -> usize {
+            self.done.len() + self.writes
+        }
+
+        fn memory(&mut self, range: Range<usize>) -> &mut [u8] {
+            &mut self.memory[range]
+        }
+    }
+
+    /// Writes everything, and counts the claims that ended well and that did not.
+    struct Claiming {
+        device: Arc<dyn Device>,
+        ended: [AtomicU32; 2],
+    }
+
+    impl Consumer for Claiming {
+        type Claim = ();
+        type Note = ();
+
+        fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+            vec![range]
+        }
+
+        fn begin(&self, range: ByteRange, _: Opened<'_>) -> Result<Begun<(), ()>> {
+            let device = Arc::clone(&self.device);
+            Ok(Begun::Writing { claim: (), device, runs: vec![range] })
+        }
+
+        fn end(&self, (): (), result: Result<()>) -> Result<()> {
+            self.ended[usize::from(result.is_err())].fetch_add(1, Ordering::Relaxed);
+            result
+        }
+    }
+
+    /// Claims ended well and badly when the queue fails under a write.
+    fn ended(drains: bool) -> [u32; 2] {
+        let device: Arc<dyn Device> = Arc::new(RamDevice::new(4096));
+        let range = ByteRange::new(0, 4096);
+        let piece = Piece { range, content: Content::Plain(Arc::clone(&device)) };
+        let consumer = Claiming { device, ended: Default::default() };
+        let shared = Shared {
+            consumer: &consumer,
+            planner: Mutex::new(Planner::new(Box::new([Ok(piece)].into_iter()), SLOT_BYTES)),
+            stop: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+        };
+        let memory = AlignedBuffer::zeroed(SLOT_BYTES);
+        let queue = Failing { memory, done: Vec::new(), writes: 0, drains };
+        let (news, _heard) = bounded(8);
+        let opener = Opener::new().expect("made");
+        let worker = Worker::new(&shared, Box::new(queue), 1, opener, news);
+        worker.run().expect_err("the queue failed");
+        consumer.ended.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn law_4_a_claim_is_given_back_only_when_its_write_is_known_to_have_ended() {
+        assert_eq!(ended(true), [0, 1], "as not written");
+        assert_eq!(ended(false), [0, 0], "the kernel may still write there");
+    }
 }

@@ -88,6 +88,10 @@ pub trait Queue {
     /// Waits until something is done, and adds it; at once if nothing is under way.
     fn wait(&mut self, done: &mut Vec<Done>) -> Result<()>;
 
+    /// Waits until nothing is under way, and forgets what became of it. `false`: that cannot be
+    /// found out.
+    fn drain(&mut self) -> bool;
+
     /// Requests that were submitted and not reported.
     fn under_way(&self) -> usize;
 
@@ -177,6 +181,11 @@ impl Queue for BlockingQueue {
     fn wait(&mut self, done: &mut Vec<Done>) -> Result<()> {
         done.append(&mut self.done);
         Ok(())
+    }
+
+    fn drain(&mut self) -> bool {
+        self.done.clear();
+        true
     }
 
     fn under_way(&self) -> usize {

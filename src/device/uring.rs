@@ -55,6 +55,10 @@ impl fmt::Debug for RingQueue {
     }
 }
 
+fn is_passing(error: &io::Error) -> bool {
+    [Errno::BUSY, Errno::AGAIN].iter().any(|no| error.raw_os_error() == Some(no.raw_os_error()))
+}
+
 fn refused(source: &io::Error) -> Error {
     Error::device("set up io_uring", source)
 }
@@ -112,8 +116,9 @@ impl RingQueue {
                     return Ok(());
                 }
                 Err(error) if error.raw_os_error() == Some(Errno::INTR.raw_os_error()) => {}
-                // Completions must be taken first; there are some, so nobody waits in vain.
-                Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+                // Completions must be taken first, or memory is short for a moment: what is under way
+                // will give some back.
+                Err(error) if is_passing(&error) && self.slots.len() > self.free.len() => {
                     return Ok(());
                 }
                 Err(error) => return Err(Error::device("wait for io_uring", &error)),
@@ -220,6 +225,18 @@ impl Queue for RingQueue {
         Ok(())
     }
 
+    fn drain(&mut self) -> bool {
+        let mut ended = Vec::new();
+        while self.slots.len() > self.free.len() {
+            if self.enter(1).is_err() {
+                return false;
+            }
+            self.take_completions(&mut ended);
+        }
+        self.done.clear();
+        true
+    }
+
     fn under_way(&self) -> usize {
         self.slots.len() - self.free.len() + self.done.len()
     }
@@ -233,12 +250,8 @@ impl Queue for RingQueue {
 
 impl Drop for RingQueue {
     fn drop(&mut self) {
-        let mut ended = Vec::new();
-        while self.slots.len() > self.free.len() {
-            if self.enter(1).is_err() {
-                return;
-            }
-            self.take_completions(&mut ended);
+        if !self.drain() {
+            return;
         }
         // SAFETY: nothing is under way, and the memory is not used after this.
         unsafe { ManuallyDrop::drop(&mut self.memory) };

@@ -82,6 +82,7 @@ impl SnapshotChain {
 mod tests {
     use super::*;
     use crate::device::{CrashingDirectory, Device, Directory, Power, RamDevice};
+    use crate::format::journal::JOURNAL_RUNS_MAX;
     use crate::snapshot::CutOrder;
     use crate::units::{BlockSize, Geometry};
     use uuid::Uuid;
@@ -228,5 +229,37 @@ mod tests {
         file.flush().expect("flushed");
         let chain = rig.crash();
         assert!(rig.is_whole(&chain).expect("intact"));
+    }
+
+    #[test]
+    fn a_group_of_more_runs_than_a_record_lists_goes_past_the_journal_and_leaves_it_in_use() {
+        let geometry = Geometry::new(20 << 20, BlockSize::new(512).expect("valid")).expect("valid");
+        let disk = Arc::new(RamDevice::from_bytes(vec![1; 20 << 20]));
+        let home = Arc::new(CrashingDirectory::new(Power::steady()));
+        let chain = SnapshotChain::create(
+            Arc::clone(&home) as _,
+            Arc::clone(&disk) as _,
+            geometry,
+            Uuid::nil(),
+        );
+        let chain = chain.expect("created");
+        let (label, selection) = (String::new(), Vec::new());
+        let order = CutOrder { snapshot: snapshot(), label, created_ms: 0, selection };
+        chain.cut(&order, 1).expect("cut");
+        chain.prepare(&[BlockRange::one(1)]).expect("prepared");
+        let many: Vec<_> =
+            (0..JOURNAL_RUNS_MAX as u64 + 1).map(|at| BlockRange::one(at * 2)).collect();
+        chain.prepare(&many).expect("prepared");
+        assert!(chain.lock().journal.is_some(), "it did not fail");
+        disk.write_at(0, &vec![2; 20 << 20]).expect("ram");
+        drop(chain);
+        let home = Arc::new(home.crash(&mut |_| 0, &Power::steady()));
+        let chain = SnapshotChain::open(home, disk, geometry).expect("opened");
+        let mut bytes = vec![0; 512];
+        let view = Arc::new(chain).view(snapshot()).expect("intact");
+        for block in many.iter().map(|run| run.start).step_by(1001).chain([0, 1]) {
+            view.read_at(block * 512, &mut bytes).expect("read");
+            assert!(bytes.iter().all(|byte| *byte == 1), "block {block}");
+        }
     }
 }
