@@ -116,8 +116,8 @@ impl RingQueue {
                     return Ok(());
                 }
                 Err(error) if error.raw_os_error() == Some(Errno::INTR.raw_os_error()) => {}
-                // Completions must be taken first, or memory is short for a moment: what is under way
-                // will give some back.
+                // Completions must be taken first, or memory is short for a moment: what is under
+                // way will give some back.
                 Err(error) if is_passing(&error) && self.slots.len() > self.free.len() => {
                     return Ok(());
                 }
