@@ -8,7 +8,8 @@
 //!
 //! | step of putting back | a crash before the next leaves |
 //! |---|---|
-//! | kept blocks become missing in the target's map, durable | a target to be put back again |
+//! | a replica takes its newest cut only, durable | a target to be put back again |
+//! | kept blocks become missing in the target's map, durable | the same |
 //! | old bytes into the target, durable | the state before the merge |
 //!
 //! The files are those of a snapshot: a store with old bytes at the volume's own offsets, and a map
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange, subtract};
 use crate::limits::COPY_BYTES;
 use crate::map::{MapFile, MapIdentity, MapRole};
-use crate::units::Geometry;
+use crate::units::{CutSpan, Geometry};
 
 const KEPT: usize = 0;
 
@@ -151,7 +152,12 @@ impl Undo {
     pub fn put_back(&self, target: &OfflineTarget) -> Result<u64> {
         let runs: Vec<BlockRange> =
             self.map.plane(KEPT).runs(self.geometry.all_blocks(), true).collect();
-        target.map().make_missing(&runs)?;
+        let map = target.map();
+        if let Some(CutSpan { newest, .. }) = map.file().span() {
+            // What is missing again may have changed since all cuts but the newest (law 7).
+            map.file().set_span(CutSpan { oldest: newest, newest })?;
+        }
+        map.make_missing(&runs)?;
         let device = target.device();
         let mut bytes = 0;
         for run in runs {
@@ -261,11 +267,16 @@ mod tests {
         let keeping = plain.keeping(Undo::open(&path, map.identity()).expect("new"));
         let cut = Cut { generation: 3, sequence: 9 };
         keeping.bind(Uuid::from_u128(7), cut).expect("bound");
+        // As after an incremental bundle was merged whole.
+        let earlier = Cut { generation: 3, sequence: 1 };
+        map.file().set_span(CutSpan { oldest: earlier, newest: cut }).expect("wider");
         assert_eq!(keeping.fill(BlockRange::new(0, 3), None).expect("filled"), 3 * 4096);
         drop(keeping);
         let again = OfflineTarget::new(Arc::clone(&device) as _, Arc::clone(&map)).expect("made");
         let undo = Undo::open(&path, map.identity()).expect("of the same target");
         assert_eq!(undo.put_back(&again).expect("put back"), 3 * 4096);
         assert!(device.contents().iter().all(|byte| *byte == 5));
+        // Law 7: an earlier cut would fill what is missing again with what changed since.
+        assert_eq!(map.file().span(), Some(CutSpan { oldest: cut, newest: cut }));
     }
 }
