@@ -44,7 +44,6 @@ __all__ = [
     "merge_check_volume",
     "merge_into_volume",
     "merge_revert",
-    "raw_sink_check",
     "tar_key",
 ]
 
@@ -180,6 +179,7 @@ def bundle_create(
     mark: str = "",
     state: str | None = None,
     encryption: tuple[BundleKey, bytes] | None = None,
+    force: bool = False,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a bundle of an image or a snapshot over directories, one a medium, or as one tar (new
@@ -191,7 +191,8 @@ def bundle_create(
     further medium. `state`: a directory for the record with which a later call may `proceed`, if
     the source's `name` and `mark` are the same. `since`: the snapshot of a cut, to hold only what
     changed from there; `allocated`: leaves holes out. `encryption`: the key, whose bundle this
-    becomes, and `key.age`. `compression`: `auto`, `none`, `zstd` or `zstd:LEVEL`."""
+    becomes, and `key.age`. `force`: also onto a disk that is not removable. `compression`:
+    `auto`, `none`, `zstd` or `zstd:LEVEL`."""
 
 def bundle_show(place: _Place) -> dict[str, Any]:
     """`{bundle, volume, size, block_size, generation, sequence, snapshot, created, compression,
@@ -213,10 +214,6 @@ def bundle_verify(
 def disk_behind(path: str) -> dict[str, Any] | None:
     """`{device, model, serial, size, removable}` of the disk that holds a path, or will; None: it
     is none, or the kernel does not say."""
-
-def raw_sink_check(path: str, *, force: bool = False) -> dict[str, Any]:
-    """The same of a block device that is to be written over; raises `UsageError` if it is none, or
-    if its disk is not removable and that was not `force`d."""
 
 def merge(
     source: _Place,

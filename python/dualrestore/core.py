@@ -433,6 +433,7 @@ def write_bundle(
     state: Path | None = None,
     encryption: Encryption | None = None,
     sign: Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> BundleReport:
     """As `Bundle.create`, also into what cannot be read back.
@@ -440,7 +441,8 @@ def write_bundle(
     New directories take a bundle medium by medium; one that waits for a further medium is no error
     here. A new file named `.tar`, a disk, or a descriptor takes the same as a tar archive: its
     payloads lie at multiples of 4096 bytes, and 64 MiB of it are held in memory. Raises
-    `DeviceError` with EPIPE if the reader of a pipe goes away.
+    `DeviceError` with EPIPE if the reader of a pipe goes away. `force` allows a disk that is not
+    removable, all of which is written over.
     """
     from dualrestore.signatures import check_signable, sign_finished
 
@@ -463,6 +465,7 @@ def write_bundle(
         mark=mark,
         state=None if state is None else fspath(state),
         encryption=encryption,
+        force=force,
         progress=progress,
     )
     if sign is not None:

@@ -48,7 +48,7 @@ pub enum BundleInput {
 #[pyo3(signature = (source, media, *, selection=None, partitions=None, allocated=false,
                     since=None, compression="none", block_size=4096,
                     medium_size=None, proceed=false, name="", mark="", state=None,
-                    encryption=None, progress=None))]
+                    encryption=None, force=false, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn bundle_create<'py>(
     py: Python<'py>,
@@ -66,6 +66,7 @@ pub fn bundle_create<'py>(
     mark: &str,
     state: Option<PathBuf>,
     encryption: Option<(Py<BundleKey>, Vec<u8>)>,
+    force: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let partitions = partitions.unwrap_or_default();
@@ -111,7 +112,7 @@ pub fn bundle_create<'py>(
     let encrypted = options.encryption.is_some();
     let result = py.detach(|| {
         words.apply(&*source, snapshot_view.as_ref(), proceed, &mut options)?;
-        write_bundle(&media, &journey, options, &mut callback)
+        write_bundle((&media, force), &journey, options, &mut callback)
     });
     let report = callback.result(result)?;
     let dict = bundle_report(py, &report, source.identity())?;
@@ -148,7 +149,7 @@ fn bundle_report<'py>(
 
 /// Into directories, or into one tar.
 fn write_bundle(
-    media: &[Place],
+    (media, forced): (&[Place], bool),
     journey: &Journey<'_>,
     options: WriterOptions,
     callback: &mut Callback,
@@ -178,7 +179,7 @@ fn write_bundle(
         ));
     }
     let source = journey.source;
-    let (tar, made) = destination.tar_destination(&stop, options.created_unix_s)?;
+    let (tar, made) = destination.tar_destination(&stop, options.created_unix_s, forced)?;
     let options = WriterOptions { segment_bytes_max: TAR_SEGMENT_BYTES_MAX, ..options };
     let latest = Mutex::new(BundleProgress::default());
     let poll = || tell(callback, &latest.lock().unwrap_or_else(PoisonError::into_inner));

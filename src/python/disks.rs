@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::boundary::detached;
-use crate::device::{Disk, check_raw_sink, disk_behind as find_disk};
+use crate::device::{Disk, disk_behind as find_disk};
 
 fn disk_dict<'py>(py: Python<'py>, disk: &Disk) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
@@ -22,11 +22,4 @@ fn disk_dict<'py>(py: Python<'py>, disk: &Disk) -> PyResult<Bound<'py, PyDict>> 
 pub fn disk_behind(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict>>> {
     let disk = detached(py, || find_disk(&path))?;
     disk.map(|disk| disk_dict(py, &disk)).transpose()
-}
-
-#[pyfunction]
-#[pyo3(signature = (path, *, force=false))]
-pub fn raw_sink_check(py: Python<'_>, path: PathBuf, force: bool) -> PyResult<Bound<'_, PyDict>> {
-    let disk = detached(py, || check_raw_sink(&path, force))?;
-    disk_dict(py, &disk)
 }

@@ -36,7 +36,7 @@ mod _core {
         merge_into_volume, merge_revert,
     };
     #[pymodule_export]
-    use crate::python::disks::{disk_behind, raw_sink_check};
+    use crate::python::disks::disk_behind;
     #[pymodule_export]
     use crate::python::exports::NbdServer;
     #[pymodule_export]

@@ -21,7 +21,7 @@ use super::keys::Trust;
 use crate::bundle::{Bundle, PieceSource, TarStream};
 use crate::device::{
     DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
-    create_sink, open_stream,
+    check_raw_sink, create_sink, open_stream,
 };
 use crate::error::Result;
 use crate::format::bundle::{Manifest, locked};
@@ -131,11 +131,13 @@ impl Place {
         path.extension().is_some_and(|suffix| suffix == "tar") && !path.is_dir() || is_special(path)
     }
 
-    /// The tar to write a bundle into, and the file to remove if that fails.
+    /// The tar to write a bundle into, and the file to remove if that fails. What is on a disk that
+    /// is not removable is written over only if that is `forced`.
     pub fn tar_destination(
         &self,
         stop: &Stop,
         modified_s: u64,
+        forced: bool,
     ) -> Result<(TarFolder, Option<PathBuf>)> {
         let name = self.to_string();
         let (sink, made) = match self {
@@ -148,6 +150,9 @@ impl Place {
             }
             Self::Path(path) => {
                 let path = Path::new(path);
+                if path.metadata().is_ok_and(|found| found.file_type().is_block_device()) {
+                    check_raw_sink(path, forced)?;
+                }
                 let sink = create_sink(path, stop.clone())?;
                 (sink, (!is_special(path)).then(|| path.to_path_buf()))
             }

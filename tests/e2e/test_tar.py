@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.harness import MIB, PROGRAM, dualrestore, garbage, run, same_bytes
+from tests.e2e.test_bad_input_disks import loop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -297,3 +298,21 @@ def test_a_tar_that_cannot_be_signed_is_not_begun(image: Path, tmp_path: Path) -
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
     dualrestore("bundle", "create", image, "--to", tar, "--sign", key, expect=2)
     assert not tar.exists()
+
+
+@pytest.mark.root
+def test_a_disk_that_is_not_removable_is_written_over_only_by_force(
+    image: Path, tmp_path: Path
+) -> None:
+    backing = tmp_path / "disk"
+    garbage(backing, 2 * SIZE)
+    before = backing.read_bytes()
+    with loop(backing) as disk:
+        refused = dualrestore("bundle", "create", image, "--to", disk, expect=2)
+        assert "expected a removable disk" in refused.stderr
+        assert "--force" in refused.stderr
+        assert disk.read_bytes() == before, "nothing is touched"
+        dualrestore("bundle", "create", image, "--to", disk, "--force")
+        target, overwrite_map = lost(tmp_path)
+        dualrestore("merge", disk, target, "--map", overwrite_map)
+    same_bytes(image, target)

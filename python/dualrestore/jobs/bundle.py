@@ -35,6 +35,8 @@ class BundleOptions:
     state: Path | None = None
     encryption: "Encryption | None" = None
     sign: Path | None = None
+    force: bool = False
+    """Also onto a disk that is not removable."""
 
 
 def create_bundle(
@@ -65,6 +67,7 @@ def create_bundle(
         state=options.state,
         encryption=options.encryption,
         sign=options.sign,
+        force=options.force,
         progress=progress,
     )
 

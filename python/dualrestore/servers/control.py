@@ -169,6 +169,7 @@ class MakeBundle(_Body):
     allocated: bool = False
     since: str | None = None
     proceed: bool = False
+    force: bool = False
 
 
 BodyType = TypeVar("BodyType", bound=_Body)
@@ -346,6 +347,7 @@ class Control:
             proceed=body.proceed,
             state=self._node.configuration.node.state / name / "bundles",
             encryption=encryption,
+            force=body.force,
         )
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:

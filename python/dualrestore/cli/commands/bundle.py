@@ -73,6 +73,7 @@ def command() -> None:
     is_flag=True,
     help="Go on with a bundle that was stopped, or that waits for its next medium.",
 )
+@click.option("--force", is_flag=True, help="Write a tar over a disk that is not removable.")
 @locking_options
 @config_option
 @json_option
@@ -89,6 +90,7 @@ def create(
     compress: str,
     medium_size: int | None,
     proceed: bool,
+    force: bool,
     recipients: tuple[str, ...],
     passphrase_file: Path | None,
     plain: bool,
@@ -124,6 +126,7 @@ def create(
         proceed=proceed,
         encryption=encryption_of(recipients, passphrase_file, plain=plain),
         sign=sign,
+        force=force,
     )
     return make(invocation, Making(source, list(media), options, plain))
 
