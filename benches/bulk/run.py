@@ -156,28 +156,13 @@ def domain_map(place: Place) -> Path:
     return path
 
 
-def ddrescue(place: Place) -> tuple[float, float]:
+def ddrescue(place: Place, *, direct: bool = True) -> tuple[float, float]:
     """GNU ddrescue with a domain map of what is missing."""
     domain, log = domain_map(place), place.top / "rescue.log"
     log.unlink(missing_ok=True)
-    return command(
-        [
-            "ddrescue",
-            "-q",
-            "-f",
-            "-d",
-            "-D",
-            "-b",
-            "4096",
-            "-c",
-            "512",
-            "-m",
-            domain,
-            place.source,
-            place.target,
-            log,
-        ]
-    )
+    past_the_cache = ["-d", "-D"] if direct else []
+    words = ["ddrescue", "-q", "-f", *past_the_cache, "-b", "4096", "-c", "512", "-m", domain]
+    return command([*words, place.source, place.target, log])
 
 
 def dd(place: Place) -> tuple[float, float]:
@@ -195,28 +180,11 @@ def dd(place: Place) -> tuple[float, float]:
     )
 
 
-def qemu_img(place: Place) -> tuple[float, float]:
+def qemu_img(place: Place, *, direct: bool = True) -> tuple[float, float]:
     """A plain copy, eight requests at a time."""
-    return command(
-        [
-            "qemu-img",
-            "convert",
-            "-n",
-            "-W",
-            "-m",
-            "8",
-            "-T",
-            "none",
-            "-t",
-            "none",
-            "-f",
-            "raw",
-            "-O",
-            "raw",
-            place.source,
-            place.target,
-        ]
-    )
+    past_the_cache = ["-T", "none", "-t", "none"] if direct else []
+    words = ["qemu-img", "convert", "-n", "-W", "-m", "8", *past_the_cache]
+    return command([*words, "-f", "raw", "-O", "raw", place.source, place.target])
 
 
 def nbdcopy(place: Place) -> tuple[float, float]:
@@ -382,39 +350,9 @@ def in_memory(size: int, times: int) -> dict[str, dict[str, Figure]]:
             place = Place(top, size, source, target, extents)
             contenders: dict[str, Callable[[], tuple[float, float]]] = {
                 "merge": partial(ours, place, source),
-                "ddrescue": lambda: command(
-                    [
-                        "ddrescue",
-                        "-q",
-                        "-f",
-                        "-b",
-                        "4096",
-                        "-c",
-                        "512",
-                        "-m",
-                        top / "domain",
-                        source,
-                        target,
-                    ]
-                ),
-                "qemu-img": lambda: command(
-                    [
-                        "qemu-img",
-                        "convert",
-                        "-n",
-                        "-W",
-                        "-m",
-                        "8",
-                        "-f",
-                        "raw",
-                        "-O",
-                        "raw",
-                        source,
-                        target,
-                    ]
-                ),
+                "ddrescue": partial(ddrescue, place, direct=False),
+                "qemu-img": partial(qemu_img, place, direct=False),
             }
-            domain_map(place)
             if len(extents) > 1:
                 del contenders["qemu-img"]
             found[name] = compare(name, place, contenders, times)

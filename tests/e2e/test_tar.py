@@ -315,4 +315,4 @@ def test_a_disk_that_is_not_removable_is_written_over_only_by_force(
         dualrestore("bundle", "create", image, "--to", disk, "--force")
         target, overwrite_map = lost(tmp_path)
         dualrestore("merge", disk, target, "--map", overwrite_map)
-    same_bytes(image, target)
+    assert same_bytes(image, target)
