@@ -161,7 +161,18 @@ def ddrescue(place: Place, *, direct: bool = True) -> tuple[float, float]:
     domain, log = domain_map(place), place.top / "rescue.log"
     log.unlink(missing_ok=True)
     past_the_cache = ["-d", "-D"] if direct else []
-    words = ["ddrescue", "-q", "-f", *past_the_cache, "-b", "4096", "-c", "512", "-m", domain]
+    words: list[str | Path] = [
+        "ddrescue",
+        "-q",
+        "-f",
+        *past_the_cache,
+        "-b",
+        "4096",
+        "-c",
+        "512",
+        "-m",
+        domain,
+    ]
     return command([*words, place.source, place.target, log])
 
 

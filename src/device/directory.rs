@@ -10,6 +10,7 @@
 use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,6 +60,9 @@ pub trait Directory: Send + Sync + Debug {
     /// `None` if it cannot tell.
     fn space(&self) -> Result<Option<Space>>;
 }
+
+/// State may hold keys: nobody but its owner reads it, whatever the directory allows.
+const OWNER_ONLY: u32 = 0o600;
 
 /// A directory of a file system, locked against other processes if asked for.
 #[derive(Debug)]
@@ -176,7 +180,10 @@ impl Directory for FileDirectory {
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.at(name);
         let temporary = self.at(&format!("{name}{TEMPORARY}"));
-        let written = File::create(&temporary).and_then(|mut file| {
+        // A temporary one that a crash left may have been made by others, for others to read.
+        let _left_over = fs::remove_file(&temporary);
+        let new = File::options().write(true).create_new(true).mode(OWNER_ONLY).open(&temporary);
+        let written = new.and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
@@ -241,6 +248,20 @@ mod tests {
         let home = tempfile::tempdir().expect("a temporary directory");
         let directory = FileDirectory::open(home.path().join("a/b"), true).expect("opened");
         (home, directory)
+    }
+
+    #[test]
+    fn a_record_is_for_its_owner_only_also_where_a_crash_left_another() {
+        use std::os::unix::fs::PermissionsExt;
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let left = home.path().join("record.new");
+        fs::write(&left, "left").expect("written");
+        fs::set_permissions(&left, fs::Permissions::from_mode(0o666)).expect("open to all");
+        let directory = FileDirectory::open(home.path(), false).expect("opened");
+        directory.replace("record", b"a key").expect("replaced");
+        let found = fs::metadata(home.path().join("record")).expect("there");
+        assert_eq!(found.permissions().mode() & 0o777, 0o600);
+        assert!(!left.exists());
     }
 
     #[test]
