@@ -1,6 +1,7 @@
 """Merging beside its peers and its bound, in one run: `python -m benches.bulk.run [--brief]`.
 
-Only ratios within one run mean anything: each figure is the median of interleaved repetitions. The
+Only ratios within one run mean anything: each figure is the median of interleaved repetitions, each
+in another order, since many disks of rented machines let bursts through and then hold back. The
 bound is a bare io_uring loop over the very same extents (`bound.rs`), the best of a few sizes.
 Useful bytes are those that had to be written. Times are those of the work itself, without the start
 of a process where a tool tells them, else of the whole command.
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -210,10 +210,11 @@ def compare(
     row: str, place: Place, contenders: dict[str, Callable[[], tuple[float, float]]], times: int
 ) -> dict[str, Figure]:
     """Medians of interleaved repetitions, printed with what they are of ours."""
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    chance = random.Random(row)
     for _ in range(times):
-        for name, work in contenders.items():
-            found[name].append(work())
+        for name in chance.sample(list(contenders), len(contenders)):
+            found[name].append(contenders[name]())
     figures = {}
     for name, all_of_them in found.items():
         seconds = statistics.median(one for one, _ in all_of_them)

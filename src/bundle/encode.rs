@@ -88,6 +88,18 @@ impl Part {
         };
         Self { descriptor, at: 0 }
     }
+
+    fn stored(kind: ChunkKind, range: ByteRange, plain: &[u8], stored: &[u8], at: usize) -> Self {
+        let descriptor = Descriptor {
+            range,
+            kind,
+            stored_bytes: u32::try_from(stored.len()).expect("a chunk is at most 1 MiB"),
+            crc32c: crc32c::crc32c(stored),
+            hash: *blake3::hash(plain).as_bytes(),
+            payload_offset: 0,
+        };
+        Self { descriptor, at }
+    }
 }
 
 /// A chunk of which no such sample shrinks is not tried as a whole.
@@ -160,11 +172,11 @@ impl Encoder {
                 to = next;
             }
             let range = ByteRange::new(offset + at as u64, (to - at) as u64);
-            parts.push(if zero {
-                Part::nothing(ChunkKind::Zero, range)
+            if zero {
+                parts.push(Part::nothing(ChunkKind::Zero, range));
             } else {
-                self.encode_bytes(range, &plain[at..to], &mut stored[at..to], at)
-            });
+                self.encode_bytes(range, &plain[at..to], &mut stored[at..to], at, parts);
+            }
             at = to;
         }
     }
@@ -175,32 +187,34 @@ impl Encoder {
         ((offset + at as u64 + 1).next_multiple_of(grain) - offset) as usize
     }
 
+    /// One chunk if it is compressed. What is stored as it is becomes a chunk a grain, so that of a
+    /// scattered map little more is read and verified than is wanted.
     fn encode_bytes(
         &mut self,
         range: ByteRange,
         plain: &[u8],
         stored: &mut [u8],
         at: usize,
-    ) -> Part {
+        parts: &mut Vec<Part>,
+    ) {
         let began = self.clock.now_ns();
         let tried = self.pace.as_ref().is_none_or(|pace| pace.tries_next());
         let smaller = if tried { self.compress(plain, stored) } else { None };
-        let (kind, bytes) = match smaller {
-            Some(length) => (ChunkKind::Zstd, &stored[..length]),
-            None => (ChunkKind::Data, plain),
-        };
-        let descriptor = Descriptor {
-            range,
-            kind,
-            stored_bytes: u32::try_from(bytes.len()).expect("a chunk is at most 1 MiB"),
-            crc32c: crc32c::crc32c(bytes),
-            hash: *blake3::hash(plain).as_bytes(),
-            payload_offset: 0,
-        };
+        if let Some(length) = smaller {
+            parts.push(Part::stored(ChunkKind::Zstd, range, plain, &stored[..length], at));
+        } else {
+            let mut from = 0;
+            while from < plain.len() {
+                let to = self.next_grain(range.offset, from).min(plain.len());
+                let bytes = &plain[from..to];
+                let range = ByteRange::new(range.offset + from as u64, bytes.len() as u64);
+                parts.push(Part::stored(ChunkKind::Data, range, bytes, bytes, at + from));
+                from = to;
+            }
+        }
         if let Some(pace) = self.pace.as_ref().filter(|_| tried) {
             pace.note(Stage::Codec, plain.len() as u64, self.clock.now_ns() - began);
         }
-        Part { descriptor, at }
     }
 
     /// The compressed length, if that saves at least a sixteenth of the pages.
@@ -260,6 +274,27 @@ mod tests {
                 (ChunkKind::Zero, 4 * GRAIN, GRAIN / 2),
             ]
         );
+    }
+
+    #[test]
+    fn what_is_stored_as_it_is_becomes_a_chunk_a_grain_each_with_its_own_checks() {
+        let plain: Vec<u8> = (0..3 * GRAIN as usize).map(|at| (at / 4096) as u8 | 1).collect();
+        let parts =
+            encoder(Compression::None).encode(GRAIN / 2, &plain, &[], &mut vec![0; plain.len()]);
+        assert_eq!(
+            shapes(&parts),
+            [
+                (ChunkKind::Data, GRAIN / 2, GRAIN / 2),
+                (ChunkKind::Data, GRAIN, GRAIN),
+                (ChunkKind::Data, 2 * GRAIN, GRAIN),
+                (ChunkKind::Data, 3 * GRAIN, GRAIN / 2),
+            ]
+        );
+        for Part { descriptor, at } in parts {
+            let bytes = &plain[at..at + descriptor.range.length as usize];
+            assert_eq!(descriptor.hash, *blake3::hash(bytes).as_bytes());
+            assert_eq!(descriptor.crc32c, crc32c::crc32c(bytes));
+        }
     }
 
     #[test]

@@ -311,6 +311,7 @@ mod tests {
     use crate::bundle::{BundleWriter, Compression, ImageSource, WriterOptions};
     use crate::device::{Folder, RamDevice, RamFolder};
     use crate::error::ErrorKind;
+    use crate::limits::BUNDLE_ZERO_GRAIN_BYTES;
     use crate::units::BlockSize;
     use std::ops::ControlFlow;
 
@@ -397,11 +398,15 @@ mod tests {
         bytes[900_000] ^= 1;
         folder.replace(name, bytes);
         let reader = reader(&folder);
-        assert_eq!(
-            read(&reader, 0, 4096).map(|_| ()).expect_err("damaged").kind(),
-            ErrorKind::Integrity
-        );
-        assert!(read(&reader, 1 << 20, 4096).expect("whole") == image()[1 << 20..][..4096]);
+        let page = |at: u64| read(&reader, at, 4096);
+        let damaged: Vec<u64> =
+            (0..1 << 20).step_by(4096).filter(|at| page(*at).is_err()).collect();
+        let grain = BUNDLE_ZERO_GRAIN_BYTES;
+        let hit = damaged[0] / grain * grain;
+        assert_eq!(damaged, (hit..hit + grain).step_by(4096).collect::<Vec<_>>());
+        assert_eq!(page(hit).map(|_| ()).expect_err("damaged").kind(), ErrorKind::Integrity);
+        let next = hit + grain;
+        assert!(page(next).expect("whole") == image()[next as usize..][..4096]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::plan::{Job, Part, Planner, SLOT_BYTES};
 use super::pump::{Begun, Consumer, Event, Opened, Outcome};
 use crate::device::{Access, Done, Place, Queue, Request};
 use crate::error::{Error, Result};
+use crate::extent::ByteRange;
 use crate::limits::MERGE_READ_FAILURES_MAX;
 
 /// What the workers of a pump have in common.
@@ -47,7 +48,7 @@ enum Form {
 }
 
 struct Writing<C> {
-    part: usize,
+    parts: Range<usize>,
     claim: C,
     left: usize,
     result: Result<()>,
@@ -209,8 +210,8 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         match forms {
             Err(error) => begun = Err(error),
             Ok(forms) => {
-                for (number, form) in forms.into_iter().enumerate() {
-                    begun = self.begin(slot, &mut running, number, form);
+                for (parts, form) in joined(&running.job.parts, forms) {
+                    begun = self.begin(slot, &mut running, parts, form);
                     if begun.is_err() {
                         break;
                     }
@@ -229,15 +230,15 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         &mut self,
         slot: usize,
         running: &mut Running<C>,
-        number: usize,
+        parts: Range<usize>,
         form: Result<Form>,
     ) -> Result<()> {
-        let part = &running.job.parts[number];
-        let range = part.piece.range;
+        let these = &running.job.parts[parts.clone()];
+        let range = range_of(these);
         let at = slot * SLOT_BYTES;
         let begun = match form {
             Err(error) => {
-                running.events.push(event_of(part, Outcome::Damaged(error)));
+                running.events.push(event_of(these, Outcome::Damaged(error)));
                 return Ok(());
             }
             Ok(Form::Zero) => (self.shared.consumer.begin(range, Opened::Zero)?, at),
@@ -249,11 +250,11 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         };
         match begun {
             (Begun::Done(note), _) => {
-                running.events.push(event_of(part, Outcome::Consumed(note)));
+                running.events.push(event_of(these, Outcome::Consumed(note)));
             }
             (Begun::Writing { claim, device, runs }, start) => {
                 assert!(!runs.is_empty(), "a claim to be written has runs");
-                let writing = Writing { part: number, claim, left: runs.len(), result: Ok(()) };
+                let writing = Writing { parts, claim, left: runs.len(), result: Ok(()) };
                 for run in runs {
                     let from = start + (run.offset - range.offset) as usize;
                     self.queue.submit(Request {
@@ -285,8 +286,8 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         let note = self.shared.consumer.end(ended.claim, ended.result);
         let all_ended = running.writing.iter().all(Option::is_none);
         let told = note.map(|note| {
-            let part = &running.job.parts[ended.part];
-            running.events.push(event_of(part, Outcome::Consumed(note)));
+            let parts = &running.job.parts[ended.parts];
+            running.events.push(event_of(parts, Outcome::Consumed(note)));
         });
         if all_ended {
             self.finish(slot);
@@ -354,8 +355,32 @@ fn open_part(opener: &mut Opener, part: &Part, bytes: &mut [u8], plain: &mut [u8
     }
 }
 
-fn event_of<N>(part: &Part, outcome: Outcome<N>) -> Event<N> {
-    Event { range: part.piece.range, chunks: 1, bytes_read: part.stored.len() as u64, outcome }
+/// Parts whose bytes follow each other, in the volume as in memory, are consumed as one.
+fn joined(parts: &[Part], forms: Vec<Result<Form>>) -> Vec<(Range<usize>, Result<Form>)> {
+    let mut all: Vec<(Range<usize>, Result<Form>)> = Vec::new();
+    for (number, form) in forms.into_iter().enumerate() {
+        if let (Some((before, Ok(Form::Bytes(place)))), Ok(Form::Bytes(next))) =
+            (all.last_mut(), &form)
+            && place.end == next.start
+            && parts[before.end - 1].piece.range.end() == parts[number].piece.range.offset
+        {
+            (before.end, place.end) = (number + 1, next.end);
+            continue;
+        }
+        all.push((number..number + 1, form));
+    }
+    all
+}
+
+/// Of parts that follow each other.
+fn range_of(parts: &[Part]) -> ByteRange {
+    let (first, last) = (&parts[0].piece.range, &parts[parts.len() - 1].piece.range);
+    ByteRange::new(first.offset, last.end() - first.offset)
+}
+
+fn event_of<N>(parts: &[Part], outcome: Outcome<N>) -> Event<N> {
+    let bytes_read = parts.iter().map(|part| part.stored.len() as u64).sum();
+    Event { range: range_of(parts), chunks: parts.len() as u64, bytes_read, outcome }
 }
 
 #[cfg(test)]
@@ -367,7 +392,6 @@ mod tests {
     use super::super::pieces::Piece;
     use super::*;
     use crate::device::{AlignedBuffer, Device, RamDevice};
-    use crate::extent::ByteRange;
 
     /// Reads are done at once; with a write under way it fails.
     struct Failing {
@@ -456,5 +480,28 @@ mod tests {
     fn law_4_a_claim_is_given_back_only_when_its_write_is_known_to_have_ended() {
         assert_eq!(ended(true), [0, 1], "as not written");
         assert_eq!(ended(false), [0, 0], "the kernel may still write there");
+    }
+
+    #[test]
+    fn parts_are_joined_only_where_both_their_bytes_and_their_places_follow_each_other() {
+        let device: Arc<dyn Device> = Arc::new(RamDevice::new(1 << 20));
+        let part = |offset: u64, at: usize| Part {
+            piece: Piece {
+                range: ByteRange::new(offset, 4096),
+                content: Content::Plain(Arc::clone(&device)),
+            },
+            stored: at..at + 4096,
+            plain: 0..0,
+        };
+        let parts = [part(0, 0), part(4096, 4096), part(12_288, 8192), part(16_384, 16_384)];
+        let forms = parts.iter().map(|part| Ok(Form::Bytes(part.stored.clone())));
+        let runs: Vec<_> = joined(&parts, forms.collect()).into_iter().map(|one| one.0).collect();
+        assert_eq!(runs, [0..2, 2..3, 3..4]);
+        let damaged = |number: usize| match number {
+            1 => Err(Error::integrity("damaged")),
+            _ => Ok(Form::Bytes(parts[number].stored.clone())),
+        };
+        let runs = joined(&parts[..2], (0..2).map(damaged).collect());
+        assert_eq!(runs.len(), 2, "what is damaged is told of by itself");
     }
 }

@@ -13,6 +13,7 @@ use crate::bundle::{
 use crate::device::{Device, RamDevice, RamFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
+use crate::limits::BUNDLE_ZERO_GRAIN_BYTES;
 use crate::map::{MapIdentity, OverwriteMap};
 use crate::units::{BlockSize, Cut, Geometry};
 
@@ -114,6 +115,16 @@ fn a_second_merge_reads_and_writes_nothing() {
 }
 
 #[test]
+fn of_a_chunk_stored_as_it_is_little_more_is_read_than_is_wanted() {
+    let Place { target, .. } = place();
+    let all = target.geometry().all_blocks();
+    target.map().mark_current(BlockRange::new(0, 100));
+    target.map().mark_current(BlockRange::new(101, all.end));
+    let report = merged(&bundle(), &target);
+    assert_eq!((report.bytes_written, report.bytes_read), (4096, BUNDLE_ZERO_GRAIN_BYTES));
+}
+
+#[test]
 fn a_bundle_never_supplies_link_only_blocks() {
     let Place { device, target } = place();
     target.map().demote(BlockRange::new(5, 6));
@@ -134,14 +145,15 @@ fn a_damaged_chunk_stays_missing_and_is_reported() {
     let Place { device, target } = place();
     let report = merged(&bundle_in(&folder), &target);
     assert_eq!((report.chunks_damaged, report.chunks_repaired), (1, 0));
-    assert_eq!(report.damaged, [ByteRange::new(0, 1 << 20)]);
-    assert_eq!((report.bytes_written, report.bytes_skipped), ((SIZE - (1 << 20)) as u64, 0));
+    let [hit] = report.damaged[..] else { panic!("one chunk, found {:?}", report.damaged) };
+    assert_eq!(hit.length, BUNDLE_ZERO_GRAIN_BYTES);
+    assert_eq!((report.bytes_written, report.bytes_skipped), (SIZE as u64 - hit.length, 0));
     let mut expected = image();
-    expected[..1 << 20].fill(GROUND);
+    expected[hit.offset as usize..hit.end() as usize].fill(GROUND);
     assert!(device.contents() == expected, "nothing unverified is written");
-    assert_eq!(target.map().missing_bytes(), 1 << 20);
+    assert_eq!(target.map().missing_bytes(), hit.length);
     let good = merged(&bundle(), &target);
-    assert_eq!(good.bytes_written, 1 << 20);
+    assert_eq!(good.bytes_written, hit.length);
     assert!(device.contents() == image(), "a whole bundle supplies the rest");
 }
 
