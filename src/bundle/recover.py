@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Restores a raw image from a dualrestore bundle, with Python's standard library alone.
 
-    python3 -I recover.py DIRECTORY OUT.img     write a sparse raw image, verifying all of it
-    python3 -I recover.py DIRECTORY             verify only
+    python3 -I recover.py DIRECTORY.. OUT.img   write a sparse raw image, verifying all of it
+    python3 -I recover.py DIRECTORY..           verify only
 
-    python3 -I recover.py --key KEYFILE ...     the same of an encrypted bundle (key.age is there)
+    python3 -I recover.py --key KEYFILE ..      the same of an encrypted bundle (key.age is there)
+
+Several directories are media of one bundle, and of incremental bundles that go on from it, in any
+order. What they lack is said.
 
 For KEYFILE unwrap key.age with age (https://age-encryption.org), into memory if you can:
 
@@ -15,15 +18,17 @@ Encrypted bundles need the package "cryptography" (pip install cryptography).
 
 Python 3.8 or later. Every page and chunk is checked by CRC32C, and by BLAKE3 if the package
 "blake3" is installed. Chunks compressed with zstd need Python 3.14, the package "zstandard", or
-the program "zstd". Bytes that are damaged, or that the bundle does not include, read as zeros in
-the image; damaged ones are listed.
+the program "zstd". Bytes that are damaged, or absent, or that the bundle does not include, read as
+zeros in the image; damaged and absent ones are listed.
 
-Exit code 0: all there and whole. 1: failed. 2: wrong arguments. 3: something is damaged.
+Exit code 0: whole. 1: failed. 2: wrong arguments. 3: something is damaged, or the image lacks what
+is on a medium that was not given.
 
 This file knows the format (docs/formats.md of dualrestore) by itself and shares no code
 with dualrestore.
 """
 
+import bisect
 import errno
 import hashlib
 import hmac
@@ -270,7 +275,7 @@ def open_member(path):
 
 
 def check_page(page, at, context, key=None):
-    """Checks the CRC32C and the BLAKE3 (or HMAC) that a page has at byte `at`, of the rest of it."""
+    """Checks the CRC32C and BLAKE3 (or HMAC) that a page has at byte `at`, of the rest of it."""
     body = page[:at] + page[at + CHECKS :]
     if struct.unpack_from("<I", page, at)[0] != crc32c(body):
         raise DamageError("a page does not match its CRC32C")
@@ -282,8 +287,8 @@ def check_page(page, at, context, key=None):
         raise DamageError("a page does not match its BLAKE3")
 
 
-def read_manifest(directory, key):
-    """The manifest of a finished bundle, checked."""
+def read_manifest(directory, keys):
+    """The manifest of a finished medium, checked, and the key of its bundle, if it has one."""
     path = Path(directory) / "manifest.json"
     try:
         with open_member(path) as file:
@@ -306,22 +311,25 @@ def read_manifest(directory, key):
     if (manifest.get("format"), manifest.get("version")) != ("dualrestore bundle", 1):
         raise RefusedError("expected a bundle of version 1")
     features = manifest["begin"]["features"]
-    unknown = [name for name in features if name != "encrypted"]
+    unknown = [name for name in features if name not in ("encrypted", "incremental")]
     if unknown:
         raise RefusedError(f"unknown features: {', '.join(unknown)}")
-    if features and key is None:
+    if "encrypted" not in features:
+        if keys:
+            raise RefusedError(
+                "expected an encrypted bundle, found one that is not: it may have been exchanged; "
+                "leave --key out if you trust it"
+            )
+        return manifest, None
+    if not keys:
         raise RefusedError(
             "this bundle is encrypted: unwrap key.age with age and name the result with --key\n"
             "(run recover.py without arguments to see how)"
         )
-    if not features and key is not None:
-        raise RefusedError(
-            "expected an encrypted bundle, found one that is not: it may have been exchanged; "
-            "leave --key out if you trust it"
-        )
-    if key is not None:
-        key.check(manifest, body)
-    return manifest
+    bundle = bytes.fromhex(manifest["begin"]["bundle"].replace("-", ""))
+    key = next((key for key in keys if key.bundle == bundle), keys[0])
+    key.check(manifest, body)
+    return manifest, key
 
 
 class Segment:
@@ -406,7 +414,7 @@ class Segment:
         try:
             return self.cipher.decrypt(nonce, stored + digest[:16], associated)
         except Exception as error:
-            raise DamageError("it was changed, or put there, by somebody without the key") from error
+            raise DamageError("it was changed or put there by somebody without the key") from error
 
     def chunk(self, descriptor, payload, place):
         """The verified bytes of a chunk; None for zeros. `place`: its batch, and where in it."""
@@ -435,24 +443,69 @@ class Segment:
 # The whole -------------------------------------------------------------------------------------
 
 
-def gaps(coverage, found):
-    """The parts of the runs `coverage` that lie in none of the runs `found`; both ascend."""
-    index = 0
-    for start, end in coverage:
-        at = start
-        while index < len(found) and found[index][0] < end:
-            if found[index][0] > at:
-                yield at, found[index][0]
-            at = max(at, found[index][1])
-            if found[index][1] > end:
+class Medium:
+    """One directory of a bundle."""
+
+    def __init__(self, directory, keys):
+        self.directory = directory
+        self.manifest, self.key = read_manifest(directory, keys)
+        self.begin = self.manifest["begin"]
+        self.cut = self.begin["generation"], self.begin["cut"]
+
+    def follows(self, older):
+        """Whether what changed up to here changed since that cut, wherever it was."""
+        base = self.begin.get("base")
+        same = all(self.begin[name] == older.begin[name] for name in ("volume", "size"))
+        if not same or base is None or base.get("scope") is not None:
+            return False
+        return (base["generation"], base["cut"]) == older.cut
+
+
+def read_media(directories, keys):
+    """The media of each bundle, the oldest bundle first."""
+    bundles = {}
+    for directory in directories:
+        medium = Medium(directory, keys)
+        bundles.setdefault(json.dumps(medium.begin, sort_keys=True), []).append(medium)
+    layers = sorted(bundles.values(), key=lambda media: (media[0].cut, "base" in media[0].begin))
+    for (older, *_), (newer, *_) in zip(layers, layers[1:]):
+        if not newer.follows(older):
+            raise RefusedError(
+                "expected media of one bundle, or also of incremental bundles that go on from it "
+                f"one after the other; {older.directory} (cut {older.cut[1]}) and "
+                f"{newer.directory} (cut {newer.cut[1]}) do not: restore each alone"
+            )
+    return layers
+
+
+def joined(runs):
+    """The same bytes in runs that ascend and do not touch."""
+    found = []
+    for start, end in sorted(run[:2] for run in runs):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return found
+
+
+def gaps(runs, found):
+    """The parts of `runs` that lie in none of the runs `found`; with what else a run says."""
+    found = joined(found)
+    ends = [end for _, end in found]
+    for at, end, *rest in runs:
+        for start, stop in found[bisect.bisect_right(ends, at) :]:
+            if start >= end:
                 break
-            index += 1
+            if start > at:
+                yield (at, start, *rest)
+            at = max(at, stop)
         if at < end:
-            yield at, end
+            yield (at, end, *rest)
 
 
 def recover_segment(segment, coverage, out):
-    """Writes what a segment holds; the runs that are damaged, each with the reason."""
+    """Writes what a segment holds; the runs that are whole, and those damaged, with the reason."""
     found, damaged = [], []
     try:
         segment.check_header()
@@ -472,27 +525,72 @@ def recover_segment(segment, coverage, out):
                 if plain is not None and out is not None:
                     out.seek(run[0])
                     out.write(plain)
-    lost = gaps(coverage, sorted(found))
+    lost = gaps(coverage, found)
     damaged += [(*run, "the page that describes it is damaged") for run in lost]
-    return damaged
+    return list(gaps(coverage, damaged)), damaged
 
 
-def recover(directory, out, key):
-    """Goes through the bundle, writing to the file `out` if there is one."""
-    manifest = read_manifest(directory, key)
-    damaged = []
-    if out is not None:
-        out.truncate(manifest["begin"]["size"])
-    for entry in manifest["segments"]:
+def recover_medium(medium, out):
+    """The same of all segments of a medium."""
+    whole, damaged = [], []
+    for entry in medium.manifest["segments"]:
         try:
-            segment = Segment(directory, manifest, entry, key)
+            segment = Segment(medium.directory, medium.manifest, entry, medium.key)
         except OSError as error:
             complain(f"segment {entry['number']}: {error}")
             damaged += [(*run, "its segment cannot be read") for run in entry["coverage"]]
             continue
         with segment.file:
-            damaged += recover_segment(segment, entry["coverage"], out)
-    return manifest, sorted(damaged)
+            found, lost = recover_segment(segment, entry["coverage"], out)
+        whole += found
+        damaged += lost
+    return whole, damaged
+
+
+def recover(layers, out):
+    """Goes through all bundles, writing to the file `out` if there is one; what is damaged, and
+    what is absent, of which the bytes may be on other media."""
+    damaged, absent = [], []
+    for number, media in enumerate(layers):
+        selection = media[0].begin["selection"]
+        if out is not None and number == 0:
+            out.truncate(media[0].begin["size"])
+        elif out is not None:
+            # Nothing older is left where this bundle has something newer to say.
+            blank(selection, out)
+        whole = []
+        damaged, absent = list(gaps(damaged, selection)), list(gaps(absent, selection))
+        lost = []
+        for medium in media:
+            found, bad = recover_medium(medium, out)
+            whole += found
+            lost += bad
+        # Of a medium and a copy of it one may be whole where the other is not.
+        damaged += sorted(set(gaps(lost, whole)))
+        absent += gaps(selection, whole + lost)
+    return sorted(damaged), joined(absent)
+
+
+def blank(runs, out):
+    """Zeros over what is there."""
+    zeros = bytes(CHUNK_MAX)
+    for start, end in runs:
+        out.seek(start)
+        for at in range(start, end, CHUNK_MAX):
+            out.write(zeros[: end - at])
+
+
+def describe(media):
+    """Says what else there is to know of a bundle that was given in part."""
+    begin = media[0].begin
+    given = sorted({medium.manifest.get("medium", {}).get("number", 1) for medium in media})
+    several = [medium.manifest["medium"] for medium in media if "medium" in medium.manifest]
+    last = max([medium["number"] for medium in several if medium["last"]], default=None)
+    lacking = [str(number) for number in range(1, last or given[-1]) if number not in given]
+    if several and last is None:
+        lacking.append(f"whatever comes after {given[-1]}")
+    if lacking:
+        complain(f"bundle {begin['bundle']}: media not given: {', '.join(lacking)}")
 
 
 def complain(text):
@@ -500,38 +598,48 @@ def complain(text):
     print(text, file=sys.stderr)
 
 
+def total(runs):
+    """The bytes of runs that do not touch."""
+    return sum(end - start for start, end in runs)
+
+
 def main(arguments):
     """The command line; returns the exit code."""
-    key = None
-    if len(arguments) > 2 and arguments[0] == "--key":
-        key = Key(arguments[1])
+    keys = []
+    while len(arguments) > 2 and arguments[0] == "--key":
+        keys.append(Key(arguments[1]))
         arguments = arguments[2:]
-    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+    if not arguments or arguments[0].startswith("-"):
         complain(__doc__)
         return 2
-    if arguments[1:]:
-        read_manifest(arguments[0], key)
+    writes = len(arguments) > 1 and not Path(arguments[-1]).is_dir()
+    layers = read_media(arguments[:-1] if writes else arguments, keys)
+    if writes:
         # A new file, so that what is not written is a hole that reads as zeros.
-        with Path(arguments[1]).open("xb") as out:
-            manifest, damaged = recover(arguments[0], out, key)
+        with Path(arguments[-1]).open("xb") as out:
+            damaged, absent = recover(layers, out)
             out.flush()
             os.fsync(out.fileno())
     else:
-        manifest, damaged = recover(arguments[0], None, key)
+        damaged, absent = recover(layers, None)
     for start, end, why in damaged:
         complain(f"damaged: bytes {start} to {end}: {why}")
-    runs = manifest["begin"]["selection"]
-    if "medium" in manifest:
-        # One of several media: the others hold the rest of the selection.
-        complain(f"medium {manifest['medium']['number']} of several: it holds a part of the bundle")
-        runs = [run for entry in manifest["segments"] for run in entry["coverage"]]
-    selected = sum(end - start for start, end in runs)
-    whole = selected - sum(end - start for start, end, _ in damaged)
+    for start, end in absent:
+        complain(f"absent: bytes {start} to {end}: on a medium that was not given")
+    for media in layers:
+        describe(media)
+    first = layers[0][0].begin
+    if first.get("base") is not None:
+        complain(f"only what changed since cut {first['base']['cut']}: the rest reads as zeros")
+    selected = joined(run for media in layers for run in media[0].begin["selection"])
+    whole = total(selected) - total(joined(damaged + absent))
     checks = "CRC32C (install blake3 for its hashes)" if blake3 is None else "CRC32C and BLAKE3"
-    checks = "AES-256-GCM and HMAC-SHA256" if key is not None else checks
-    size = manifest["begin"]["size"]
-    print(f"{whole} of {selected} selected bytes of a volume of {size} bytes, checked by {checks}")
-    return 3 if damaged else 0
+    checks = "AES-256-GCM and HMAC-SHA256" if keys else checks
+    print(
+        f"{whole} of {total(selected)} selected bytes of a volume of {first['size']} bytes, "
+        f"checked by {checks}"
+    )
+    return 3 if damaged or (writes and absent) else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ mod memory;
 mod merging;
 mod mixing;
 mod recovery;
+mod recovery_sets;
 mod seals;
 mod workshop;
 mod writing;

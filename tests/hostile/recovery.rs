@@ -18,12 +18,12 @@ use crate::workshop::{BLOCK, Made, Recipe, noise, open, thorough};
 
 /// What a reader made of a bundle: an image with zeros where it has nothing, and the bytes lost.
 #[derive(Debug, PartialEq, Eq)]
-struct Reading {
-    image: Vec<u8>,
-    lost: Vec<(u64, u64)>,
+pub struct Reading {
+    pub image: Vec<u8>,
+    pub lost: Vec<(u64, u64)>,
 }
 
-fn write_out(folder: &RamFolder, directory: &Path) {
+pub fn write_out(folder: &RamFolder, directory: &Path) {
     std::fs::create_dir(directory).expect("made");
     for name in folder.names().expect("listed") {
         let bytes = folder.contents(&name).expect("there");
@@ -32,7 +32,7 @@ fn write_out(folder: &RamFolder, directory: &Path) {
 }
 
 /// Sorted, with neighbours joined.
-fn joined(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+pub fn joined(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     runs.sort_unstable();
     runs.dedup_by(|next, last| {
         let touches = next.0 <= last.1;
@@ -43,7 +43,7 @@ fn joined(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 }
 
 /// `None`: refused.
-fn read_by_us(made: &Made) -> Option<Reading> {
+pub fn read_by_us(made: &Made) -> Option<Reading> {
     let bundle = open(&made.folder).ok()?;
     let mut opener = Opener::new().expect("a decompressor");
     let (mut stored, mut plain) = (vec![0; 1 << 20], vec![0; 1 << 20]);
@@ -68,34 +68,39 @@ fn read_by_us(made: &Made) -> Option<Reading> {
     Some(Reading { image, lost: joined(lost) })
 }
 
-/// The exit code, all that was said, and the image if there is one.
-fn recover(directory: &Path, out: &Path, environment: &[(&str, &str)]) -> (i32, String) {
+/// The exit code and all that was said, of the media in that order.
+pub fn recover(media: &[&Path], out: &Path, environment: &[(&str, &str)]) -> (i32, String) {
     let mut command = Command::new("/usr/bin/env");
     command.arg("-i").args(environment.iter().map(|(name, value)| format!("{name}={value}")));
-    command.arg("/usr/bin/python3").arg("-I").arg(directory.join("recover.py"));
-    let done = command.arg(directory).arg(out).output().expect("python3 runs");
+    command.arg("/usr/bin/python3").arg("-I").arg(media[0].join("recover.py"));
+    let done = command.args(media).arg(out).output().expect("python3 runs");
     let said = [done.stdout, done.stderr].concat();
     (done.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
 }
 
-const PATH: &[(&str, &str)] = &[("PATH", "/usr/bin:/bin")];
+pub const PATH: &[(&str, &str)] = &[("PATH", "/usr/bin:/bin")];
 
-fn read_by_python(made: &Made) -> Option<Reading> {
-    let place = tempfile::tempdir().expect("a place");
-    let (directory, out) = (place.path().join("bundle"), place.path().join("out.img"));
-    write_out(&made.folder, &directory);
-    let (code, said) = recover(&directory, &out, PATH);
-    if code == 1 {
-        assert!(said.contains("recover.py: "), "refused with words: {said}");
-        return None;
-    }
-    let damaged = said.lines().filter_map(|line| line.strip_prefix("damaged: bytes "));
+/// The runs in the lines that begin so.
+pub fn told(said: &str, beginning: &str) -> Vec<(u64, u64)> {
     let run = |line: &str| {
         let (start, rest) = line.split_once(" to ")?;
         let (end, _) = rest.split_once(": ")?;
         Some((start.parse().ok()?, end.parse().ok()?))
     };
-    let lost: Vec<_> = damaged.map(|line| run(line).expect("two numbers")).collect();
+    let lines = said.lines().filter_map(|line| line.strip_prefix(beginning));
+    lines.map(|line| run(line).expect("two numbers")).collect()
+}
+
+fn read_by_python(made: &Made) -> Option<Reading> {
+    let place = tempfile::tempdir().expect("a place");
+    let (directory, out) = (place.path().join("bundle"), place.path().join("out.img"));
+    write_out(&made.folder, &directory);
+    let (code, said) = recover(&[&directory], &out, PATH);
+    if code == 1 {
+        assert!(said.contains("recover.py: "), "refused with words: {said}");
+        return None;
+    }
+    let lost = told(&said, "damaged: bytes ");
     assert_eq!(code, if lost.is_empty() { 0 } else { 3 }, "{said}");
     let image = std::fs::read(&out).expect("an image");
     Some(Reading { image, lost: joined(lost) })
@@ -123,7 +128,7 @@ enum Stretch {
 }
 
 #[derive(Clone, Debug)]
-enum Damage {
+pub enum Damage {
     Flip { place: prop::sample::Index, bit: u8 },
     Wipe { place: prop::sample::Index, pages: usize },
     Cut { place: prop::sample::Index },
@@ -131,7 +136,7 @@ enum Damage {
     Remove,
 }
 
-fn recipes() -> impl Strategy<Value = Recipe> {
+pub fn recipes() -> impl Strategy<Value = Recipe> {
     let blocks = 1..300usize;
     let stretch = prop_oneof![
         blocks.clone().prop_map(Stretch::Zeros),
@@ -166,7 +171,7 @@ fn recipes() -> impl Strategy<Value = Recipe> {
     )
 }
 
-fn damages() -> impl Strategy<Value = (prop::sample::Index, Damage)> {
+pub fn damages() -> impl Strategy<Value = (prop::sample::Index, Damage)> {
     let index = any::<prop::sample::Index>;
     let damage = prop_oneof![
         4 => (index(), any::<u8>()).prop_map(|(place, bit)| Damage::Flip { place, bit }),
@@ -178,7 +183,7 @@ fn damages() -> impl Strategy<Value = (prop::sample::Index, Damage)> {
     (index(), damage)
 }
 
-fn damage(made: &Made, which: prop::sample::Index, damage: &Damage) {
+pub fn damage(made: &Made, which: prop::sample::Index, damage: &Damage) {
     let mut names = made.folder.names().expect("listed");
     names.retain(|name| name.starts_with("seg-"));
     if names.is_empty() {
@@ -217,21 +222,22 @@ fn damage(made: &Made, which: prop::sample::Index, damage: &Damage) {
 }
 
 /// What a selection of runs that overlap amounts to.
-fn selected(recipe: &Recipe) -> Vec<ByteRange> {
+pub fn selected(recipe: &Recipe) -> Vec<ByteRange> {
     let runs = recipe.selection.iter().map(|range| (range.offset, range.end())).collect();
     joined(runs).into_iter().map(|(start, end)| ByteRange::new(start, end - start)).collect()
 }
 
-fn cases() -> ProptestConfig {
+/// Each starts Python once.
+pub fn cases(quick: u32) -> ProptestConfig {
     ProptestConfig {
-        cases: if thorough() { 2000 } else { 24 },
+        cases: if thorough() { 2000 } else { quick },
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
         ..ProptestConfig::default()
     }
 }
 
 proptest! {
-    #![proptest_config(cases())]
+    #![proptest_config(cases(24))]
     #[test]
     fn recover_py_and_we_find_the_same_bytes_and_the_same_losses(
         recipe in recipes(),
@@ -332,7 +338,7 @@ fn recover_py_takes_no_pipe_link_or_device_for_a_member() {
                 std::os::unix::fs::symlink("/dev/zero", &member).expect("made");
             }
             let out = place.path().join(format!("{number}-{kind}.img"));
-            let (code, said) = recover(&directory, &out, PATH);
+            let (code, said) = recover(&[&directory], &out, PATH);
             assert!(code == 1 || code == 3, "{name} a {kind}: {code}: {said}");
             assert!(said.contains("plain file"), "{name} a {kind}: {said}");
         }
