@@ -8,7 +8,7 @@ use dualrestore::bitmap::Bitmap;
 use dualrestore::device::{Device, RamDevice};
 use dualrestore::extent::BlockRange;
 use dualrestore::map::{CURRENT, LINK_ONLY, MapFile, MapIdentity, MapRole, OverwriteMap, UNSENT};
-use dualrestore::units::{BlockSize, Geometry};
+use dualrestore::units::{BlockSize, Cut, CutSpan, Geometry};
 
 use crate::golden;
 
@@ -107,6 +107,31 @@ fn a_new_generation_of_version_1_voids_the_pages_of_the_one_before() {
     assert_eq!(map.identity().generation, 9);
     assert_eq!(runs(map.current()), [(7, 8)]);
     assert_eq!((runs(map.link_only()), runs(map.unsent())), (vec![], vec![]));
+}
+
+const SPAN: CutSpan = CutSpan {
+    oldest: Cut { generation: 3, sequence: 17 },
+    newest: Cut { generation: 3, sequence: 20 },
+};
+
+fn replica_map() -> Vec<u8> {
+    let device = room(MapRole::Overwrite);
+    let unbound = MapIdentity { volume: Uuid::nil(), generation: 0, ..identity() };
+    let map = OverwriteMap::create(Arc::clone(&device) as _, unbound).expect("created");
+    map.bind(identity().volume, SPAN.newest).expect("nothing is current");
+    map.mark_current(run(40, 45));
+    map.file().commit_all().expect("committed");
+    map.file().set_span(SPAN).expect("an incremental bundle was merged whole");
+    device.contents()
+}
+
+#[test]
+fn the_map_of_a_replica_of_version_1_is_written_and_read_as_it_was() {
+    let bytes = golden("overwrite-map-v1-replica.bin", &replica_map());
+    let map = MapFile::open(opened(bytes), MapRole::Overwrite).expect("opens");
+    assert_eq!(map.identity(), identity());
+    assert_eq!(map.span(), Some(SPAN));
+    assert_eq!(runs(map.plane(CURRENT)), [(40, 45)]);
 }
 
 fn changed_map() -> Vec<u8> {

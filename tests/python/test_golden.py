@@ -36,18 +36,34 @@ class Header(NamedTuple):
     sequence: int
     void_through: int
     base: tuple[int, ...]
+    replica: bool
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
 
 
 def _header(slot: bytes) -> Header | None:
     magic, version, role, features, volume = struct.unpack_from("<8sHHI16s", slot)
     if crc32c(slot[:4092]) != int.from_bytes(slot[4092:], "little"):
         return None
-    assert (magic, version, features) == (b"\x89DRM\r\n\x1a\n", 1, 0)
-    assert not any(slot[80:4092])
+    assert (magic, version) == (b"\x89DRM\r\n\x1a\n", 1)
+    assert features in {0, 1}
+    oldest, newest = struct.unpack_from("<QQ", slot, 80), struct.unpack_from("<QQ", slot, 96)
+    assert not any(slot[112:4092])
+    assert features or not any(slot[80:112])
     size, block_size, planes, generation, sequence, void = struct.unpack_from("<QIIQQQ", slot, 32)
-    base = tuple(slot[72:80])
     return Header(
-        role, UUID(bytes=volume), size, block_size, planes, generation, sequence, void, base
+        role,
+        UUID(bytes=volume),
+        size,
+        block_size,
+        planes,
+        generation,
+        sequence,
+        void,
+        tuple(slot[72:80]),
+        bool(features),
+        oldest,
+        newest,
     )
 
 
@@ -128,6 +144,16 @@ def test_the_pages_of_an_earlier_generation_are_void() -> None:
     assert held.header.void_through > 0
     assert held.planes == [{7}, set(), set()]
     assert held.whole_headers == 2
+
+
+def test_the_map_of_a_replica_is_as_the_document_says() -> None:
+    held = MapFile("overwrite-map-v1-replica.bin")
+    header = held.header
+    assert (header.role, header.volume, header.generation) == (1, VOLUME, 3)
+    assert (header.replica, header.oldest, header.newest) == (True, (3, 17), (3, 20))
+    assert header.void_through > 0 or header.sequence > 1
+    assert held.planes == [_runs((40, 45)), set(), set()]
+    assert held.torn == []
 
 
 def test_the_changed_map_is_as_the_document_says() -> None:
