@@ -125,6 +125,8 @@ pub const JOURNAL_HALF_BYTES_MIN: u64 = 32 << 10;
 pub const JOURNAL_RUN_BYTES_MAX: u64 = 64 << 10;
 /// Bytes moved to an older snapshot between two chances for mirrored writes to go on.
 pub const MOVE_STEP_BYTES: u64 = 8 << 20;
+/// Bytes given back at a time where a bundle holds them and the store is full: writes wait meanwhile.
+pub const RELEASE_STEP_BYTES: u64 = 64 << 20;
 /// Room that preservation leaves on its file system, so that maps can still grow (at most a
 /// sixteenth of the file system).
 pub const STORE_RESERVE_BYTES: u64 = 64 << 20;
@@ -148,6 +150,9 @@ pub const BUNDLE_SEGMENTS_MAX: u32 = 1 << 24;
 /// Bytes of the entries of a partition table, and logical partitions of one disk.
 pub const PARTITION_ARRAY_BYTES_MAX: u64 = 1 << 20;
 pub const PARTITIONS_MAX: usize = 1024;
+/// Segments that the source is told of only when their medium is finished: some may have to be
+/// taken from it again to make room for its manifest.
+pub const BUNDLE_SEGMENTS_HELD_BACK: usize = 2;
 /// Media of one bundle: more than anybody carries.
 pub const BUNDLE_MEDIA_MAX: u32 = 1 << 16;
 /// Left free at the end of a medium whose file system says how much it takes: a part of it, within

@@ -168,6 +168,11 @@ impl Assembler {
         Ok(())
     }
 
+    /// The same, while it goes on.
+    pub fn closed(&self) -> &[SegmentEntry] {
+        &self.finished
+    }
+
     /// The segments whose closing was ordered, in order.
     pub fn into_closed(self) -> Vec<SegmentEntry> {
         self.finished

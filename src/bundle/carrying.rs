@@ -5,6 +5,7 @@
 //! Does not know: chunks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -22,12 +23,13 @@ pub(super) struct Written {
     pub result: Result<()>,
 }
 
-/// Carries out orders until they end or one fails.
+/// Carries out orders until they end or one fails. `closed` counts segments for others to see.
 pub(super) fn carry_out(
     folder: &dyn Folder,
     orders: &Receiver<Order>,
     written: &Sender<AlignedBuffer>,
     (clock, pace): (MonotonicClock, &Pace),
+    closed: &AtomicUsize,
 ) -> Written {
     let mut open: Option<Arc<dyn FolderFile>> = None;
     let mut done = Written { closed: 0, reached: 0, result: Ok(()) };
@@ -42,6 +44,7 @@ pub(super) fn carry_out(
             return done;
         }
         pace.note(Stage::Sink, bytes, clock.now_ns() - began);
+        closed.store(done.closed, Ordering::Release);
     }
     done
 }

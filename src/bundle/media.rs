@@ -31,6 +31,7 @@ use super::selection::normalised;
 use super::source::Source;
 use super::writer::{
     BundleReport, End, Leg, Making, OnBundleProgress, WriterOptions, check, is_full, push_run,
+    tell_stored,
 };
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::Folder;
@@ -228,6 +229,8 @@ struct Writing<'a> {
     making: Making<'a>,
     /// As of the last finished medium.
     done: Done,
+    /// What lies before it the source may have given up.
+    told: u64,
     clock: MonotonicClock,
     began: Instant,
 }
@@ -245,7 +248,8 @@ impl<'a> Writing<'a> {
         let mut making = Making::new(clock, total, progress);
         making.stored(done.stored_bytes);
         let began = clock.now();
-        Self { source, options, begun, making, done, clock, began }
+        let told = done.position;
+        Self { source, options, begun, making, done, told, clock, began }
     }
 
     fn is_complete(&self) -> bool {
@@ -264,20 +268,29 @@ impl<'a> Writing<'a> {
             let folder = &*medium.folder;
             let found = examine(folder, self.begun, &self.done)
                 .map_err(|error| error.within(folder.path()))?;
-            match found {
+            let finished = match found {
                 Found::Earlier => continue,
-                Found::Finished(manifest) => self.advance(&manifest),
+                Found::Finished(manifest) => {
+                    self.advance(&manifest);
+                    *manifest
+                }
                 Found::Begun(held) => {
+                    // Of all but the last of them it may have been told before a crash.
+                    if let [.., first, _] = &held[..] {
+                        self.told = start_of(first);
+                    }
                     for entry in held.iter().filter(|entry| entry.unreadable_bytes > 0) {
                         for range in unreadable_of(folder, self.begun, entry)? {
                             push_run(&mut self.making.unreadable, range);
                         }
                     }
                     self.begin(folder).map_err(|error| explain(error, folder))?;
-                    self.fill(folder, medium.bytes_max, media.has_more(), held)?;
+                    self.fill(folder, medium.bytes_max, media.has_more(), held)?
                 }
-            }
+            };
             record.keep(&self.done)?;
+            finished.segments.iter().for_each(|segment| tell_stored(self.source, segment));
+            self.told = self.done.position;
         }
         Ok(())
     }
@@ -294,14 +307,15 @@ impl<'a> Writing<'a> {
         folder.flush()
     }
 
-    /// Stores what the medium takes after the segments that it holds, and finishes it.
+    /// Stores what the medium takes after the segments that it holds, and finishes it; what is on it
+    /// then.
     fn fill(
         &mut self,
         folder: &dyn Folder,
         bytes_max: Option<u64>,
         more: bool,
         mut segments: Vec<SegmentEntry>,
-    ) -> Result<()> {
+    ) -> Result<Manifest> {
         self.store(folder, bytes_max, &mut segments)?;
         loop {
             let position = end_of(&segments, self.done.position);
@@ -314,9 +328,9 @@ impl<'a> Writing<'a> {
             match self.finish(folder, &manifest) {
                 Ok(()) => {
                     self.advance(&manifest);
-                    return Ok(());
+                    return Ok(manifest);
                 }
-                Err(error) if is_full(&error) => {
+                Err(error) if is_full(&error) && self.may_take_back(segments.last()) => {
                     // Something else took the room that was left for it.
                     folder.remove(UNFINISHED_NAME)?;
                     folder.remove(REPORT_NAME)?;
@@ -351,6 +365,8 @@ impl<'a> Writing<'a> {
                 room: [room, less].into_iter().flatten().min(),
             };
             let passed = self.making.pass(folder, self.source, self.options, leg)?;
+            let told = passed.closed[..passed.told].iter().map(end_of_one);
+            self.told = told.last().unwrap_or(self.told);
             segments.extend(passed.closed);
             match passed.end {
                 End::Complete => {}
@@ -423,6 +439,11 @@ impl<'a> Writing<'a> {
         folder.flush()
     }
 
+    /// Whether what a segment holds can be read from the source once more.
+    fn may_take_back(&self, segment: Option<&SegmentEntry>) -> bool {
+        !self.source.gives_up() || segment.is_none_or(|one| start_of(one) >= self.told)
+    }
+
     /// Takes a finished medium into account.
     fn advance(&mut self, manifest: &Manifest) {
         self.done.add(manifest);
@@ -466,7 +487,15 @@ impl<'a> Writing<'a> {
 
 /// The first byte after what the segments speak of.
 fn end_of(segments: &[SegmentEntry], position: u64) -> u64 {
-    segments.last().and_then(|entry| entry.coverage.last()).map_or(position, |run| run.1)
+    segments.last().map_or(position, end_of_one)
+}
+
+fn end_of_one(segment: &SegmentEntry) -> u64 {
+    segment.coverage.last().map_or(0, |run| run.1)
+}
+
+fn start_of(segment: &SegmentEntry) -> u64 {
+    segment.coverage.first().map_or(u64::MAX, |run| run.0)
 }
 
 fn write_member(folder: &dyn Folder, name: &str, bytes: &[u8]) -> Result<()> {

@@ -56,6 +56,7 @@ pub use pump::{
 pub use random_reader::RandomReader;
 pub use reader::Bundle;
 pub use segment_reader::{FoundBatch, SegmentReader, read_header};
+pub use snapshot_source::{Release, ReleasingSnapshot};
 pub use source::{Identity, ImageSource, Lineage, Source};
 pub use tar_stream::TarStream;
 pub use trust::Trust;

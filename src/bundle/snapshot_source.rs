@@ -1,9 +1,11 @@
-//! A snapshot as the source of a bundle.
+//! A snapshot as the source of a bundle, and what becomes of its old bytes once a bundle holds them.
+
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::source::{Identity, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::snapshot::SnapshotView;
 
@@ -43,5 +45,74 @@ impl Source for SnapshotView {
             }
         }
         Ok(None)
+    }
+}
+
+/// When a snapshot gives back what a bundle of it holds durably.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Release {
+    Never,
+    /// When it would break otherwise, because its store is full.
+    #[default]
+    WhenFull,
+    Always,
+}
+
+impl Release {
+    pub fn parse(word: &str) -> Result<Self> {
+        match word {
+            "never" => Ok(Self::Never),
+            "auto" => Ok(Self::WhenFull),
+            "always" => Ok(Self::Always),
+            other => Err(Error::usage(format!("expected auto, always or never, found {other:?}"))),
+        }
+    }
+}
+
+/// A snapshot that gives back what a bundle of it holds.
+#[derive(Debug)]
+pub struct ReleasingSnapshot {
+    view: Arc<SnapshotView>,
+    when: Release,
+}
+
+impl ReleasingSnapshot {
+    /// Refused where everything is to be given back and an older snapshot may need it.
+    pub fn new(view: Arc<SnapshotView>, when: Release) -> Result<Self> {
+        if when == Release::Always {
+            view.check_releasable()?;
+        }
+        Ok(Self { view, when })
+    }
+}
+
+impl Source for ReleasingSnapshot {
+    fn identity(&self) -> Identity {
+        self.view.identity()
+    }
+
+    fn snapshot(&self) -> Option<Uuid> {
+        self.view.snapshot()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.view.read_at(offset, buffer)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
+        self.view.next_data(offset)
+    }
+
+    fn stored(&self, range: ByteRange) {
+        // What cannot be given back is kept: the bundle has it, and goes on.
+        let _kept = match self.when {
+            Release::Never => Ok(()),
+            Release::WhenFull => self.view.offer(range),
+            Release::Always => self.view.release(range),
+        };
+    }
+
+    fn gives_up(&self) -> bool {
+        self.when != Release::Never
     }
 }

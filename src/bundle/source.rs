@@ -61,6 +61,16 @@ pub trait Source: Send + Sync + Debug {
     /// range cannot be read; smaller reads may then succeed.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Says that a bundle holds the range durably and will not read it again.
+    fn stored(&self, range: ByteRange) {
+        let _it_is_kept_all_the_same = range;
+    }
+
+    /// Whether what is stored may have been given up, so that it cannot be read once more.
+    fn gives_up(&self) -> bool {
+        false
+    }
+
     /// The first stretch at or after `offset` that may hold anything but zeros; `None` if there is
     /// none. Whatever lies before it is zero for certain.
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, Scope};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -38,7 +39,7 @@ use crate::extent::ByteRange;
 use crate::format::bundle::{BaseCut, ChunkKind, SegmentEntry, SegmentHeader};
 use crate::limits::{
     BUNDLE_CHUNK_BYTES_MAX, BUNDLE_CHUNKS_AHEAD, BUNDLE_NAME_BYTES_MAX, BUNDLE_SEGMENT_BYTES_MAX,
-    BUNDLE_SEGMENT_BYTES_MIN, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
+    BUNDLE_SEGMENT_BYTES_MIN, BUNDLE_SEGMENTS_HELD_BACK, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX,
 };
 
 const CHUNK: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
@@ -219,7 +220,33 @@ pub(super) enum End {
 pub(super) struct Passed {
     /// In order, durable.
     pub closed: Vec<SegmentEntry>,
+    /// Of so many of them the source was told.
+    pub told: usize,
     pub end: End,
+}
+
+/// Which segments the source was told of: those that are durable, the last ones left out.
+struct Told<'a> {
+    source: &'a dyn Source,
+    durable: &'a AtomicUsize,
+    segments: usize,
+}
+
+impl Told<'_> {
+    fn tell(&mut self, closed: &[SegmentEntry]) {
+        let durable = self.durable.load(Ordering::Acquire);
+        while self.segments + BUNDLE_SEGMENTS_HELD_BACK < durable {
+            tell_stored(self.source, &closed[self.segments]);
+            self.segments += 1;
+        }
+    }
+}
+
+/// Tells the source what a segment holds.
+pub(super) fn tell_stored(source: &dyn Source, segment: &SegmentEntry) {
+    for run in &segment.coverage {
+        source.stored(ByteRange::from(*run));
+    }
 }
 
 /// Where a pass begins, and how much it may store.
@@ -283,6 +310,7 @@ impl<'p> Making<'p> {
         self.chunks_untried += self.pace.untried();
         self.pace = Arc::new(Pace::new(options.threads));
         let (clock, pace) = (self.clock, &*Arc::clone(&self.pace));
+        let (teller, durable) = (source, AtomicUsize::new(0));
         let encoders = (0..options.threads)
             .map(|_| Encoder::new(options.compression, grain, &self.pace))
             .collect::<Result<Vec<_>>>()?;
@@ -306,15 +334,18 @@ impl<'p> Making<'p> {
                 let staging = AlignedBuffer::zeroed(STAGING_BYTES);
                 written_in.send(staging).expect("as many as places");
             }
+            let durable = &durable;
             let files = spawn(scope, "bundle-write", move || {
-                carry_out(folder, &orders_out, &written_in, (clock, pace))
+                carry_out(folder, &orders_out, &written_in, (clock, pace), durable)
             })?;
             let outlet = Outlet { orders, written };
             let encryption = options.encryption.clone();
             let limit = options.segment_bytes_max;
             let mut assembler = Assembler::new(outlet, header, encryption, limit, room)?;
-            let assembled = self.assemble(&mut assembler, &encoded, &free);
+            let mut told = Told { source: teller, durable, segments: 0 };
+            let assembled = self.assemble(&mut assembler, &encoded, &free, &mut told);
             drop((encoded, free));
+            let told = told.segments;
             let mut closed = assembler.into_closed();
             let written = files.join().expect("the writing thread does not panic");
             closed.truncate(written.closed);
@@ -323,7 +354,7 @@ impl<'p> Making<'p> {
                 (Err(error), _) | (Ok(()), Err(error)) => End::Failed(error),
                 (Ok(()), Ok(end)) => end,
             };
-            Ok(Passed { closed, end })
+            Ok(Passed { closed, told, end })
         })
     }
 
@@ -332,6 +363,7 @@ impl<'p> Making<'p> {
         assembler: &mut Assembler,
         encoded: &Receiver<Result<Encoded<'a>>>,
         free: &Sender<&'a mut [u8]>,
+        told: &mut Told<'_>,
     ) -> Result<End> {
         let mut early = BTreeMap::new();
         let mut next = 0;
@@ -352,6 +384,7 @@ impl<'p> Making<'p> {
                 if self.is_due() {
                     self.tell()?;
                 }
+                told.tell(assembler.closed());
             }
         }
         assert!(early.is_empty() && self.state.bytes_done == self.state.bytes_total, "all stored");

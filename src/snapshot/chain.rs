@@ -50,6 +50,8 @@ pub struct SnapshotStatus {
     pub condition: Condition,
     /// Bytes in its store, those given back not counted.
     pub preserved_bytes: u64,
+    /// Bytes that can be read from it no more: a bundle holds them.
+    pub released_bytes: u64,
 }
 
 /// See the module.
@@ -425,6 +427,7 @@ impl SnapshotChain {
                 cut: member.record().clone(),
                 condition: member.condition(),
                 preserved_bytes: held.saturating_sub(given_back) * block,
+                released_bytes: given_back * block,
             }
         });
         statuses.collect()

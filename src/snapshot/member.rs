@@ -14,13 +14,15 @@
 //! durable in the store; a broken snapshot never becomes intact again.
 //! Does not know: other snapshots.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
 use super::catalogue::CutRecord;
 use super::copying::{Copier, Memory, Room};
+use super::selection::Selection;
 use crate::bitmap::Bitmap;
 use crate::device::{Device, Directory, is_zero};
 use crate::error::{Error, Result};
@@ -69,6 +71,8 @@ pub(super) struct Snapshot {
     storage: Option<Storage>,
     condition: AtomicU8,
     reason: OnceLock<String>,
+    /// What a bundle holds durably: ascending, disjoint, not given back yet.
+    offered: Mutex<VecDeque<BlockRange>>,
 }
 
 impl Snapshot {
@@ -125,6 +129,7 @@ impl Snapshot {
             storage,
             condition: AtomicU8::new(IS_INTACT),
             reason: OnceLock::new(),
+            offered: Mutex::default(),
         }
     }
 
@@ -267,14 +272,52 @@ impl Snapshot {
         self.storage.as_ref().expect("an intact snapshot has its files")
     }
 
-    /// Records that the blocks' bytes are needed no more, then gives their space back.
-    pub fn release(&self, blocks: BlockRange) -> Result<()> {
+    /// Records that the blocks' bytes are needed no more, then gives their space back. What the
+    /// journal holds of this snapshot is settled.
+    pub fn release(&self, runs: &[BlockRange]) -> Result<()> {
         let Some(storage) = &self.storage else { return Ok(()) };
-        storage.map.fill(RELEASED, blocks, true);
-        storage.map.fill(PRESERVED, blocks, true);
+        for blocks in runs {
+            storage.map.fill(RELEASED, *blocks, true);
+            storage.map.fill(PRESERVED, *blocks, true);
+        }
         storage.map.commit_all()?;
-        let bytes = self.geometry.bytes_of(blocks);
-        storage.store.zero_at(bytes.offset, bytes.length)
+        runs.iter().try_for_each(|blocks| self.punch(*blocks))
+    }
+
+    /// From now on the blocks may be given back where there is no room for others.
+    pub fn offer(&self, blocks: BlockRange) {
+        let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = offered.drain(..).chain([blocks]).collect();
+        offered.extend(Selection::union(all).runs());
+    }
+
+    /// Takes so much of what was offered that about `most` blocks of the store become free.
+    pub fn take_offered(&self, most: u64) -> Vec<BlockRange> {
+        let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(preserved), Some(released)) = (self.preserved(), self.released()) else {
+            return Vec::new();
+        };
+        let (mut taken, mut freed) = (Vec::new(), 0);
+        while let Some(run) = offered.pop_front() {
+            let mut end = run.end;
+            let kept = preserved.runs(run, true).flat_map(|part| released.runs(part, false));
+            for part in kept {
+                if freed + part.count() > most {
+                    end = part.start + (most - freed);
+                    freed = most;
+                    break;
+                }
+                freed += part.count();
+            }
+            if run.start < end {
+                taken.push(BlockRange::new(run.start, end));
+            }
+            if end < run.end {
+                offered.push_front(BlockRange::new(end, run.end));
+                break;
+            }
+        }
+        taken
     }
 
     /// Gives space back that nobody reads any more. The blocks stay marked.

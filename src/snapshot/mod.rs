@@ -11,7 +11,8 @@
 //! | old bytes and marks made durable by one write and one flush | `journal.rs` |
 //! | what the journal says after a crash | `replaying.rs` |
 //! | old bytes kept before they are overwritten | `preserving.rs` |
-//! | snapshots removed, in any order; preserved ranges given back | `removing.rs` |
+//! | snapshots removed, in any order | `removing.rs` |
+//! | preserved ranges given back once a bundle holds them | `releasing.rs` |
 //! | what changed between two cuts | `since.rs` |
 //! | a cut as it was, read while writes go on | `view.rs` |
 
@@ -22,6 +23,7 @@ mod copying;
 mod journal;
 mod member;
 mod preserving;
+mod releasing;
 mod removing;
 mod replaying;
 mod selection;

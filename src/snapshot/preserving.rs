@@ -4,7 +4,8 @@
 //! |---|---|
 //! | no intact snapshot selected it, or one from the target on preserved it | nothing to do |
 //! | else | kept in the target, the newest intact snapshot |
-//! | that fails (store full, I/O error) | the target breaks; the next intact one is the target |
+//! | the store is full, and a bundle holds others (`releasing.rs`) | those are given back, again |
+//! | it is full or fails otherwise | the target breaks; the next intact one is the target |
 //!
 //! With a target breaks each older snapshot that now lacks a block it selected.
 //!
@@ -31,6 +32,8 @@ use crate::error::{Error, Result};
 use crate::extent::{BlockRange, subtract};
 use crate::format::journal::{JournalKind, JournalRun};
 use crate::limits::{JOURNAL_RUN_BYTES_MAX, STRETCH_BYTES};
+
+const ENOSPC: i32 = 28;
 
 /// Why a group could not be prepared.
 enum Failure {
@@ -80,6 +83,11 @@ impl SnapshotChain {
                 Err(Failure::Stop(error)) => return Err(error),
                 Err(Failure::TooMuch) => unreachable!("done without the journal"),
                 Err(Failure::Target(error)) => {
+                    let full = error.errno() == Some(ENOSPC);
+                    // What a bundle holds makes room; where that fails the snapshot breaks.
+                    if full && self.release_offered(&mut held).unwrap_or(false) {
+                        continue;
+                    }
                     let (at, needed) = target.expect("a target failed");
                     self.lose(&members[at], needed, &error)?;
                 }

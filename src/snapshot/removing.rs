@@ -1,4 +1,4 @@
-//! Snapshots removed, in any order, and preserved ranges given back.
+//! Snapshots removed, in any order.
 //!
 //! | step of a deletion | a crash after it leaves |
 //! |---|---|
@@ -20,8 +20,8 @@ use uuid::Uuid;
 use super::chain::{Changing, SnapshotChain, unknown};
 use super::member::{Condition, Snapshot};
 use super::preserving::without_preserved;
-use crate::error::{Error, Result};
-use crate::extent::{BlockRange, ByteRange};
+use crate::error::Result;
+use crate::extent::BlockRange;
 use crate::limits::MOVE_STEP_BYTES;
 
 impl SnapshotChain {
@@ -113,27 +113,5 @@ impl SnapshotChain {
         rest.remove(index);
         self.set_members(rest);
         self.remove_snapshot_files(leaving.id())
-    }
-
-    /// Gives back the preserved blocks that lie whole in `range`: they were written to a bundle and
-    /// must not be read from this snapshot again. Only where no older snapshot needs them.
-    pub fn release(&self, snapshot: Uuid, range: ByteRange) -> Result<()> {
-        let mut held = self.lock();
-        self.settle_all(&mut held)?;
-        let members = self.members();
-        let index = members.iter().position(|member| member.id() == snapshot);
-        let index = index.ok_or_else(|| unknown(snapshot))?;
-        members[index].check_intact()?;
-        if members[..index].iter().any(|member| member.is_intact()) {
-            return Err(Error::busy(
-                "blocks of a snapshot can be given back only while no older one is there: \
-                 delete the older ones first",
-            ));
-        }
-        if !self.geometry().contains(range) {
-            return Err(Error::usage("the range to give back is not inside the volume"));
-        }
-        let blocks = self.geometry().covered(range);
-        if blocks.is_empty() { Ok(()) } else { members[index].release(blocks) }
     }
 }

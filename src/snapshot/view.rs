@@ -110,6 +110,21 @@ impl SnapshotView {
         self.resolve(BlockRange::new(0, 0)).map(drop)
     }
 
+    /// Gives back what of the range is preserved; see `SnapshotChain::release`.
+    pub fn release(&self, range: ByteRange) -> Result<()> {
+        self.chain.release(self.snapshot.id(), range)
+    }
+
+    /// Gives it back once there is no room for more; see `SnapshotChain::offer`.
+    pub fn offer(&self, range: ByteRange) -> Result<()> {
+        self.chain.offer(self.snapshot.id(), range)
+    }
+
+    /// An error that says why nothing can be given back now, if nothing can.
+    pub fn check_releasable(&self) -> Result<()> {
+        self.chain.check_releasable(self.snapshot.id())
+    }
+
     /// Whether reads usually return without waiting for a disk.
     #[must_use]
     pub fn answers_at_once(&self) -> bool {

@@ -14,6 +14,7 @@ use crate::units::{BlockSize, Geometry, SECTOR_BYTES};
 /// Eight blocks of 1 KiB and a tail of one sector.
 const SECTORS: u64 = 17;
 const SIZE: usize = (SECTORS * SECTOR_BYTES) as usize;
+const BLOCKS: usize = 9;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -22,6 +23,11 @@ enum Step {
     /// A cut in the stream, after a write in the same batch and before another.
     Cut(Change, Change),
     Delete(usize),
+    /// Blocks of the oldest snapshot are given back.
+    Release {
+        block: u64,
+        count: u64,
+    },
     Reopen,
 }
 
@@ -36,6 +42,42 @@ enum Change {
 struct Image {
     snapshot: Uuid,
     bytes: Vec<u8>,
+    /// Blocks that are given back.
+    released: [Released; BLOCKS],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Released {
+    No,
+    /// It was begun when the power went out.
+    Perhaps,
+    Yes,
+}
+
+impl Image {
+    fn new(snapshot: Uuid, bytes: Vec<u8>) -> Self {
+        Self { snapshot, bytes, released: [Released::No; BLOCKS] }
+    }
+
+    /// Every block reads as at the cut, or is refused because it was given back.
+    fn check(&self, backup: &BackupVolume) {
+        let view = backup.view(self.snapshot).expect("intact");
+        for (block, expected) in self.bytes.chunks(1024).enumerate() {
+            let mut bytes = vec![0xee; expected.len()];
+            let read = view.read_at(block as u64 * 1024, &mut bytes);
+            match (read, self.released[block]) {
+                (Ok(()), Released::No | Released::Perhaps) => {
+                    assert!(bytes == expected, "block {block} of {} moved", self.snapshot);
+                }
+                (Err(error), Released::Yes | Released::Perhaps) => {
+                    assert!(error.to_string().contains("given back"), "{error}");
+                }
+                (read, released) => {
+                    panic!("block {block} of {}: {read:?}, {released:?}", self.snapshot);
+                }
+            }
+        }
+    }
 }
 
 /// What must be there, in plain copies.
@@ -179,6 +221,18 @@ impl Rig {
                 self.model.leaving = None;
                 true
             }
+            Step::Release { block, count } => {
+                let Some(oldest) = self.model.snapshots.first() else { return true };
+                let snapshot = oldest.snapshot;
+                self.mark_released(snapshot, *block, *count, Released::Perhaps);
+                let length = (count * 1024).min(SIZE as u64 - block * 1024);
+                let range = ByteRange::new(block * 1024, length);
+                let done = self.backup.snapshots().release(snapshot, range).is_ok();
+                if done {
+                    self.mark_released(snapshot, *block, *count, Released::Yes);
+                }
+                done
+            }
             Step::Reopen => match open(&self.home, &self.disk) {
                 Ok(backup) => {
                     self.backup = backup;
@@ -186,6 +240,14 @@ impl Rig {
                 }
                 Err(_) => false,
             },
+        }
+    }
+
+    fn mark_released(&mut self, snapshot: Uuid, block: u64, count: u64, how: Released) {
+        let all = self.model.snapshots.iter_mut().chain(&mut self.model.cuts);
+        for image in all.filter(|image| image.snapshot == snapshot) {
+            let blocks = image.released[block as usize..].iter_mut().take(count as usize);
+            blocks.filter(|held| **held != Released::Yes).for_each(|held| *held = how);
         }
     }
 
@@ -200,7 +262,7 @@ impl Rig {
         let order = CutOrder { snapshot, label: String::new(), created_ms: 0, selection: vec![] };
         let marker = MirrorOperation::Cut { sequence: self.sequence, order };
         self.expect(before);
-        let image = Image { snapshot, bytes: self.model.now.clone() };
+        let image = Image::new(snapshot, self.model.now.clone());
         self.model.coming = Some(image.clone());
         let second = self.operation(after);
         self.expect(after);
@@ -227,10 +289,7 @@ fn check_snapshots(backup: &BackupVolume, disk: &CrashingDevice, images: &[Image
         }
         let id = status.cut.snapshot;
         let image = images.iter().find(|image| image.snapshot == id).expect("it was cut");
-        let mut bytes = vec![0xee; SIZE];
-        backup.view(id).expect("intact").read_at(0, &mut bytes).expect("read");
-        let wrong = bytes.chunks(512).zip(image.bytes.chunks(512)).position(|(a, b)| a != b);
-        assert_eq!(wrong, None, "snapshot {id} moved");
+        image.check(backup);
     }
     for cut in backup.snapshots().cuts() {
         let image = images.iter().find(|image| image.snapshot == cut.snapshot).expect("cut");
@@ -258,6 +317,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => prop::collection::vec(change(), 1..5).prop_map(Step::Batch),
         2 => (overwriting(), overwriting()).prop_map(|(a, b)| Step::Cut(a, b)),
         1 => any::<prop::sample::Index>().prop_map(|index| Step::Delete(index.index(100))),
+        1 => (0..BLOCKS as u64, 1..5u64).prop_map(|(block, count)| Step::Release { block, count }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -380,7 +440,7 @@ fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u6
         selection: Vec::new(),
     };
     backup.snapshot_now(&order).expect("cut");
-    images.push(Image { snapshot: order.snapshot, bytes: disk.contents() });
+    images.push(Image::new(order.snapshot, disk.contents()));
     let data = Payload::copy_of(&[251; SIZE]);
     let all = MirrorOperation::Write { sequence: 1, offset: 0, data };
     let answers = backup.apply(2, vec![all]).expect("taken");
@@ -406,6 +466,8 @@ fn a_crash_at_every_event_leaves_the_old_state_or_the_new_one() {
         Step::Cut(write(12, 1, 9), write(16, 1, 10)),
         Step::Batch(vec![write(0, 17, 11)]),
         Step::Delete(1),
+        Step::Release { block: 1, count: 3 },
+        Step::Batch(vec![write(1, 9, 13)]),
         Step::Reopen,
         Step::Batch(vec![write(5, 5, 12), Change::Flush]),
         Step::Delete(1),

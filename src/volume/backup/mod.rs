@@ -1,6 +1,8 @@
 //! The backup of a volume: mirrored operations applied in order, old bytes preserved before.
 
 #[cfg(test)]
+mod bundle_tests;
+#[cfg(test)]
 mod crash_tests;
 mod driver;
 #[cfg(test)]
