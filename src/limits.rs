@@ -125,7 +125,7 @@ pub const JOURNAL_HALF_BYTES_MIN: u64 = 32 << 10;
 pub const JOURNAL_RUN_BYTES_MAX: u64 = 64 << 10;
 /// Bytes moved to an older snapshot between two chances for mirrored writes to go on.
 pub const MOVE_STEP_BYTES: u64 = 8 << 20;
-/// Bytes given back at a time where a bundle holds them and the store is full: writes wait meanwhile.
+/// Bytes given back at a time where a bundle holds them and the store is full: writes wait for it.
 pub const RELEASE_STEP_BYTES: u64 = 64 << 20;
 /// Room that preservation leaves on its file system, so that maps can still grow (at most a
 /// sixteenth of the file system).

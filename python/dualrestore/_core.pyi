@@ -377,7 +377,7 @@ class BackupVolume:
     def status(self) -> dict[str, Any]:
         """`{state, volume, size, block_size, generation, changed_bytes, connected, error,
         links: {demand, mirror, bulk}, primary (text), reads, writes, flushes, bytes_sent,
-        bytes_mirrored, bytes_preserved, snapshots: [as in snapshots()]}`
+        bytes_mirrored, bytes_preserved, snapshots: [as in snapshots()]}`, and as `preservation()`.
 
         `state`: `empty` (never met its primary), `idle` (not connected), `mirroring`, `failed`."""
 
@@ -385,11 +385,18 @@ class BackupVolume:
         """A cut without the primary, for when it does not run (`BusyError` while connected)."""
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """`[{snapshot, label, generation, sequence, created, size, preserved_bytes, broken,
-        selection}, ..]`, oldest first."""
+        """`[{snapshot, label, generation, sequence, created, size, preserved_bytes, released_bytes,
+        broken, selection}, ..]`, oldest first."""
 
     def delete_snapshot(self, snapshot: str) -> None: ...
-    def source(self, snapshot: str) -> SnapshotSource: ...
+    def preservation(self) -> dict[str, Any]:
+        """`{store_free_bytes, store_total_bytes, store_low, snapshots_broken: {snapshot: why}}`:
+        None for bytes that the file system does not tell. Cheap, to be asked often."""
+
+    def source(self, snapshot: str, *, release: str = "auto") -> SnapshotSource:
+        """`release`: when what a bundle holds durably is given back, `never`, `always`, or `auto`:
+        when its store is full and the snapshot would break otherwise."""
+
     def digest(self, offset: int, length: int) -> str: ...
     def close(self) -> None: ...
 

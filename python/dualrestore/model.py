@@ -134,6 +134,8 @@ class SnapshotReport(Record, frozen=True, kw_only=True):
     """Seconds since 1970."""
     selection: list[tuple[int, int]] = []
     preserved_bytes: int = 0
+    released_bytes: int = 0
+    """Given back after they were written to a bundle: they can be read from that alone."""
     broken: str | None = None
     """Why it no longer holds what it promised, if so."""
 
@@ -260,6 +262,14 @@ class BackupStatus(Record, frozen=True, kw_only=True):
     bytes_sent: int = 0
     bytes_mirrored: int = 0
     bytes_preserved: int = 0
+    store_free_bytes: int | None = None
+    """Room for old contents on the file system of the state directory; None if it cannot tell."""
+    store_total_bytes: int | None = None
+    store_low: bool = False
+    """Little of it is left, and there are snapshots that a full one would break."""
+    snapshots_broken: dict[str, str] = {}
+    """Which cannot be read any more, and why."""
+    warnings: list[str] = []
     snapshots: list[SnapshotReport] = []
     connections: int = 0
     exports: list[str] = []

@@ -307,8 +307,8 @@ impl<'a> Writing<'a> {
         folder.flush()
     }
 
-    /// Stores what the medium takes after the segments that it holds, and finishes it; what is on it
-    /// then.
+    /// Stores what the medium takes after the segments that it holds, and finishes it; what is on
+    /// it then.
     fn fill(
         &mut self,
         folder: &dyn Folder,
@@ -365,8 +365,8 @@ impl<'a> Writing<'a> {
                 room: [room, less].into_iter().flatten().min(),
             };
             let passed = self.making.pass(folder, self.source, self.options, leg)?;
-            let told = passed.closed[..passed.told].iter().map(end_of_one);
-            self.told = told.last().unwrap_or(self.told);
+            let told = passed.closed[..passed.told].last();
+            self.told = told.map_or(self.told, end_of_one);
             segments.extend(passed.closed);
             match passed.end {
                 End::Complete => {}

@@ -1,4 +1,4 @@
-//! A snapshot as the source of a bundle, and what becomes of its old bytes once a bundle holds them.
+//! A snapshot as the source of a bundle, and what becomes of its old bytes once they are stored.
 
 use std::sync::Arc;
 

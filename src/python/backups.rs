@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyList};
 use uuid::Uuid;
 
 use super::boundary::{byte_range, byte_ranges, closed, detached, engine, extents, geometry, uuid};
+use crate::bundle::{Release, ReleasingSnapshot, Source};
 use crate::clock::wall_clock_ms;
 use crate::device::{Directory, FileDirectory};
 use crate::error::{Error, Result};
@@ -77,6 +78,7 @@ fn snapshot_dict<'py>(
     dict.set_item("created", cut.created_ms / 1000)?;
     dict.set_item("size", geometry.size())?;
     dict.set_item("preserved_bytes", status.preserved_bytes)?;
+    dict.set_item("released_bytes", status.released_bytes)?;
     let broken = match &status.condition {
         Condition::Intact => None,
         Condition::Broken(reason) => Some(reason.as_str()),
@@ -187,6 +189,28 @@ impl BackupVolume {
         let preserved: u64 = list.iter().map(|status| status.preserved_bytes).sum();
         dict.set_item("bytes_preserved", preserved)?;
         dict.set_item("snapshots", self.snapshots(py)?)?;
+        dict.update(self.preservation(py)?.as_mapping())?;
+        Ok(dict)
+    }
+
+    /// How preservation fares; cheap, to be asked often.
+    fn preservation<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let volume = self.held()?;
+        let chain = volume.snapshots();
+        let room = detached(py, || chain.room())?;
+        let conditions = chain.conditions();
+        let dict = PyDict::new(py);
+        dict.set_item("store_free_bytes", room.map(|(space, _)| space.free))?;
+        dict.set_item("store_total_bytes", room.map(|(space, _)| space.total))?;
+        let intact = conditions.iter().any(|(_, condition)| *condition == Condition::Intact);
+        dict.set_item("store_low", intact && room.is_some_and(|(_, low)| low))?;
+        let broken = PyDict::new(py);
+        for (snapshot, condition) in conditions {
+            if let Condition::Broken(reason) = condition {
+                broken.set_item(snapshot.to_string(), reason)?;
+            }
+        }
+        dict.set_item("snapshots_broken", broken)?;
         Ok(dict)
     }
 
@@ -227,11 +251,13 @@ impl BackupVolume {
         detached(py, || volume.snapshots().delete(snapshot))
     }
 
-    fn source(&self, py: Python<'_>, snapshot: &str) -> PyResult<SnapshotSource> {
+    #[pyo3(signature = (snapshot, *, release="auto"))]
+    fn source(&self, py: Python<'_>, snapshot: &str, release: &str) -> PyResult<SnapshotSource> {
         let volume = self.held()?;
         let snapshot = uuid(snapshot)?;
+        let release = Release::parse(release)?;
         let view = detached(py, || volume.view(snapshot))?;
-        Ok(SnapshotSource { view: Arc::new(view) })
+        Ok(SnapshotSource { view: Arc::new(view), release })
     }
 
     fn digest(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<String> {
@@ -257,11 +283,25 @@ impl BackupVolume {
 #[pyclass(frozen, module = "dualrestore._core")]
 pub struct SnapshotSource {
     view: Arc<SnapshotView>,
+    release: Release,
 }
 
 impl SnapshotSource {
     pub fn view(&self) -> Arc<SnapshotView> {
         Arc::clone(&self.view)
+    }
+
+    /// As the source of a bundle, in directories or in a tar.
+    pub fn source(&self, into_tar: bool) -> Result<Arc<dyn Source>> {
+        match (into_tar, self.release) {
+            (false, release) => Ok(Arc::new(ReleasingSnapshot::new(self.view(), release)?)),
+            // Nothing of a tar is durable before its end.
+            (true, Release::Always) => Err(Error::usage(
+                "expected directories as media of a snapshot that is given back as it is written, \
+                 found a tar: leave --release out, and delete the snapshot afterwards",
+            )),
+            (true, _) => Ok(self.view()),
+        }
     }
 }
 

@@ -80,9 +80,9 @@ pub fn bundle_create<'py>(
             Arc::new(ImageSource::new(device, block_size)?)
         }
         BundleInput::Snapshot(snapshot) => {
-            let view = snapshot.get().view();
-            snapshot_view = Some(Arc::clone(&view));
-            view
+            let into_tar = media.iter().any(Place::is_tar_destination);
+            snapshot_view = Some(snapshot.get().view());
+            py.detach(|| snapshot.get().source(into_tar))?
         }
     };
     let encryption = encryption.map(|(key, wrapped_key)| Encryption {

@@ -433,6 +433,12 @@ impl SnapshotChain {
         statuses.collect()
     }
 
+    /// How each snapshot fares, oldest first; nothing is counted for it.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<(Uuid, Condition)> {
+        self.members().iter().map(|member| (member.id(), member.condition())).collect()
+    }
+
     /// The room that preservation has, and whether it is running low.
     pub fn room(&self) -> Result<Option<(Space, bool)>> {
         let space = self.directory.space()?;

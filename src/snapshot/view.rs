@@ -157,6 +157,7 @@ impl SnapshotView {
     }
 
     /// The run of data or zeros that begins at `offset`, as long as is known, at most to `end`.
+    /// What was given back was data, for all that anybody knows: to read it fails, it is not zero.
     pub fn extent_at(&self, offset: u64, end: u64) -> Result<ImageExtent> {
         let range = ByteRange::new(offset, end.saturating_sub(offset));
         let blocks = self.checked(range)?;
@@ -166,8 +167,13 @@ impl SnapshotView {
         loop {
             let (part, source) =
                 self.resolve(blocks)?.into_iter().next().expect("a range has a first part");
+            let (part, released) = self.until_release_changes(part);
             let bytes = self.geometry().bytes_of(part).intersect(range);
             let bytes = bytes.expect("a touched block shares bytes with the range");
+            if released {
+                let range = ByteRange::new(offset, bytes.length);
+                return Ok(ImageExtent { range, data: true });
+            }
             let data = self.device_of(&source).next_data(bytes.offset)?;
             let (length, holds) = match data.and_then(|data| data.intersect(bytes)) {
                 None => (bytes.length, false),
@@ -175,7 +181,8 @@ impl SnapshotView {
                 Some(data) => (data.length, true),
             };
             let again = self.resolve(part)?;
-            if again.len() == 1 && again[0].1.is(&source) {
+            let kept = self.until_release_changes(part) == (part, false);
+            if kept && again.len() == 1 && again[0].1.is(&source) {
                 self.snapshot.check_intact()?;
                 return Ok(ImageExtent { range: ByteRange::new(offset, length), data: holds });
             }
@@ -206,11 +213,20 @@ impl SnapshotView {
         Ok(blocks)
     }
 
+    /// As many blocks of the run, from its start, as are all given back or all not.
+    fn until_release_changes(&self, run: BlockRange) -> (BlockRange, bool) {
+        let Some(bits) = self.snapshot.released() else { return (run, false) };
+        let released = bits.get(run.start);
+        let end = bits.next(run, !released).unwrap_or(run.end);
+        (BlockRange::new(run.start, end), released)
+    }
+
     fn check_released(&self, blocks: BlockRange) -> Result<()> {
         match self.snapshot.released().and_then(|bits| bits.next(blocks, true)) {
             None => Ok(()),
             Some(block) => Err(Error::usage(format!(
-                "block {block} of snapshot {} was given back after it was written to a bundle",
+                "block {block} of snapshot {} was given back after it was written to a bundle: use \
+                 that one, or take a new snapshot",
                 self.snapshot.id()
             ))
             .with_errno(22)),

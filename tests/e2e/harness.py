@@ -150,6 +150,24 @@ class Daemon:
             connection.request("GET", path)
             return json.loads(connection.getresponse().read())
 
+    def raw(self, path: str, *, until: bytes | None = None) -> bytes:
+        """The body of an answer; of one without an end, as far as the line after `until`."""
+        connection = http.client.HTTPConnection("localhost", timeout=COMMAND_SECONDS)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.closing(connection):
+            connection.sock.settimeout(COMMAND_SECONDS)
+            connection.sock.connect(str(self.control))
+            connection.request("GET", path)
+            response = connection.getresponse()
+            if until is None:
+                return response.read()
+            received = b""
+            while until not in received:
+                line = response.readline()
+                assert line, f"the answer ended without {until!r}"
+                received += line
+            return received + response.readline()
+
     @property
     def alive(self) -> bool:
         """Whether the process runs."""

@@ -101,6 +101,7 @@ def _writer_of(
             # A daemon keeps its records itself, its snapshots have their block size, and it has
             # no business with keys that sign.
             del body["state"], body["block_size"], body["sign"]
+            body["release"] = options.release or "auto"
             body |= {
                 "snapshot": snapshot,
                 "media": [str(medium) for medium in media],
@@ -116,6 +117,11 @@ def _writer_of(
 
         return write_there
 
+    if making.options.release is not None:
+        raise UsageError(
+            f"{source}: expected a snapshot (NAME@SNAPSHOT) that --release can give back, found an "
+            "image; leave it out"
+        )
     state = _state(printer, proceed=making.options.proceed)
 
     def write_here(media: list[Medium], options: BundleOptions) -> BundleReport:

@@ -37,6 +37,8 @@ class BundleOptions:
     sign: Path | None = None
     force: bool = False
     """Also onto a disk that is not removable."""
+    release: str | None = None
+    """Of a snapshot; see `dualrestore._core.BackupVolume.source`."""
 
 
 def create_bundle(

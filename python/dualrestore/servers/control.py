@@ -16,7 +16,7 @@
 | POST `/v1/volumes/NAME/bundle` | `MakeBundle` | lines |
 | GET `/v1/volumes/NAME/map/PLANE` | | `[[offset, length], ..]` |
 | GET `/v1/volumes/NAME/picture?cells=N` | | `[bytes, ..]` |
-| GET `/`, `/page.js`, `/page.css`, `/events` | | the status page |
+| GET `/`, `/page.js`, `/page.css`, `/events` | | the status page; as `warning` what is new |
 | GET `/metrics` | | Prometheus |
 
 *Lines* are JSON documents, one a line: any number of `{"progress": {..}}`, at the end `{"report":
@@ -58,6 +58,7 @@ from dualrestore.jobs.snapshot import (
 )
 from dualrestore.jobs.verify import verify_volume
 from dualrestore.model import Record, SnapshotReport, read
+from dualrestore.servers.alarms import warnings_in
 from dualrestore.servers.ledger import Job, Ledger, Work, describe_error
 from dualrestore.servers.metrics import CONTENT_TYPE, metrics_text
 from dualrestore.servers.node import Node
@@ -170,6 +171,7 @@ class MakeBundle(_Body):
     since: str | None = None
     proceed: bool = False
     force: bool = False
+    release: Literal["auto", "always", "never"] = "auto"
 
 
 BodyType = TypeVar("BodyType", bound=_Body)
@@ -351,7 +353,8 @@ class Control:
         )
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
-            return create_bundle(volume.source(body.snapshot), media, options, report)
+            source = volume.source(body.snapshot, release=body.release)
+            return create_bundle(source, media, options, report)
 
         return self._lines("bundle", name, work)
 
@@ -386,9 +389,15 @@ class Control:
         )
 
     async def _events(self) -> AsyncIterator[bytes]:
+        told: set[tuple[str, str]] = set()
         while not self.stopping.is_set():
             document = await asyncio.to_thread(self.document)
             yield b"data: " + msgspec.json.encode(document) + b"\n\n"
+            held = warnings_in(document)
+            for name, words in sorted(held - told):
+                warning = msgspec.json.encode({"volume": name, "warning": words})
+                yield b"event: warning\ndata: " + warning + b"\n\n"
+            told = held
             try:
                 async with asyncio.timeout(EVENT_SECONDS):
                     await self.stopping.wait()

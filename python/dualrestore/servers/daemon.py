@@ -21,6 +21,7 @@ import uvicorn
 
 from dualrestore.config import Configuration
 from dualrestore.errors import ExitCode
+from dualrestore.servers.alarms import LOOK_SECONDS, Watch
 from dualrestore.servers.control import Control
 from dualrestore.servers.ledger import Ledger
 from dualrestore.servers.node import Node
@@ -61,11 +62,23 @@ async def _serve(configuration: Configuration) -> None:
         loop.add_signal_handler(number, on_signal, number)
     node = Node(configuration)
     await asyncio.to_thread(node.open)
+    watching = asyncio.create_task(_watch(node, stop))
     try:
         await _control(configuration, node, stop)
     finally:
+        stop.set()
+        await watching
         await asyncio.to_thread(node.close)
     log.info("stopped cleanly")
+
+
+async def _watch(node: Node, stop: asyncio.Event) -> None:
+    watch = Watch(node.backups)
+    while not stop.is_set():
+        await asyncio.to_thread(watch.look)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await stop.wait()
 
 
 async def _control(configuration: Configuration, node: Node, stop: asyncio.Event) -> None:

@@ -17,6 +17,9 @@ _GAUGES = {
     "generation": ("generation", "Life of the volume"),
     "connections": ("nbd_connections", "Open NBD sessions"),
     "bytes_preserved": ("preserved_bytes", "Old contents kept for snapshots"),
+    "store_free_bytes": ("store_free_bytes", "Room that is left for old contents"),
+    "store_total_bytes": ("store_total_bytes", "The file system that they lie on"),
+    "store_low": ("store_low", "1: little room is left, and snapshots are about to break"),
 }
 _COUNTERS = {
     "reads": ("reads", "Read requests"),
@@ -52,7 +55,7 @@ class _StatusCollector(Collector):
             for key, (name, text) in table.items():
                 metric = family(f"dualrestore_{name}", text, labels=["volume", "role"])
                 for volume in self._status["volumes"]:
-                    if key in volume:
+                    if volume.get(key) is not None:
                         metric.add_metric([volume["name"], volume["role"]], float(volume[key]))
                 yield metric
         media = GaugeMetricFamily(
@@ -65,6 +68,7 @@ class _StatusCollector(Collector):
             for state in sorted(set(states)):
                 media.add_metric([volume["name"], state], float(states.count(state)))
         yield media
+        yield self._snapshots()
         mirrored = GaugeMetricFamily(
             "dualrestore_mirrored", "1: both sides are proven equal", labels=["volume"]
         )
@@ -72,6 +76,22 @@ class _StatusCollector(Collector):
             if "mirrored" in volume:
                 mirrored.add_metric([volume["name"]], float(volume["mirrored"]))
         yield mirrored
+
+    def _snapshots(self) -> Metric:
+        snapshots = GaugeMetricFamily(
+            "dualrestore_snapshots",
+            "Snapshots, by whether they can be read",
+            labels=["volume", "state"],
+        )
+        for volume in self._status["volumes"]:
+            if "snapshots" in volume:
+                whole = sum(1 for one in volume["snapshots"] if not one["broken"])
+                for state, count in (
+                    ("intact", whole),
+                    ("broken", len(volume["snapshots_broken"])),
+                ):
+                    snapshots.add_metric([volume["name"], state], float(count))
+        return snapshots
 
 
 def metrics_text(status: dict[str, Any]) -> bytes:

@@ -31,6 +31,7 @@ from dualrestore.errors import (
     LinkError,
     UsageError,
 )
+from dualrestore.servers.alarms import warnings_of
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_door import NbdDoor
@@ -292,7 +293,8 @@ class Node:
             "connections": sum(len(door.server.connections()) for door in doors),
         }
         if volume.role == "backup":
-            return {**self.backups[volume.name].status(), **common}
+            status = self.backups[volume.name].status()
+            return {**status, **common, "warnings": warnings_of(volume.name, status)}
         primary = self.primaries[volume.name]
         status = primary.status()
         assert self._transport is not None

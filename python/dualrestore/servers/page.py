@@ -50,6 +50,7 @@ function show(volume) {
   const section = element("section");
   section.append(element("h2", `${volume.name} (${volume.role}): ${volume.state}`));
   if (volume.error) section.append(element("p", volume.error, "error"));
+  for (const words of volume.warnings || []) section.append(element("p", words, "error"));
   if (volume.role === "primary") {
     const bar = element("progress");
     bar.max = volume.size;

@@ -1,5 +1,5 @@
-//! A bundle made of a snapshot while mirrored writes go on: the medium may be slow, the preservation
-//! store full, and what the bundle holds given back.
+//! A bundle made of a snapshot while mirrored writes go on: the medium may be slow, the
+//! preservation store full, and what the bundle holds given back.
 
 use std::fmt;
 use std::ops::ControlFlow;

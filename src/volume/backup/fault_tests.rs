@@ -401,6 +401,13 @@ fn released_blocks_are_refused_and_their_writes_preserve_nothing() {
     chain.release(Uuid::from_u128(1), range).expect("released");
     assert_eq!(chain.list()[0].preserved_bytes, 2 * BLOCK);
     assert!(rig.read(1, 1, 2).is_err(), "block 1 was given back");
+    // Law 8: what nobody can read any more is not zero.
+    let view = rig.backup.view(Uuid::from_u128(1)).expect("intact");
+    for (at, end, data) in [(0, 2, true), (2, 3, true), (3, 4, true)] {
+        let extent = view.extent_at(at * BLOCK, end * BLOCK).expect("told");
+        assert_eq!((extent.range.end(), extent.data), (end * BLOCK, data), "block {at}");
+    }
+    assert_eq!(view.extent_at(0, SIZE).expect("told").range.end(), 2 * BLOCK);
     assert_eq!(rig.read(1, 2, 4).expect("kept"), [1; 4]);
     rig.backup.snapshot_now(&order(2, &[])).expect("cut");
     let refused = chain.release(Uuid::from_u128(2), range).expect_err("1 may need them");

@@ -74,6 +74,12 @@ def command() -> None:
     help="Go on with a bundle that was stopped, or that waits for its next medium.",
 )
 @click.option("--force", is_flag=True, help="Write a tar over a disk that is not removable.")
+@click.option(
+    "--release",
+    type=click.Choice(["auto", "always", "never"]),
+    help="When a snapshot gives back what is durable on a medium, so that only the bundle has it: "
+    "auto (as usual), before it would break because its store is full.",
+)
 @locking_options
 @config_option
 @json_option
@@ -91,6 +97,7 @@ def create(
     medium_size: int | None,
     proceed: bool,
     force: bool,
+    release: str | None,
     recipients: tuple[str, ...],
     passphrase_file: Path | None,
     plain: bool,
@@ -127,6 +134,7 @@ def create(
         encryption=encryption_of(recipients, passphrase_file, plain=plain),
         sign=sign,
         force=force,
+        release=release,
     )
     return make(invocation, Making(source, list(media), options, plain))
 

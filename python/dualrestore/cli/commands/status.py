@@ -178,9 +178,12 @@ def _backup_lines(volume: "BackupStatus") -> list[str]:
         f"  mirrored {format_size(volume.bytes_mirrored)}, sent {format_size(volume.bytes_sent)}, "
         f"preserved {format_size(volume.bytes_preserved)}"
     )
+    lines += [f"  WARNING: {words}" for words in volume.warnings]
     for snapshot in volume.snapshots:
         broken = f", BROKEN: {snapshot.broken}" if snapshot.broken else ""
         label = f" {snapshot.label}" if snapshot.label else ""
+        if snapshot.released_bytes:
+            broken += f", {format_size(snapshot.released_bytes)} given back to a bundle"
         lines.append(
             f"  snapshot {volume.name}@{snapshot.snapshot}{label}: preserved "
             f"{format_size(snapshot.preserved_bytes)}{broken}"
