@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.e2e.harness import MIB, run
+from tests.e2e.harness import MIB, run, wait_until
 
 if TYPE_CHECKING:
     from tests.e2e.harness import Pair
@@ -16,6 +16,13 @@ def _held_by(process_id: int, secret: bytes) -> bool:
     """Whether a file that the process has open, or a line of its arguments, holds the bytes."""
     place = Path(f"/proc/{process_id}")
     return secret in (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
+
+
+def medium_of(pair: Pair) -> dict[str, Any]:
+    """The one that is attached, or was."""
+    [medium] = pair.primary.status()["media"]
+    found: dict[str, Any] = medium
+    return found
 
 
 def test_a_travelling_disk_is_encrypted_signed_and_merged_under_live_io(pair: Pair) -> None:
@@ -40,6 +47,21 @@ def test_a_travelling_disk_is_encrypted_signed_and_merged_under_live_io(pair: Pa
     pair.primary.verb("attach", bundle, "v", "--identity", identity)
     run(["qemu-io", "-f", "raw", "-c", "read 0 1M", pair.uri])
     assert pair.primary.status()["bytes_from_media"] >= MIB
+    # The key never lies on a disk in the clear: after a restart it is asked for again.
+    pair.primary.stop()
+    pair.primary.start()
+    wait_until("it was looked for", lambda: medium_of(pair)["state"] != "opening")
+    assert medium_of(pair)["state"] == "refused"
+    assert "its key is not kept over a restart: attach it again" in medium_of(pair)["error"]
+    shown = pair.primary.verb("status").stdout
+    assert f"medium {bundle}: REFUSED" in shown
+    assert "attach it again with --identity or --passphrase-file" in shown
+    supplied = pair.primary.status()["bytes_from_media"]
+    run(["qemu-io", "-f", "raw", "-c", "read 1M 1M", pair.uri])
+    assert pair.primary.status()["bytes_from_media"] == supplied
+    pair.primary.verb("attach", bundle, "v", "--identity", identity)
+    run(["qemu-io", "-f", "raw", "-c", "read 2M 1M", pair.uri])
+    assert pair.primary.status()["bytes_from_media"] >= supplied + MIB
     missing = pair.primary.status()["missing_bytes"]
     pair.primary.verb("merge", bundle, "v", "--identity", identity, "--signers", signers)
     assert missing > pair.primary.status()["missing_bytes"] == 0

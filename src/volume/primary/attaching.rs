@@ -26,7 +26,7 @@ use super::merging::vouched_for;
 use super::volume::PrimaryVolume;
 use crate::bundle::{Bundle, Identity, PieceSource, RandomReader};
 use crate::device::Directory;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
 use crate::format::bundle::{BundleKey, UuidText};
 use crate::limits::MEDIA_MAX;
@@ -308,9 +308,21 @@ impl PrimaryVolume {
         let place = held.iter_mut().find(|held| is_awaited(held)).expect("the word is held");
         match found {
             Ok(attachment) => *place = attachment,
+            Err(error) if error.kind() == ErrorKind::Locked => {
+                place.state = State::Refused(key_forgotten().at_path(path));
+            }
             Err(error) => place.state = State::Refused(error),
         }
     }
+}
+
+/// A key never lies on a disk in the clear, so that a start has none.
+fn key_forgotten() -> Error {
+    Error::new(
+        ErrorKind::Locked,
+        "encrypted, and its key is not kept over a restart: attach it again with --identity or \
+         --passphrase-file; until then missing blocks come over the link",
+    )
 }
 
 fn find_each(volume: &Weak<PrimaryVolume>, media: &[RecordedMedium]) {

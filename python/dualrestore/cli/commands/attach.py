@@ -56,4 +56,6 @@ def command(
         "the volume)"
         for medium in report.media
     ]
+    if any(trusts):
+        lines.append("the key is not kept over a restart of the daemon: attach it again then")
     Printer(as_json=invocation.as_json).report(report.document(), lines)
