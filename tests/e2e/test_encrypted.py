@@ -25,6 +25,24 @@ def medium_of(pair: Pair) -> dict[str, Any]:
     return found
 
 
+def forget_and_attach_again(pair: Pair, bundle: Path, identity: Path) -> None:
+    """The key never lies on a disk in the clear: after a restart it is asked for again."""
+    pair.primary.stop()
+    pair.primary.start()
+    wait_until("it was looked for", lambda: medium_of(pair)["state"] != "opening")
+    assert medium_of(pair)["state"] == "refused"
+    assert "its key is not kept over a restart: attach it again" in medium_of(pair)["error"]
+    shown = pair.primary.verb("status").stdout
+    assert f"medium {bundle}: REFUSED" in shown
+    assert "attach it again with --identity or --passphrase-file" in shown
+    supplied = pair.primary.status()["bytes_from_media"]
+    run(["qemu-io", "-f", "raw", "-c", "read 1M 1M", pair.uri])
+    assert pair.primary.status()["bytes_from_media"] == supplied
+    pair.primary.verb("attach", bundle, "v", "--identity", identity)
+    run(["qemu-io", "-f", "raw", "-c", "read 2M 1M", pair.uri])
+    assert pair.primary.status()["bytes_from_media"] >= supplied + MIB
+
+
 def test_a_travelling_disk_is_encrypted_signed_and_merged_under_live_io(pair: Pair) -> None:
     image = pair.directory / "image.raw"
     image.write_bytes(os.urandom(4 * MIB) + bytes(pair.size - 4 * MIB))
@@ -47,21 +65,7 @@ def test_a_travelling_disk_is_encrypted_signed_and_merged_under_live_io(pair: Pa
     pair.primary.verb("attach", bundle, "v", "--identity", identity)
     run(["qemu-io", "-f", "raw", "-c", "read 0 1M", pair.uri])
     assert pair.primary.status()["bytes_from_media"] >= MIB
-    # The key never lies on a disk in the clear: after a restart it is asked for again.
-    pair.primary.stop()
-    pair.primary.start()
-    wait_until("it was looked for", lambda: medium_of(pair)["state"] != "opening")
-    assert medium_of(pair)["state"] == "refused"
-    assert "its key is not kept over a restart: attach it again" in medium_of(pair)["error"]
-    shown = pair.primary.verb("status").stdout
-    assert f"medium {bundle}: REFUSED" in shown
-    assert "attach it again with --identity or --passphrase-file" in shown
-    supplied = pair.primary.status()["bytes_from_media"]
-    run(["qemu-io", "-f", "raw", "-c", "read 1M 1M", pair.uri])
-    assert pair.primary.status()["bytes_from_media"] == supplied
-    pair.primary.verb("attach", bundle, "v", "--identity", identity)
-    run(["qemu-io", "-f", "raw", "-c", "read 2M 1M", pair.uri])
-    assert pair.primary.status()["bytes_from_media"] >= supplied + MIB
+    forget_and_attach_again(pair, bundle, identity)
     missing = pair.primary.status()["missing_bytes"]
     pair.primary.verb("merge", bundle, "v", "--identity", identity, "--signers", signers)
     assert missing > pair.primary.status()["missing_bytes"] == 0
