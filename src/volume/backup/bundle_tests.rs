@@ -212,8 +212,8 @@ fn bundle_in_a_cramped_place(when: Release) -> (Result<()>, Arc<Rig>, RamFolder)
         writer.overwrite(0, 24);
         Ok(())
     };
-    // Each segment has one MiB; the assembler may be some behind with what it says.
-    let medium = Hooked::new(&folder, 40, Box::new(hook));
+    // Each segment has nearly two MiB; the assembler may be some behind with what it says.
+    let medium = Hooked::new(&folder, 20, Box::new(hook));
     let made = bundle_on(&rig.source(when), medium);
     (made, rig, folder)
 }
@@ -254,7 +254,7 @@ fn a_bundle_that_was_cut_off_goes_on_without_what_was_given_back() {
     let (rig, folder) = (Rig::new(AMPLE), RamFolder::new());
     let hook = || Err(Error::new(ErrorKind::Device, "pulled out").with_errno(5));
     let source = rig.source(Release::Always);
-    let medium = Hooked::new(&folder, 30, Box::new(hook));
+    let medium = Hooked::new(&folder, 15, Box::new(hook));
     bundle_on(&source, medium).expect_err("pulled out");
     assert!(rig.status().released_bytes > 8 * MIB, "{:?}", rig.status());
     rig.overwrite(0, SIZE / MIB);
