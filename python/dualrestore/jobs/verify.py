@@ -14,8 +14,9 @@ Does not know: how a digest travels.
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -31,10 +32,16 @@ RANGE_BYTES = 4 * 2**20
 """Of one comparison: small enough that a busy volume leaves some untouched meanwhile."""
 IN_FLIGHT = 4
 """Comparisons on the way at a time, so that the link's delay is not paid for each."""
+AHEAD = 4 * IN_FLIGHT
+"""Asked and not yet counted: a volume of 16 TiB has four million ranges."""
 TRIES = 12
 PAUSE_FIRST, PAUSE_MOST = 0.05, 2.0
 TIMEOUT_MS = 30_000
 FILE_BYTES = 8 * 2**20
+
+
+Run = tuple[int, int]
+Answer = dict[str, object]
 
 
 @dataclass
@@ -57,7 +64,8 @@ def _settle(
 ) -> _Findings:
     findings = _Findings()
     suspected: set[tuple[int, int]] = set()
-    pending = list(_ranges(size))
+    pending: Iterable[Run] = _ranges(size)
+    busy: list[Run] = []
     done = 0
 
     attempt = 0
@@ -75,14 +83,14 @@ def _settle(
             for attempt in range(TRIES):
                 if attempt:
                     time.sleep(min(PAUSE_FIRST * 2**attempt, PAUSE_MOST))
-                again: list[tuple[int, int]] = []
-                for run, answer in pool.map(ask, pending):
+                busy = []
+                for run, answer in _in_order(pool, ask, pending):
                     if answer["state"] == "busy":
-                        again.append(run)
+                        busy.append(run)
                         continue
                     if answer["state"] == "different" and run not in suspected:
                         suspected.add(run)
-                        again.append(run)
+                        busy.append(run)
                         continue
                     done += run[1]
                     _count(findings, answer)
@@ -94,13 +102,26 @@ def _settle(
                                 "different": len(findings.different),
                             }
                         )
-                pending = again
-                if not pending:
+                pending = busy
+                if not busy:
                     break
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    findings.unsettled = pending
+    findings.unsettled = busy
     return findings
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, ask: Callable[[Run], tuple[Run, Answer]], runs: Iterable[Run]
+) -> Iterator[tuple[Run, Answer]]:
+    """What `ask` says of each; only some of them are asked ahead, however many there are."""
+    asked: deque[Future[tuple[Run, Answer]]] = deque()
+    for run in runs:
+        asked.append(pool.submit(ask, run))
+        if len(asked) >= AHEAD:
+            yield asked.popleft().result()
+    while asked:
+        yield asked.popleft().result()
 
 
 def _count(findings: _Findings, answer: dict[str, object]) -> None:
