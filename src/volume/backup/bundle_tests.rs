@@ -209,10 +209,10 @@ fn bundle_in_a_cramped_place(when: Release) -> (Result<()>, Arc<Rig>, RamFolder)
     let (rig, folder) = (Rig::new(CRAMPED), RamFolder::new());
     let writer = Arc::clone(&rig);
     let hook = move || {
-        writer.overwrite(0, 24);
+        writer.overwrite(0, 16);
         Ok(())
     };
-    // Each segment has nearly two MiB; the assembler may be some behind with what it says.
+    // A segment has nearly two MiB; the assembler may be some behind with what it says.
     let medium = Hooked::new(&folder, 20, Box::new(hook));
     let made = bundle_on(&rig.source(when), medium);
     (made, rig, folder)

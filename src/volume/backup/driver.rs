@@ -18,11 +18,11 @@ use uuid::Uuid;
 use super::operation::{Answer, MirrorOperation};
 use super::state::{Action, BackupState};
 use crate::bitmap::Bitmap;
-use crate::device::{AlignedBuffer, Device, Directory, WorkerPool};
+use crate::device::{Device, Directory, WorkerPool, digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::format::frames::CutName;
-use crate::limits::{COPY_BYTES, CUTS_KEPT_MAX};
+use crate::limits::CUTS_KEPT_MAX;
 use crate::snapshot::{CutOrder, SnapshotChain, SnapshotView};
 use crate::units::Geometry;
 
@@ -275,16 +275,7 @@ impl BackupVolume {
     /// BLAKE3 of the mirror's bytes in the range, read as they are at this moment.
     pub fn digest(&self, range: ByteRange) -> Result<[u8; 32]> {
         self.check_range(range)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = AlignedBuffer::zeroed(range.length.min(COPY_BYTES) as usize);
-        let mut at = range.offset;
-        while at < range.end() {
-            let bytes = &mut buffer[..(range.end() - at).min(COPY_BYTES) as usize];
-            self.device.read_at(at, bytes)?;
-            hasher.update(bytes);
-            at += bytes.len() as u64;
-        }
-        Ok(*hasher.finalize().as_bytes())
+        digest(&*self.device, range)
     }
 
     /// Every block changed since that cut, up to now. Refused unless this backup remembers the very

@@ -20,7 +20,7 @@ use super::attaching::Attachment;
 use super::driver::Driver;
 use super::event::Options;
 use super::state::{Counters, Primary};
-use crate::device::{Device, Directory};
+use crate::device::{Device, Directory, digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::map::{
@@ -450,18 +450,8 @@ impl PrimaryVolume {
         range: ByteRange,
         timeout: Duration,
     ) -> Result<bool> {
-        const PIECE_BYTES: u64 = 1 << 20;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer =
-            crate::device::AlignedBuffer::zeroed(range.length.min(PIECE_BYTES) as usize);
-        let mut at = range.offset;
-        while at < range.end() {
-            let length = PIECE_BYTES.min(range.end() - at) as usize;
-            self.device.read_at(at, &mut buffer[..length])?;
-            hasher.update(&buffer[..length]);
-            at += length as u64;
-        }
-        Ok(driver.backup_digest(range, timeout)? == *hasher.finalize().as_bytes())
+        let ours = digest(&*self.device, range)?;
+        Ok(driver.backup_digest(range, timeout)? == ours)
     }
 
     /// The current blocks of the range are sent to the backup again; returns their bytes.
