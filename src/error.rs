@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Device,
     /// The link is down, was lost, or the peer broke the protocol.
     Link,
+    /// Another medium of a bundle is needed.
+    NextMedium,
     /// In use by another process, or by another operation that excludes this one.
     Busy,
     /// A flush failed earlier: the object refuses writes (law 11).

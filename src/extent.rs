@@ -167,6 +167,56 @@ impl<V: Copy + PartialEq> ExtentMap<V> {
     }
 }
 
+/// A set of bytes as runs, joined where they touch.
+#[derive(Clone, Debug, Default)]
+pub struct ByteRuns {
+    /// Where each begins, and the first byte after it.
+    runs: BTreeMap<u64, u64>,
+}
+
+impl ByteRuns {
+    pub fn add(&mut self, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        let (mut start, mut end) = (range.offset, range.end());
+        while let Some((&first, &after)) = self.runs.range(..=end).next_back() {
+            if after < start {
+                break;
+            }
+            self.runs.remove(&first);
+            (start, end) = (start.min(first), end.max(after));
+        }
+        self.runs.insert(start, end);
+    }
+
+    /// Number of runs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// All runs, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.runs.iter().map(|(&start, &end)| ByteRange::new(start, end - start))
+    }
+
+    /// The runs of `range` that are not in the set, ascending.
+    #[must_use]
+    pub fn gaps(&self, range: ByteRange) -> Vec<ByteRange> {
+        let before = self.runs.range(..=range.offset).next_back();
+        let first = before.map_or(range.offset, |(&start, _)| start);
+        let holes = self.runs.range(first..).map(|(&start, &end)| BlockRange::new(start, end));
+        let gaps = subtract(BlockRange::new(range.offset, range.end()), holes);
+        gaps.into_iter().map(|gap| ByteRange::new(gap.start, gap.count())).collect()
+    }
+}
+
 /// The parts of `range` that lie in none of `holes` (ascending, disjoint).
 #[must_use]
 pub fn subtract(range: BlockRange, holes: impl IntoIterator<Item = BlockRange>) -> Vec<BlockRange> {
@@ -207,6 +257,19 @@ mod tests {
             ]
         );
         assert_eq!(map.overlapping(BlockRange::new(4, 6)).count(), 2);
+    }
+
+    #[test]
+    fn runs_that_touch_are_one_and_the_rest_are_gaps() {
+        let range = |start: u64, end: u64| ByteRange::new(start, end - start);
+        let mut runs = ByteRuns::default();
+        for (start, end) in [(10, 20), (30, 40), (20, 22), (50, 60), (5, 5), (39, 50), (0, 3)] {
+            runs.add(range(start, end));
+        }
+        assert_eq!(runs.iter().collect::<Vec<_>>(), [range(0, 3), range(10, 22), range(30, 60)]);
+        assert_eq!(runs.gaps(range(2, 70)), [range(3, 10), range(22, 30), range(60, 70)]);
+        runs.add(range(1, 65));
+        assert_eq!((runs.len(), runs.gaps(range(0, 65))), (1, vec![]));
     }
 
     #[test]

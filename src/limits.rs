@@ -214,6 +214,15 @@ pub const TAR_EXTENDED_BYTES_MAX: u64 = 1 << 20;
 /// Padding after the end of an archive that is read so that its writer can end in peace.
 pub const TAR_TRAILING_BYTES_MAX: u64 = 1 << 20;
 
+/// Tables of a qcow2 image: the largest that QEMU opens. They map 2 PiB, and count as
+/// much of the file.
+pub const QCOW2_L1_BYTES_MAX: u64 = 32 << 20;
+pub const QCOW2_REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
+/// Small pieces of an image that is written as a stream are sent together, this many bytes at least.
+pub const IMAGE_STREAM_BYTES: usize = 256 << 10;
+/// Bytes that Python may ask of a bundle at a time: they are all in memory.
+pub const BUNDLE_READ_BYTES_MAX: u64 = 1 << 30;
+
 /// Of an attached medium: indexes and descriptors kept in memory (those of a hundred full segments
 /// and of all that is read now), and verified chunks (what a few sequential readers are at).
 pub const MEDIUM_INDEX_BYTES: usize = 16 << 20;

@@ -10,17 +10,25 @@
 //! | medium | a place for a part of a bundle; each can be read without the others |
 //! | stream | a bundle as a tar, read once as it comes |
 //! | piece | a chunk on its way out of a bundle or an image |
+//! | media set | several media of one bundle, as one source |
+//! | extraction | a bundle written out as an image |
 //! | pump | reading and verifying of pieces, for merging and verifying alike |
 //! | plan, job, slot | which pieces go through memory together, and the memory |
 
 mod assemble;
 mod carrying;
 mod choosing;
+mod contents;
 mod encode;
 mod encryption;
+mod extract;
+mod extract_clusters;
+mod extract_order;
+mod extract_stream;
 mod journey;
 mod keeping;
 mod media;
+mod media_set;
 mod members;
 mod pace;
 mod partitions;
@@ -44,10 +52,13 @@ mod worker;
 mod writer;
 
 pub use choosing::{Chosen, Wish, choose};
+pub use contents::{BundleChunks, BundleRuns, RunKind};
 pub use encode::Compression;
 pub use encryption::{Encryption, generate_key, random_salt};
+pub use extract::{ExtractProgress, ExtractReport, Extraction, OnExtractProgress, Qcow2Plan};
 pub use journey::Journey;
 pub use media::{BegunBundle, Media, Medium, NoRecord, Record, write, write_on};
+pub use media_set::MediaSet;
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
     Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
@@ -68,6 +79,8 @@ pub use writer::{
 
 #[cfg(test)]
 mod encrypted_tests;
+#[cfg(test)]
+mod extract_tests;
 #[cfg(test)]
 mod media_tests;
 #[cfg(test)]

@@ -72,6 +72,11 @@ pub trait Consumer: Sync {
     -> Result<Begun<Self::Claim, Self::Note>>;
     /// All writes of a claim have ended.
     fn end(&self, claim: Self::Claim, result: Result<()>) -> Result<Self::Note>;
+    /// In the place of `begin`, where the bytes of a piece could not be had.
+    fn lost(&self, range: ByteRange) -> Result<()> {
+        let _to_most_it_is_as_if_it_had_not_come = range;
+        Ok(())
+    }
 }
 
 /// What became of a piece.
@@ -150,9 +155,11 @@ pub fn run<C: Consumer>(
     std::thread::scope(|scope| {
         // However this ends, the workers stop: the scope waits for them.
         let _stopping = StopOnDrop(&shared.stop);
+        let _interrupting = InterruptOnPanic(source);
         for (number, opener) in openers.into_iter().enumerate() {
             let (shared, news) = (&shared, news.clone());
             spawn(scope, &format!("pump-{number}"), move || {
+                let _interrupting = InterruptOnPanic(source);
                 let worked = crew.engine.queue(slots * SLOT_BYTES).and_then(|queue| {
                     Worker::new(shared, queue, slots, opener, news.clone()).run()
                 });
@@ -194,5 +201,16 @@ struct StopOnDrop<'a>(&'a AtomicBool);
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Release);
+    }
+}
+
+/// Others may wait for what a thread that has panicked was to do.
+struct InterruptOnPanic<'a>(&'a dyn PieceSource);
+
+impl Drop for InterruptOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.interrupt();
+        }
     }
 }

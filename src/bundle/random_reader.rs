@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use super::pieces::{Content, Opener, Piece};
 use super::reader::Bundle;
 use super::segment_reader::{FoundBatch, SegmentReader};
-use crate::device::AlignedBuffer;
+use crate::device::{AlignedBuffer, Payload};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::IndexEntry;
@@ -29,7 +29,7 @@ use crate::limits::{MEDIUM_CHUNK_BYTES, MEDIUM_INDEX_BYTES};
 
 /// See the module.
 pub struct RandomReader {
-    bundle: Bundle,
+    bundle: Arc<Bundle>,
     fences: Vec<Fence>,
     kept: Mutex<Kept>,
     /// Signalled when a chunk was loaded, or could not be.
@@ -51,7 +51,7 @@ type ChunkKey = u64;
 struct Kept {
     indexes: Cache<usize, Arc<[IndexEntry]>>,
     batches: Cache<(usize, u64), Arc<FoundBatch>>,
-    chunks: Cache<ChunkKey, Arc<AlignedBuffer>>,
+    chunks: Cache<ChunkKey, Payload>,
     loading: HashSet<ChunkKey>,
 }
 
@@ -69,7 +69,8 @@ impl fmt::Debug for RandomReader {
 
 impl RandomReader {
     /// Refuses a bundle whose segments speak of the same bytes: none of them is the one to ask.
-    pub fn new(bundle: Bundle) -> Result<Self> {
+    pub fn new(bundle: impl Into<Arc<Bundle>>) -> Result<Self> {
+        let bundle = bundle.into();
         let mut fences: Vec<Fence> = (0..)
             .zip(bundle.segments())
             .flat_map(|(segment, entry)| {
@@ -102,6 +103,11 @@ impl RandomReader {
     #[must_use]
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
+    }
+
+    #[must_use]
+    pub fn shared_bundle(&self) -> Arc<Bundle> {
+        Arc::clone(&self.bundle)
     }
 
     /// What it speaks of, ascending, runs that touch joined.
@@ -147,6 +153,22 @@ impl RandomReader {
         Ok(data)
     }
 
+    /// The same in memory of its own, or of the one chunk that has it all.
+    pub fn read(&self, range: ByteRange) -> Result<Payload> {
+        if range.is_empty() {
+            return Ok(Payload::copy_of(&[]));
+        }
+        if let Found::Chunk(piece) = self.find(range.offset)?
+            && range.end() <= piece.range.end()
+        {
+            let start = (range.offset - piece.range.offset) as usize;
+            return Ok(self.chunk(&piece)?.slice(start, range.length as usize));
+        }
+        let mut bytes = AlignedBuffer::zeroed(range.length as usize);
+        let _zeros_are_there = self.read_at(range.offset, &mut bytes)?;
+        Ok(Payload::new(bytes))
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,29 +207,63 @@ impl RandomReader {
         if let Some(index) = self.kept().indexes.get(&segment) {
             return Ok(index);
         }
+        if self.bundle.is_signed() {
+            let batches = self.vouched_batches(segment)?;
+            let entries = batches.iter().map(|found| found.as_indexed().0).collect();
+            return Ok(self.keep_index(segment, entries));
+        }
         let reader = self.segment(segment)?;
         let entries = reader.entries().ok_or_else(|| {
             let name = &self.bundle.segments()[segment].name;
             Error::integrity("the index of the segment is damaged; a merge goes through it all")
                 .at_path(&self.bundle.folder().path().join(name))
         })?;
-        let entries: Arc<[IndexEntry]> = Arc::from(entries);
+        Ok(self.keep_index(segment, Arc::from(entries)))
+    }
+
+    fn keep_index(&self, segment: usize, entries: Arc<[IndexEntry]>) -> Arc<[IndexEntry]> {
         self.kept().indexes.put(segment, Arc::clone(&entries), size_of_val(&*entries));
-        Ok(entries)
+        entries
+    }
+
+    /// All batches of a segment, which only together are what was signed; kept as far as there is
+    /// room.
+    fn vouched_batches(&self, segment: usize) -> Result<Vec<Arc<FoundBatch>>> {
+        let entry = &self.bundle.segments()[segment];
+        let mut reader = self.bundle.read_segment(entry)?;
+        let batches: Vec<_> = std::iter::from_fn(|| reader.next_batch()).map(Arc::new).collect();
+        if batches.is_empty() && entry.chunks > 0 {
+            return Err(Error::integrity("it is not the segment that was signed, or damaged")
+                .at_path(&self.bundle.folder().path().join(&entry.name)));
+        }
+        for found in &batches {
+            self.keep_batch(segment, found);
+        }
+        Ok(batches)
+    }
+
+    fn keep_batch(&self, segment: usize, found: &Arc<FoundBatch>) {
+        let bytes = size_of_val(&*found.batch.descriptors);
+        let key = (segment, found.as_indexed().0.position);
+        self.kept().batches.put(key, Arc::clone(found), bytes);
     }
 
     fn batch(&self, segment: usize, position: u64) -> Result<Arc<FoundBatch>> {
         if let Some(batch) = self.kept().batches.get(&(segment, position)) {
             return Ok(batch);
         }
+        if self.bundle.is_signed() {
+            let mut batches = self.vouched_batches(segment)?.into_iter();
+            let found = batches.find(|found| found.as_indexed().0.position == position);
+            return found.ok_or_else(|| Error::integrity("the segment changed meanwhile"));
+        }
         let found = Arc::new(self.segment(segment)?.batch_at(position)?);
-        let bytes = size_of_val(&*found.batch.descriptors);
-        self.kept().batches.put((segment, position), Arc::clone(&found), bytes);
+        self.keep_batch(segment, &found);
         Ok(found)
     }
 
     /// The verified bytes of a stored chunk; whoever else wants it meanwhile waits for it.
-    fn chunk(&self, piece: &Piece) -> Result<Arc<AlignedBuffer>> {
+    fn chunk(&self, piece: &Piece) -> Result<Payload> {
         let key = piece.range.offset;
         let mut kept = self.kept();
         loop {
@@ -220,28 +276,22 @@ impl RandomReader {
             kept = self.loaded.wait(kept).unwrap_or_else(PoisonError::into_inner);
         }
         drop(kept);
-        let result = self.load(piece).map(Arc::new);
+        let result = self.load(piece);
         let mut kept = self.kept();
         kept.loading.remove(&key);
         if let Ok(chunk) = &result {
-            kept.chunks.put(key, Arc::clone(chunk), chunk.len());
+            kept.chunks.put(key, chunk.clone(), chunk.len());
         }
         drop(kept);
         self.loaded.notify_all();
         result
     }
 
-    fn load(&self, piece: &Piece) -> Result<AlignedBuffer> {
-        let mut stored = AlignedBuffer::zeroed(piece.bytes_to_read());
-        piece.read(&mut stored)?;
-        let mut plain = AlignedBuffer::zeroed(piece.range.length as usize);
+    fn load(&self, piece: &Piece) -> Result<Payload> {
         let mut opener = self.take_opener()?;
-        let place = stored.as_ptr();
-        let opened = piece.open(&mut opener, &mut stored, &mut plain).map(<[u8]>::as_ptr);
+        let bytes = piece.bytes(&mut opener);
         self.openers().push(opener);
-        // What was stored as it is stays where it was read to.
-        let as_stored = opened? == place;
-        Ok(if as_stored { stored } else { plain })
+        bytes
     }
 
     fn openers(&self) -> MutexGuard<'_, Vec<Opener>> {
@@ -377,6 +427,18 @@ mod tests {
             let mut buffer = [7; 4096];
             assert!(!reader.read_at(3 << 20, &mut buffer).expect("zeros"));
             assert_eq!(buffer, [7; 4096], "zeros are told, not written");
+        }
+    }
+
+    #[test]
+    fn a_range_within_one_chunk_is_the_chunks_own_memory() {
+        let reader = reader(&folder(Compression::None, &[]));
+        let whole = reader.read(ByteRange::new(0, 1 << 20)).expect("whole");
+        let part = reader.read(ByteRange::new(512, 4096)).expect("whole");
+        assert_eq!(part.as_ptr(), whole[512..].as_ptr());
+        for (offset, length) in [(0, SIZE), (SIZE - 512, 512), ((1 << 20) - 512, 1024), (7, 0)] {
+            let bytes = reader.read(ByteRange::new(offset as u64, length as u64)).expect("whole");
+            assert!(bytes[..] == image()[offset..offset + length], "{length} bytes at {offset}");
         }
     }
 

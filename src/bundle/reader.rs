@@ -6,6 +6,7 @@
 //! Does not know: targets.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -138,6 +139,11 @@ impl Bundle {
     #[must_use]
     pub fn folder(&self) -> &dyn Folder {
         self.folder.as_ref()
+    }
+
+    /// Whether only what its manifest vouches for is believed.
+    pub(super) fn is_signed(&self) -> bool {
+        self.trust.is_signed()
     }
 
     /// The header that a segment should have, the salt left out.
@@ -314,13 +320,8 @@ impl PieceSource for Bundle {
     }
 
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_> {
-        Box::new(Pieces {
-            bundle: self,
-            segments: self.manifest.segments.iter(),
-            current: None,
-            queue: VecDeque::new(),
-            found: Vec::new(),
-        })
+        let segments = self.manifest.segments.len();
+        Box::new(Pieces::of((0..segments).map(move |segment| (self, segment))))
     }
 }
 
@@ -366,23 +367,30 @@ pub(super) fn read_manifest(folder: &dyn Folder) -> Result<(Manifest, Vec<u8>)> 
     }
 }
 
-/// All pieces of a bundle: segment by segment as stored, then what each segment lacks.
-struct Pieces<'a> {
-    bundle: &'a Bundle,
-    segments: std::slice::Iter<'a, SegmentEntry>,
-    current: Option<(&'a SegmentEntry, SegmentReader)>,
+/// Pieces of segments: segment by segment as stored, then what each segment lacks. A segment is
+/// named by a bundle and its place in the manifest there.
+pub(super) struct Pieces<B, S> {
+    segments: S,
+    current: Option<(B, usize, SegmentReader)>,
     queue: VecDeque<Piece>,
     /// Runs of the current segment that have a descriptor.
     found: Vec<ByteRange>,
+    failed: bool,
 }
 
-impl Pieces<'_> {
+impl<B: Deref<Target = Bundle>, S: Iterator<Item = (B, usize)>> Pieces<B, S> {
+    pub(super) fn of(segments: S) -> Self {
+        let (queue, found) = (VecDeque::new(), Vec::new());
+        Self { segments, current: None, queue, found, failed: false }
+    }
+
     /// Puts the pieces of the next batch, or the gaps of a finished segment, into the queue.
-    /// `false` at the end of the bundle.
+    /// `false` at the end.
     fn refill(&mut self) -> Result<bool> {
-        let Some((entry, reader)) = &mut self.current else {
-            let Some(entry) = self.segments.next() else { return Ok(false) };
-            self.current = Some((entry, self.bundle.read_segment(entry)?));
+        let Some((bundle, segment, reader)) = &mut self.current else {
+            let Some((bundle, segment)) = self.segments.next() else { return Ok(false) };
+            let reader = bundle.read_segment(&bundle.segments()[segment])?;
+            self.current = Some((bundle, segment, reader));
             return Ok(true);
         };
         if let Some(found) = reader.next_batch() {
@@ -401,7 +409,8 @@ impl Pieces<'_> {
             }
         } else {
             self.found.sort_unstable();
-            let coverage = entry.coverage.iter().map(|run| ByteRange::from(*run));
+            let coverage = &bundle.segments()[*segment].coverage;
+            let coverage = coverage.iter().map(|run| ByteRange::from(*run));
             let content = Content::Missing("the page that describes it is damaged");
             for range in gaps(coverage, &self.found) {
                 self.queue.push_back(Piece { range, content: content.clone() });
@@ -435,7 +444,7 @@ pub(super) fn gaps(
     gaps
 }
 
-impl Iterator for Pieces<'_> {
+impl<B: Deref<Target = Bundle>, S: Iterator<Item = (B, usize)>> Iterator for Pieces<B, S> {
     type Item = Result<Piece>;
 
     fn next(&mut self) -> Option<Result<Piece>> {
@@ -443,12 +452,14 @@ impl Iterator for Pieces<'_> {
             if let Some(piece) = self.queue.pop_front() {
                 return Some(Ok(piece));
             }
+            if self.failed {
+                return None;
+            }
             match self.refill() {
                 Ok(true) => {}
                 Ok(false) => return None,
                 Err(error) => {
-                    self.current = None;
-                    self.segments = [].iter();
+                    self.failed = true;
                     return Some(Err(error));
                 }
             }

@@ -9,6 +9,7 @@ use super::tests::{
 use super::*;
 use crate::device::{Folder, RamFolder};
 use crate::error::{ErrorKind, Result};
+use crate::extent::ByteRange;
 use crate::format::bundle::PAGE_BYTES;
 
 const SEGMENT: &str = "seg-00000001.drs";
@@ -71,5 +72,44 @@ fn every_changed_byte_of_a_segment_is_found() {
         let found = bundle.verify(CREW, &mut |_| go_on()).expect("gone through");
         assert!(!found.is_whole(), "byte {at} was changed and nobody noticed");
         assert_nothing_wrong(&bundle, &format!("byte {at}"));
+    }
+}
+
+#[test]
+fn what_is_read_at_random_of_a_signed_bundle_was_signed() {
+    let folder = made(image());
+    let mut changed = image();
+    changed[(2 << 20) + 5] ^= 1;
+    let theirs = made(changed).contents(SEGMENT).expect("as many segments");
+    let medium = with_changed(&folder, SEGMENT, |held| *held = theirs);
+    let genuine =
+        RandomReader::new(signed(&folder, &folder).expect("genuine")).expect("no overlap");
+    let forged = RandomReader::new(signed(&folder, &medium).expect("genuine")).expect("no overlap");
+    let mut refused = 0;
+    for offset in (0..SIZE as u64).step_by(64 << 10) {
+        let range = ByteRange::new(offset, (64 << 10).min(SIZE as u64 - offset));
+        let expected = &image()[offset as usize..range.end() as usize];
+        assert!(&genuine.read(range).expect("genuine")[..] == expected);
+        match forged.read(range) {
+            Ok(bytes) => assert!(&bytes[..] == expected, "at {offset}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Integrity);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "the forged segment holds something");
+    // One that was exchanged after it was looked at.
+    let swapped =
+        RandomReader::new(signed(&folder, &folder).expect("genuine")).expect("no overlap");
+    swapped.read(ByteRange::new(0, 512)).expect("genuine");
+    for name in folder.names().expect("listed").iter().filter(|name| name.starts_with("seg-")) {
+        folder.replace(name, medium.contents(name).expect("there"));
+    }
+    for offset in (0..SIZE as u64).step_by(64 << 10) {
+        let range = ByteRange::new(offset, 512);
+        if let Ok(bytes) = swapped.read(range) {
+            assert!(bytes[..] == image()[offset as usize..][..512], "at {offset}");
+        }
     }
 }

@@ -18,12 +18,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::media_set::check_whole;
 use super::pieces::{Piece, PieceSource};
 use super::reader::{cut_name, lineage_of};
 use super::source::{Identity, Lineage};
 use super::tar_reading::{Ending, Known, Reading};
 use crate::device::{ByteStream, Stop};
 use crate::error::{Error, Result};
+use crate::extent::{ByteRange, ByteRuns};
 use crate::format::bundle::{BundleKey, Manifest, locked};
 use crate::format::frames::CutName;
 
@@ -35,7 +37,7 @@ pub struct TarStream {
     known: Known,
     cut_name: Option<CutName>,
     lineage: Option<Lineage>,
-    selection_bytes: u64,
+    selection: Option<Vec<ByteRange>>,
     /// Taken when the pieces are asked for.
     reading: Mutex<Option<Reading>>,
     ending: Mutex<Ending>,
@@ -64,16 +66,14 @@ impl TarStream {
             ));
         }
         let runs = reading.begin.as_ref().map(|begin| &begin.selection);
-        let selection_bytes = runs.map_or(known.identity.geometry.size(), |runs| {
-            runs.iter().map(|run| run.1 - run.0).sum()
-        });
+        let selection = runs.map(|runs| runs.iter().map(|run| ByteRange::from(*run)).collect());
         Ok(Self {
             name: name.to_owned(),
             stop,
             known,
             cut_name: reading.begin.as_ref().and_then(cut_name),
             lineage: reading.begin.as_ref().and_then(lineage_of),
-            selection_bytes,
+            selection,
             reading: Mutex::new(Some(reading)),
             ending: Mutex::default(),
         })
@@ -82,6 +82,28 @@ impl TarStream {
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         self.known.bundle
+    }
+
+    /// What it is to include. Refused where that comes after the first segment.
+    pub fn selection(&self) -> Result<ByteRuns> {
+        let selection = self.selection.as_ref().ok_or_else(|| {
+            Error::format(
+                "expected manifest.begin.json before the segments, found a segment: unpack the \
+                 tar, or make it with `tar --sort=name`",
+            )
+        })?;
+        let mut runs = ByteRuns::default();
+        for run in selection {
+            runs.add(*run);
+        }
+        Ok(runs)
+    }
+
+    /// Refuses one that does not include all of the volume.
+    pub fn check_complete(&self) -> Result<()> {
+        let whole = self.known.identity.geometry.all_bytes();
+        let absent = self.selection()?.gaps(whole).iter().map(|gap| gap.length).sum();
+        check_whole(whole.length, absent, self.lineage.is_some())
     }
 
     /// `key.age`, if the bundle is encrypted and it has come.
@@ -154,7 +176,8 @@ impl PieceSource for TarStream {
     }
 
     fn bytes_total(&self) -> u64 {
-        self.selection_bytes
+        let whole = self.known.identity.geometry.size();
+        self.selection.as_ref().map_or(whole, |runs| runs.iter().map(|run| run.length).sum())
     }
 
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_> {

@@ -238,6 +238,7 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         let at = slot * SLOT_BYTES;
         let begun = match form {
             Err(error) => {
+                self.shared.consumer.lost(range)?;
                 running.events.push(event_of(these, Outcome::Damaged(error)));
                 return Ok(());
             }

@@ -6,4 +6,5 @@ pub mod journal;
 pub mod map;
 pub mod nbd;
 pub mod partition;
+pub mod qcow2;
 pub mod tar;

@@ -29,6 +29,7 @@ mod errors {
     pyo3::import_exception!(dualrestore.errors, PoisonedError);
     pyo3::import_exception!(dualrestore.errors, LinkError);
     pyo3::import_exception!(dualrestore.errors, DeadlineError);
+    pyo3::import_exception!(dualrestore.errors, NextMediumError);
     pyo3::import_exception!(dualrestore.errors, BusyError);
     pyo3::import_exception!(dualrestore.errors, InterruptedJobError);
 }
@@ -49,6 +50,7 @@ impl From<Error> for PyErr {
             ErrorKind::Poisoned => errors::PoisonedError::new_err((errno, message)),
             ErrorKind::Link => errors::LinkError::new_err(message),
             ErrorKind::Timeout => errors::DeadlineError::new_err(message),
+            ErrorKind::NextMedium => errors::NextMediumError::new_err(message),
             ErrorKind::Busy => errors::BusyError::new_err(message),
             ErrorKind::Interrupted => errors::InterruptedJobError::new_err(message),
         }

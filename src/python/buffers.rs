@@ -13,22 +13,41 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::device::Payload;
+
 /// Bytes that Rust owns, seen through the read-only buffer protocol.
 #[pyclass(frozen, module = "dualrestore._core")]
 pub struct ByteBuffer {
-    bytes: Vec<u8>,
+    bytes: Held,
+}
+
+enum Held {
+    Own(Vec<u8>),
+    Shared(Payload),
 }
 
 impl ByteBuffer {
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes }
+        Self { bytes: Held::Own(bytes) }
+    }
+
+    /// Shares the memory.
+    pub fn of_payload(bytes: Payload) -> Self {
+        Self { bytes: Held::Shared(bytes) }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Held::Own(bytes) => bytes,
+            Held::Shared(bytes) => bytes,
+        }
     }
 }
 
 #[pymethods]
 impl ByteBuffer {
     fn __len__(&self) -> usize {
-        self.bytes.len()
+        self.bytes().len()
     }
 
     // SAFETY: called by the interpreter only, with a view to fill.
@@ -37,21 +56,74 @@ impl ByteBuffer {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        if view.is_null() {
-            return Err(PyBufferError::new_err("no view to fill"));
-        }
-        let bytes = &slf.get().bytes;
-        let start = bytes.as_ptr().cast_mut().cast();
-        let length = isize::try_from(bytes.len()).expect("a vector is at most isize::MAX long");
-        // SAFETY: `view` is not null; the bytes never move or change, since the class is frozen,
-        // and live as long as the object, to which the view gets a reference. Read-only.
-        let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, length, 1, flags) };
-        if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        // SAFETY: the bytes never move or change, since the class is frozen and they are lent
+        // immutably only, and they live as long as the object.
+        unsafe { show(slf.get().bytes(), slf.as_any(), view, flags) }
     }
 
     // SAFETY: called by the interpreter only, with a view that `__getbuffer__` filled; nothing to
     // release.
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {}
+}
+
+/// A verified chunk of a bundle, and where in the volume it lies.
+#[pyclass(frozen, module = "dualrestore._core")]
+pub struct BundleChunk {
+    #[pyo3(get)]
+    offset: u64,
+    bytes: Payload,
+}
+
+impl BundleChunk {
+    pub fn new(offset: u64, bytes: Payload) -> Self {
+        Self { offset, bytes }
+    }
+}
+
+#[pymethods]
+impl BundleChunk {
+    fn __len__(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("BundleChunk(offset={}, length={})", self.offset, self.bytes.len())
+    }
+
+    // SAFETY: called by the interpreter only, with a view to fill.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        // SAFETY: as those of a `ByteBuffer`.
+        unsafe { show(&slf.get().bytes, slf.as_any(), view, flags) }
+    }
+
+    // SAFETY: as that of a `ByteBuffer`.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {}
+}
+
+/// Fills a view of bytes, read-only.
+///
+/// # Safety
+///
+/// `view` is null or may be filled; the bytes stay as they are, where they are, as long as `owner`.
+// SAFETY: the callers keep what is said above.
+unsafe fn show(
+    bytes: &[u8],
+    owner: &Bound<'_, PyAny>,
+    view: *mut ffi::Py_buffer,
+    flags: c_int,
+) -> PyResult<()> {
+    if view.is_null() {
+        return Err(PyBufferError::new_err("no view to fill"));
+    }
+    let start = bytes.as_ptr().cast_mut().cast();
+    let length = isize::try_from(bytes.len()).expect("memory is at most isize::MAX long");
+    // SAFETY: `view` is not null; the view gets a reference to the owner of the bytes. Read-only.
+    let filled = unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start, length, 1, flags) };
+    if filled == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
 }
 
 /// A copy of the first `length` bytes of a contiguous Python buffer.

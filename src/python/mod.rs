@@ -5,6 +5,7 @@
 //! | `boundary.rs` | the one way in: detach, map errors, poll signals |
 //! | `buffers.rs` | bytes across the boundary |
 //! | `maps.rs`, `bundles.rs`, `selecting.rs` | files |
+//! | `extracting.rs`, `reading.rs` | what bundles hold, as images and as memory |
 //! | `places.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
@@ -15,10 +16,12 @@ mod buffers;
 mod bundles;
 mod disks;
 mod exports;
+mod extracting;
 mod keys;
 mod links;
 mod maps;
 mod places;
+mod reading;
 mod selecting;
 mod volumes;
 
@@ -29,7 +32,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::backups::{BackupVolume, SnapshotSource};
     #[pymodule_export]
-    use crate::python::buffers::ByteBuffer;
+    use crate::python::buffers::{BundleChunk, ByteBuffer};
     #[pymodule_export]
     use crate::python::bundles::{
         bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
@@ -40,6 +43,8 @@ mod _core {
     #[pymodule_export]
     use crate::python::exports::NbdServer;
     #[pymodule_export]
+    use crate::python::extracting::bundle_extract;
+    #[pymodule_export]
     use crate::python::keys::{BundleKey, Trust, guard_secrets};
     #[pymodule_export]
     use crate::python::links::{LinkConnection, LinkHub};
@@ -47,6 +52,8 @@ mod _core {
     use crate::python::maps::OverwriteMap;
     #[pymodule_export]
     use crate::python::places::tar_key;
+    #[pymodule_export]
+    use crate::python::reading::{BundleChunkIterator, BundleExtents, BundleReader};
     #[pymodule_export]
     use crate::python::volumes::PrimaryVolume;
 }

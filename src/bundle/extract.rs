@@ -1,0 +1,321 @@
+//! Writes out the volume that a bundle holds as an image.
+//!
+//! | form | to | pieces | what is missing |
+//! |---|---|---|---|
+//! | raw | a device or file | as they come, many writes under way | is left as it was |
+//! | raw | a stream | in order, all bytes | zeros |
+//! | qcow2 | a stream | gone through for what they are, then in order | zeros, or no cluster |
+//!
+//! Guarantees: only verified bytes are written (law 9); a run that is known to be zero is passed
+//! over only where zeros are known to be (law 8); what is damaged or not included is reported;
+//! memory is that of the pump, of the runs that are missing and of the map of clusters.
+//! Does not know: where bundles come from, what becomes of a file that failed.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::extract_clusters::ClusterMap;
+use super::extract_order::Ordered;
+use super::extract_stream::InTurn;
+use super::media_set::check_whole;
+use super::pieces::PieceSource;
+use super::pump::{Begun, Consumer, Crew, Event, Opened, Outcome, run, threads_default};
+use super::writer::push_run;
+use crate::clock::{Instant, MonotonicClock};
+use crate::device::{ByteSink, Device, Engine, Stop};
+use crate::error::{Error, Result};
+use crate::extent::{ByteRange, ByteRuns};
+use crate::limits::{BUNDLE_SELECTION_RUNS_MAX, PROGRESS_INTERVAL_MS, REPORT_RUNS_MAX};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Extraction<'a> {
+    pub source: &'a dyn PieceSource,
+    /// What the source should have.
+    pub coverage: &'a ByteRuns,
+    /// Whether an image is wanted even if the source turns out not to have all of the volume.
+    pub partial: bool,
+    pub stop: &'a Stop,
+}
+
+/// How far an extraction has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExtractProgress {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub chunks_damaged: u64,
+}
+
+/// What an extraction did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExtractReport {
+    /// Bytes of the volume.
+    pub size: u64,
+    /// Of these: with contents, zero, damaged or never read by the maker, not in the bundle.
+    pub bytes_data: u64,
+    pub bytes_zero: u64,
+    pub bytes_damaged: u64,
+    pub bytes_absent: u64,
+    /// Chunks, zero runs counted as well, and those of them that are damaged.
+    pub chunks_total: u64,
+    pub chunks_damaged: u64,
+    /// The first `REPORT_RUNS_MAX` runs of each.
+    pub damaged: Vec<ByteRange>,
+    pub absent: Vec<ByteRange>,
+    /// Bytes of a stream; of a device or file those of the volume.
+    pub bytes_output: u64,
+    /// Why less came than the bundle holds: it was cut off.
+    pub shortfall: Option<String>,
+    pub seconds: f64,
+}
+
+impl ExtractReport {
+    /// Whether the image is all of the volume.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.bytes_damaged == 0 && self.bytes_absent == 0
+    }
+}
+
+/// Called on the thread that extracts; says whether to go on.
+pub type OnExtractProgress<'a> = &'a mut dyn FnMut(&ExtractProgress) -> ControlFlow<()>;
+
+/// What became of a piece.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Laid {
+    pub data: u64,
+    pub zero: u64,
+    /// Bytes that the image has no place for: the medium changed since it was gone through.
+    pub misplaced: u64,
+}
+
+impl Extraction<'_> {
+    /// Lays the volume onto a device that is at least as large. `blank`: it reads as zeros.
+    pub fn onto(
+        &self,
+        device: &Arc<dyn Device>,
+        blank: bool,
+        progress: OnExtractProgress<'_>,
+    ) -> Result<ExtractReport> {
+        let geometry = self.source.identity().geometry;
+        let (size, sector) = (geometry.size(), device.sector_size());
+        if device.size() < size {
+            return Err(Error::usage(format!(
+                "expected room for the {size} bytes of the volume, found a place of {} bytes: name \
+                 a larger one",
+                device.size()
+            )));
+        }
+        if !geometry.is_whole_sectors(sector) {
+            return Err(Error::usage(format!(
+                "expected a place whose sectors make up the blocks of {} bytes of the bundle, \
+                 found sectors of {sector}: extract into a file",
+                geometry.block_size().bytes()
+            )));
+        }
+        let consumer = Laying { device: Arc::clone(device), blank };
+        let at_once = self.source.answers_at_once() || device.answers_at_once();
+        let crew = Crew::suited(None, threads_default(), at_once);
+        let mut tally = Tally::new(size, self.source.bytes_total(), progress);
+        let mut seen = ByteRuns::default();
+        run(self.source, &consumer, crew, |events| {
+            for event in &events {
+                seen.add(event.range);
+            }
+            if seen.len() > BUNDLE_SELECTION_RUNS_MAX {
+                return Err(Error::format("the bundle is in too many separate runs"));
+            }
+            self.stop.check()?;
+            Ok(tally.hear(events, |_| false))
+        })?;
+        device.flush()?;
+        let absent = seen.gaps(geometry.all_bytes());
+        tally.finish(self, absent, size)
+    }
+
+    /// Writes all bytes of the volume one after the other.
+    pub fn into_raw(
+        &self,
+        sink: Box<dyn ByteSink>,
+        progress: OnExtractProgress<'_>,
+    ) -> Result<ExtractReport> {
+        let ordered = self.ordered();
+        self.stream(&ordered, None, sink, progress)
+    }
+
+    /// Goes through the source for what a qcow2 image of it is like: how large it will be is known
+    /// before anything is written.
+    pub fn plan_qcow2(&self) -> Result<Qcow2Plan> {
+        if !self.source.is_repeatable() {
+            return Err(Error::usage(
+                "expected a bundle that can be gone through twice (a directory, a tar in a file), \
+                 as a qcow2 image begins with where everything lies; found a stream, or a tar that \
+                 was cut off: save it first, or extract a raw image",
+            ));
+        }
+        let ordered = self.ordered();
+        Ok(Qcow2Plan(ClusterMap::of(&ordered, self.stop)?))
+    }
+
+    /// Writes a qcow2 image as a stream.
+    pub fn into_qcow2(
+        &self,
+        plan: Qcow2Plan,
+        sink: Box<dyn ByteSink>,
+        progress: OnExtractProgress<'_>,
+    ) -> Result<ExtractReport> {
+        let ordered = self.ordered();
+        self.stream(&ordered, Some(plan.0), sink, progress)
+    }
+
+    fn ordered(&self) -> Ordered<'_> {
+        Ordered::new(self.source, self.coverage, self.partial, self.stop.clone())
+    }
+
+    fn stream(
+        &self,
+        ordered: &Ordered<'_>,
+        clusters: Option<ClusterMap>,
+        sink: Box<dyn ByteSink>,
+        progress: OnExtractProgress<'_>,
+    ) -> Result<ExtractReport> {
+        let size = ordered.bytes_total();
+        let row = InTurn::begin(clusters, sink, self.stop.clone())?;
+        // Each thread of this engine has one job at a time, as the row needs it.
+        let engine = Some(Engine::Threads);
+        let crew = Crew::suited(engine, threads_default(), ordered.answers_at_once());
+        let mut tally = Tally::new(size, size, progress);
+        run(ordered, &row, crew, |events| {
+            self.stop.check()?;
+            Ok(tally.hear(events, |range| ordered.absent().gaps(range).is_empty()))
+        })?;
+        let bytes_output = row.end(size)?;
+        let absent = ordered.absent().iter().collect();
+        tally.finish(self, absent, bytes_output)
+    }
+}
+
+/// Which clusters a qcow2 image will have.
+#[derive(Debug)]
+pub struct Qcow2Plan(ClusterMap);
+
+impl Qcow2Plan {
+    /// Bytes of the image.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.0.file_bytes()
+    }
+}
+
+/// Lays pieces onto a device.
+struct Laying {
+    device: Arc<dyn Device>,
+    blank: bool,
+}
+
+impl Consumer for Laying {
+    type Claim = u64;
+    type Note = Laid;
+
+    fn wanted(&self, range: ByteRange) -> Vec<ByteRange> {
+        vec![range]
+    }
+
+    fn begin(&self, range: ByteRange, opened: Opened<'_>) -> Result<Begun<u64, Laid>> {
+        if let Opened::Bytes(_) = opened {
+            let device = Arc::clone(&self.device);
+            return Ok(Begun::Writing { claim: range.length, device, runs: vec![range] });
+        }
+        if !self.blank {
+            self.device.zero_at(range.offset, range.length)?;
+        }
+        Ok(Begun::Done(Laid { zero: range.length, ..Laid::default() }))
+    }
+
+    fn end(&self, data: u64, result: Result<()>) -> Result<Laid> {
+        result.map(|()| Laid { data, ..Laid::default() })
+    }
+}
+
+/// Counts what has happened, and tells of it.
+struct Tally<'a> {
+    progress: OnExtractProgress<'a>,
+    clock: MonotonicClock,
+    began: Instant,
+    told: Instant,
+    state: ExtractProgress,
+    report: ExtractReport,
+}
+
+impl<'a> Tally<'a> {
+    fn new(size: u64, bytes_total: u64, progress: OnExtractProgress<'a>) -> Self {
+        let clock = MonotonicClock::default();
+        let began = clock.now();
+        let state = ExtractProgress { bytes_total, ..ExtractProgress::default() };
+        let report = ExtractReport { size, ..ExtractReport::default() };
+        Self { progress, clock, began, told: began, state, report }
+    }
+
+    /// `is_absent`: whether a piece that could not be had was never in the bundle.
+    fn hear(
+        &mut self,
+        events: Vec<Event<Laid>>,
+        is_absent: impl Fn(ByteRange) -> bool,
+    ) -> ControlFlow<()> {
+        for Event { range, chunks, outcome, .. } in events {
+            self.state.bytes_done += range.length;
+            let report = &mut self.report;
+            match outcome {
+                Outcome::Damaged(_) if is_absent(range) => continue,
+                Outcome::Consumed(Laid { data, zero, misplaced }) => {
+                    report.bytes_data += data;
+                    report.bytes_zero += zero;
+                    if misplaced > 0 {
+                        self.damaged(range, misplaced);
+                    }
+                }
+                Outcome::Unwanted => {}
+                Outcome::Damaged(_) => self.damaged(range, range.length),
+            }
+            self.report.chunks_total += chunks;
+        }
+        let now = self.clock.now();
+        if now.since_ms(self.told) < PROGRESS_INTERVAL_MS {
+            return ControlFlow::Continue(());
+        }
+        self.told = now;
+        (self.progress)(&self.state)
+    }
+
+    fn damaged(&mut self, range: ByteRange, bytes: u64) {
+        self.report.chunks_damaged += 1;
+        self.report.bytes_damaged += bytes;
+        self.state.chunks_damaged += 1;
+        push_run(&mut self.report.damaged, range);
+    }
+
+    fn finish(
+        self,
+        extraction: &Extraction<'_>,
+        absent: Vec<ByteRange>,
+        bytes_output: u64,
+    ) -> Result<ExtractReport> {
+        let shortfall = extraction.source.shortfall();
+        if !extraction.partial {
+            shortfall.clone().map_or(Ok(()), Err)?;
+            let bytes = absent.iter().map(|run| run.length).sum();
+            check_whole(self.report.size, bytes, extraction.source.lineage().is_some())?;
+        }
+        // All is done: a wish to stop comes too late.
+        let _too_late = (self.progress)(&self.state);
+        let mut report = self.report;
+        report.bytes_absent = absent.iter().map(|run| run.length).sum();
+        report.absent = absent;
+        report.absent.truncate(REPORT_RUNS_MAX);
+        report.damaged.sort_unstable();
+        report.bytes_output = bytes_output;
+        report.shortfall = shortfall.map(|error| error.to_string());
+        report.seconds = self.clock.now().since_ms(self.began) as f64 / 1000.0;
+        Ok(report)
+    }
+}
