@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dualrestore.core import Bundle, OverwriteMap, merge
+    from dualrestore.core import Bundle, BundleChunk, ByteBuffer, OverwriteMap, merge
     from dualrestore.errors import (
         BusyError,
         ConfigurationError,
@@ -23,22 +23,34 @@ if TYPE_CHECKING:
         InterruptedJobError,
         LinkError,
         LockedError,
+        NextMediumError,
         PoisonedError,
         SignatureError,
         UsageError,
     )
-    from dualrestore.model import BundleReport, BundleVerification, Extent, MergeReport
+    from dualrestore.model import (
+        BundleExtent,
+        BundleReport,
+        BundleVerification,
+        Extent,
+        ExtractReport,
+        MergeReport,
+    )
 
 _HOMES = {
     "Bundle": "core",
+    "BundleChunk": "core",
+    "BundleExtent": "model",
     "BundleReport": "model",
     "BundleVerification": "model",
     "BusyError": "errors",
+    "ByteBuffer": "core",
     "ConfigurationError": "errors",
     "DeadlineError": "errors",
     "DeviceError": "errors",
     "DualRestoreError": "errors",
     "Extent": "model",
+    "ExtractReport": "model",
     "FormatError": "errors",
     "IdentityError": "errors",
     "IntegrityError": "errors",
@@ -46,6 +58,7 @@ _HOMES = {
     "LinkError": "errors",
     "LockedError": "errors",
     "MergeReport": "model",
+    "NextMediumError": "errors",
     "OverwriteMap": "core",
     "PoisonedError": "errors",
     "SignatureError": "errors",
@@ -55,14 +68,18 @@ _HOMES = {
 
 __all__ = [
     "Bundle",
+    "BundleChunk",
+    "BundleExtent",
     "BundleReport",
     "BundleVerification",
     "BusyError",
+    "ByteBuffer",
     "ConfigurationError",
     "DeadlineError",
     "DeviceError",
     "DualRestoreError",
     "Extent",
+    "ExtractReport",
     "FormatError",
     "IdentityError",
     "IntegrityError",
@@ -70,6 +87,7 @@ __all__ = [
     "LinkError",
     "LockedError",
     "MergeReport",
+    "NextMediumError",
     "OverwriteMap",
     "PoisonedError",
     "SignatureError",

@@ -25,7 +25,11 @@ from typing_extensions import Buffer
 
 __all__ = [
     "BackupVolume",
+    "BundleChunk",
+    "BundleChunkIterator",
+    "BundleExtents",
     "BundleKey",
+    "BundleReader",
     "ByteBuffer",
     "LinkConnection",
     "LinkHub",
@@ -35,6 +39,7 @@ __all__ = [
     "SnapshotSource",
     "Trust",
     "bundle_create",
+    "bundle_extract",
     "bundle_show",
     "bundle_verify",
     "disk_behind",
@@ -63,6 +68,40 @@ class ByteBuffer(Buffer):
     """Bytes that Rust owns, seen through the read-only buffer protocol: `memoryview(buffer)`."""
 
     def __len__(self) -> int: ...
+
+@final
+class BundleChunk(Buffer):
+    """A verified chunk of a bundle, as a `ByteBuffer`, and where in the volume it lies."""
+
+    @property
+    def offset(self) -> int: ...
+    def __len__(self) -> int: ...
+
+@final
+class BundleChunkIterator:
+    """Chunks of a bundle that have bytes. After an error it goes on with the next one."""
+
+    def __iter__(self) -> BundleChunkIterator: ...
+    def __next__(self) -> BundleChunk: ...
+
+@final
+class BundleExtents:
+    """Runs that a bundle holds, ascending: offset, length, kind."""
+
+    def __iter__(self) -> BundleExtents: ...
+    def __next__(self) -> tuple[int, int, Literal["data", "zero"]]: ...
+
+@final
+class BundleReader:
+    """A bundle in a directory or a tar, open for reading: every byte is verified."""
+
+    @staticmethod
+    def open(path: str, trust: Trust | None = None) -> BundleReader: ...
+    def read(self, offset: int, length: int) -> ByteBuffer:
+        """At most 1 GiB. What is not included is a `UsageError`, damage an `IntegrityError`."""
+
+    def extents(self) -> BundleExtents: ...
+    def chunks(self) -> BundleChunkIterator: ...
 
 @final
 class OverwriteMap:
@@ -210,6 +249,24 @@ def bundle_verify(
 
     `{bytes_checked, chunks_checked, chunks_damaged, segments_missing, damaged: [[offset, length],
     ..] (at most 1000), problems: [text, ..] (at most 100), seconds}`"""
+
+def bundle_extract(
+    media: Sequence[tuple[_Place, Trust | None]],
+    destination: _Place,
+    *,
+    format: str = "raw",
+    force: bool = False,
+    partial: bool = False,
+    progress: _Progress | None = None,
+) -> dict[str, Any]:
+    """Writes an image of the volume, `raw` or `qcow2`, of media of one bundle in any order, or of
+    one stream of it (raw only).
+
+    `{size, bytes_data, bytes_zero, bytes_damaged, bytes_absent, bytes_output, chunks_total,
+    chunks_damaged, damaged: [[offset, length], ..], absent: [[offset, length], ..], shortfall,
+    seconds}`. `force`: also over a file that exists, or a disk that is not removable. `partial`:
+    also if a part of the volume is not there (else `UsageError`, or `NextMediumError` where
+    another medium has it)."""
 
 def disk_behind(path: str) -> dict[str, Any] | None:
     """`{device, model, serial, size, removable}` of the disk that holds a path, or will; None: it

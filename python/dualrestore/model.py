@@ -4,7 +4,7 @@ Guarantees: `read(Type, document)` accepts documents with further keys (newer co
 and refuses those that lack one. Does not know: where a document came from.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,6 +16,19 @@ class Extent(NamedTuple):
 
     offset: int
     length: int
+
+    @property
+    def end(self) -> int:
+        """The first byte after it."""
+        return self.offset + self.length
+
+
+class BundleExtent(NamedTuple):
+    """`length` bytes of a volume from `offset` that a bundle holds, and what they are."""
+
+    offset: int
+    length: int
+    kind: Literal["data", "zero"]
 
     @property
     def end(self) -> int:
@@ -121,6 +134,37 @@ class BundleVerification(Record, frozen=True, kw_only=True):
     def sound(self) -> bool:
         """Nothing is damaged or absent."""
         return not (self.chunks_damaged or self.segments_missing or self.problems)
+
+
+class ExtractReport(Record, frozen=True, kw_only=True):
+    """What was written out of a bundle as an image. All but `seconds` and the chunk counts are
+    bytes.
+
+    The volume's `size` is `bytes_data`, `bytes_zero`, `bytes_damaged` (of chunks that are damaged,
+    or were unreadable when the bundle was made) and `bytes_absent` (not in the bundle, or on none
+    of its media that were given). `damaged` and `absent` hold (offset, length), the first 10000
+    each; both are holes of a raw file, zeros of a stream and of qcow2, and on a disk what was there
+    before. `bytes_output` is the length of the image.
+    """
+
+    size: int
+    bytes_data: int
+    bytes_zero: int
+    bytes_damaged: int
+    bytes_absent: int
+    bytes_output: int
+    chunks_total: int
+    chunks_damaged: int
+    damaged: list[tuple[int, int]]
+    absent: list[tuple[int, int]]
+    seconds: float
+    shortfall: str | None = None
+    """Why less came than the bundle holds: it was cut off."""
+
+    @property
+    def whole(self) -> bool:
+        """The image is all of the volume."""
+        return not (self.bytes_damaged or self.bytes_absent)
 
 
 class SnapshotReport(Record, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ use crate::device::{
     DescriptorSink, Destination, Device, FileDevice, OpenOptions, Stop, discard, empty_file,
     refuse_source,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
@@ -95,6 +95,18 @@ impl Target<'_> {
 
     /// Writes it; a file that could not be finished is removed.
     fn write(
+        &self,
+        extraction: &Extraction<'_>,
+        tell: &mut dyn FnMut(&ExtractProgress) -> ControlFlow<()>,
+    ) -> Result<ExtractReport> {
+        self.write_there(extraction, tell).map_err(|error| match error.kind() {
+            // What cannot be read names its own place.
+            ErrorKind::Device => error.within(Path::new(&self.destination.to_string())),
+            _ => error,
+        })
+    }
+
+    fn write_there(
         &self,
         extraction: &Extraction<'_>,
         tell: &mut dyn FnMut(&ExtractProgress) -> ControlFlow<()>,

@@ -19,7 +19,7 @@ const DOORS: &[Door] = &[
             (trimmed.starts_with("import ") || trimmed.starts_with("from "))
                 && has_word(line, "_core")
         },
-        places: &["core.py"],
+        places: &["core/"],
         words: "imports _core; import it from dualrestore.core, the only door",
     },
     Door {
@@ -77,7 +77,7 @@ fn only_one_file_imports_the_extension_and_only_the_command_line_prints() {
 fn a_second_door_to_the_extension_is_caught() {
     let caught = |path, text| door_violations(&made_up(path, text));
     assert_caught(&caught("python/dualrestore/jobs/merge.py", "from dualrestore import _core"), 1);
-    assert_tidy(&caught("python/dualrestore/core.py", "from dualrestore import _core"));
+    assert_tidy(&caught("python/dualrestore/core/maps.py", "from dualrestore import _core"));
     assert_caught(&caught("python/dualrestore/model.py", "\nprint(1)"), 2);
     assert_tidy(&caught("python/dualrestore/cli/printer.py", "print(1)"));
     assert_caught(&caught("python/dualrestore/cli/serve.py", "x = os.environ.get(\"A\")"), 1);

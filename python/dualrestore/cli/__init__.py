@@ -25,7 +25,7 @@ _VERBS = {
     "status": "Volumes, maps, channels; --watch draws them live.",
     "restore": "Declare a loss: new generation, open for business at once.",
     "snapshot": "Cut a snapshot at the backup; list or delete snapshots.",
-    "bundle": "Create, verify or show a bundle.",
+    "bundle": "Create, verify, show or extract a bundle.",
     "merge": "Merge bundles into a live volume, or into a file with a map.",
     "attach": "Read missing blocks from a plugged-in bundle, before it is merged.",
     "detach": "Stop reading from a bundle, so that it may be unplugged.",

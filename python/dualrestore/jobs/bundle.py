@@ -1,4 +1,4 @@
-"""Makes bundles of images and snapshots, and checks them."""
+"""Makes bundles of images and snapshots, checks them, and makes images of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualrestore.errors import UsageError
-from dualrestore.model import BundleReport, BundleVerification
+from dualrestore.model import BundleReport, BundleVerification, ExtractReport
 from dualrestore.sizes import check_ranges
 
 if TYPE_CHECKING:
@@ -87,3 +87,41 @@ def verify_bundle(
 
     [trust] = trusts_of([place], opener, signers)
     return verify(place, progress, trust=trust)
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """`format`: `raw` or `qcow2`; `partial`: a part of the volume will do; `force`: also over a
+    file that exists, or a disk that is not removable.
+    """
+
+    format: str = "raw"
+    partial: bool = False
+    force: bool = False
+
+
+def extract_bundle(
+    media: Sequence[Path | int],
+    destination: Path | int,
+    options: ExtractOptions,
+    progress: "Progress | None" = None,
+    *,
+    opener: "Opener | None" = None,
+    signers: Path | None = None,
+) -> ExtractReport:
+    """Writes the volume out of media of one bundle, their signatures first."""
+    from dualrestore.core import extract_bundle as extract
+    from dualrestore.core import trusts_of
+
+    for medium in media:
+        if isinstance(medium, Path) and not medium.exists():
+            raise UsageError(f"{medium}: expected a bundle, found nothing")
+    trusts = trusts_of(media, opener, signers)
+    return extract(
+        list(zip(media, trusts, strict=True)),
+        destination,
+        format=options.format,
+        partial=options.partial,
+        force=options.force,
+        progress=progress,
+    )

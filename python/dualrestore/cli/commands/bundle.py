@@ -1,4 +1,4 @@
-"""`dualrestore bundle`: create, verify, show."""
+"""`dualrestore bundle`: create, verify, show, extract."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dualrestore.cli.secrets import locking_options, opening_options
 
 @click.group("bundle")
 def command() -> None:
-    """Create, verify or show a bundle: the snapshot copy in its shippable form.
+    """Create, verify, show or extract a bundle: the snapshot copy in its shippable form.
 
     \b
     Example:
@@ -217,3 +217,94 @@ def show(invocation: Invocation, bundle: str) -> None:
     rows.append(("extents", shown))
     rows.append(("segments", str(len(told.get("segments", [])))))
     Printer(as_json=invocation.as_json).report(told, table(rows))
+
+
+@command.command("extract")
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE..")
+@click.option(
+    "--to",
+    "destination",
+    required=True,
+    metavar="FILE|DISK|-",
+    help="A new file, a disk, or - for standard output.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["raw", "qcow2"]),
+    default="raw",
+    show_default=True,
+    help="qcow2 is written from front to back, also through a pipe.",
+)
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Also if a part of the volume is not there: not included, or on another medium.",
+)
+@click.option(
+    "--force", is_flag=True, help="Write over a file that exists, or a disk that is not removable."
+)
+@opening_options
+@json_option
+@click.pass_obj
+def extract(
+    invocation: Invocation,
+    bundles: tuple[str, ...],
+    destination: str,
+    *,
+    form: str,
+    partial: bool,
+    force: bool,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    signers: Path | None,
+) -> int:
+    """Write the volume out of BUNDLE as an image; several are media of one bundle, in any order.
+
+    BUNDLE is a directory, a tar (file or disk), or - for a tar on standard input, then alone and
+    not as qcow2. Where chunks are damaged, or --partial leaves something out, a file has holes, a
+    stream zeros and a disk what it held before; each such run is told, and the exit code is 3.
+
+    \b
+    Example:
+      dualrestore bundle extract /media/truck/db.drb --to db.img
+      dualrestore bundle extract /media/a/db /media/b/db --to /dev/sdc --force
+      dualrestore bundle extract db.drb --format qcow2 --to - | ssh host 'cat > db.qcow2'
+      ssh site cat db.tar | dualrestore bundle extract - --to db.img
+    """
+    import sys
+
+    from dualrestore.cli.printer import Printer, speed
+    from dualrestore.cli.secrets import opener_of
+    from dualrestore.errors import ExitCode
+    from dualrestore.jobs.bundle import ExtractOptions, extract_bundle
+    from dualrestore.sizes import format_range, format_size
+
+    to_output = destination == "-"
+    place = sys.stdout.fileno() if to_output else Path(destination)
+    printer = Printer(as_json=invocation.as_json, output_taken=to_output)
+    with printer.progress("extract") as progress:
+        report = extract_bundle(
+            [input_place(bundle) for bundle in bundles],
+            place,
+            ExtractOptions(form, partial=partial, force=force),
+            progress,
+            opener=opener_of(identity, passphrase_file),
+            signers=signers,
+        )
+    lines = [
+        f"{destination}: {speed(report.size, report.seconds)} as {form}, "
+        f"{format_size(report.bytes_data)} of it with contents"
+    ]
+    lines += [f"damaged: {format_range(*run)}" for run in report.damaged]
+    lines += [f"absent: {format_range(*run)}" for run in report.absent]
+    if not report.whole:
+        lines.append(
+            f"NOT WHOLE: {format_size(report.bytes_damaged)} damaged in {report.chunks_damaged} "
+            f"chunks, {format_size(report.bytes_absent)} not there; the image does not have them"
+        )
+    if report.shortfall is not None:
+        lines.append(report.shortfall)
+    document = {"path": destination, "format": form, "whole": report.whole, **report.document()}
+    printer.report(document, lines)
+    return ExitCode.DONE if report.whole else ExitCode.DAMAGED_CHUNKS

@@ -6,17 +6,17 @@ Does not know: daemons, the command line.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from os import PathLike, fspath, major, minor
+from os import fspath, major, minor
 from stat import S_ISBLK
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from uuid import uuid4
 
 from dualrestore import _core
 from dualrestore._core import (
     BackupVolume,
+    BundleChunk,
     BundleKey,
     ByteBuffer,
     LinkConnection,
@@ -27,6 +27,17 @@ from dualrestore._core import (
     Trust,
     guard_secrets,
 )
+from dualrestore.core.maps import OverwriteMap
+from dualrestore.core.places import (
+    Descriptor,
+    Known,
+    Path,
+    Progress,
+    all_known,
+    is_stream,
+    place_of,
+)
+from dualrestore.core.reading import ReadableBundle, extract_bundle
 from dualrestore.errors import (
     LockedError,
     NextMediumError,
@@ -37,31 +48,32 @@ from dualrestore.model import (
     BundleReport,
     BundleVerification,
     Disk,
-    Extent,
     MergeReport,
     read,
 )
 
-if TYPE_CHECKING:
-    import numpy
-    from numpy.typing import NDArray
-
 __all__ = [
     "BackupVolume",
     "Bundle",
+    "BundleChunk",
     "BundleKey",
     "ByteBuffer",
+    "Descriptor",
     "Encryption",
+    "Known",
     "LinkConnection",
     "LinkHub",
     "NbdServer",
     "OverwriteMap",
+    "Path",
     "PrimaryVolume",
+    "Progress",
     "SnapshotSource",
     "Trust",
     "check_merge",
     "check_merge_into_volume",
     "disk_behind",
+    "extract_bundle",
     "guard_secrets",
     "is_stream",
     "locked_with",
@@ -74,10 +86,6 @@ __all__ = [
     "write_bundle",
 ]
 
-Path = str | PathLike[str]
-Descriptor = int
-"""Of a pipe, socket, file or disk that a bundle goes through as a tar, from front to back."""
-Progress = Callable[[dict[str, int]], None]
 Encryption = tuple[BundleKey, bytes]
 """The key of a new bundle, and `key.age`."""
 
@@ -129,14 +137,6 @@ def trusts_of(
     return trusts
 
 
-def is_stream(place: Path | Descriptor) -> bool:
-    """Whether it can be read only once, from front to back."""
-    if isinstance(place, int):
-        return True
-    path = pathlib.Path(place)
-    return path.is_fifo() or path.is_socket() or path.is_char_device()
-
-
 def _wrapped_key(bundle: Path) -> bytes:
     from dualrestore.signatures import read_member
 
@@ -155,142 +155,7 @@ def _wrapped_key(bundle: Path) -> bytes:
     return wrapped
 
 
-class OverwriteMap:
-    """Which blocks of a volume are current, in a file that survives a crash (paragraphs 48 to 51
-    of the seed). A context manager; the file is locked while it is open.
-
-    Offsets, lengths and sizes are bytes. Raises `UsageError` for ranges that are outside the volume
-    or not aligned to blocks, `FormatError` and `IntegrityError` for files that are no sound map.
-
-    >>> import pathlib, tempfile
-    >>> place = tempfile.TemporaryDirectory()
-    >>> path = pathlib.Path(place.name, "over.map")
-    >>> with OverwriteMap.create(path, size=1 << 20, block_size=4096) as m:
-    ...     m.mark_current(4096, 8192)
-    ...     m.current_bytes, m.is_current(8192, 4096), list(m.current_extents())
-    8192
-    (8192, True, [Extent(offset=4096, length=8192)])
-    >>> place.cleanup()
-    """
-
-    def __init__(self, inner: _core.OverwriteMap) -> None:
-        self._inner = inner
-
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        size: int,
-        block_size: int = 4096,
-        *,
-        volume: str | None = None,
-        generation: int = 1,
-    ) -> Self:
-        """A new map file in which everything is missing, durable on return.
-
-        Without `volume` the map is bound to none: the first bundle of a volume that is merged while
-        nothing is current binds it to that volume and generation.
-        """
-        return cls(_core.OverwriteMap.create(fspath(path), size, block_size, volume, generation))
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing map file."""
-        return cls(_core.OverwriteMap.open(fspath(path)))
-
-    @property
-    def inner(self) -> _core.OverwriteMap:
-        """The core's own object."""
-        return self._inner
-
-    @property
-    def path(self) -> str:
-        """The file."""
-        return fspath(self._inner.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the volume."""
-        return self._inner.size
-
-    @property
-    def block_size(self) -> int:
-        """Bytes of a block."""
-        return self._inner.block_size
-
-    @property
-    def generation(self) -> int:
-        """The life of the volume that the map belongs to."""
-        return self._inner.generation
-
-    @property
-    def volume(self) -> str | None:
-        """The UUID of the volume; None while the map is bound to none (see `create`)."""
-        return self._inner.volume
-
-    @property
-    def current_bytes(self) -> int:
-        """Bytes that are current."""
-        return self._inner.current_bytes
-
-    @property
-    def missing_bytes(self) -> int:
-        """Bytes that are missing."""
-        return self._inner.missing_bytes
-
-    def mark_current(self, offset: int, length: int) -> int:
-        """Marks whole blocks current; returns the bytes that were not before."""
-        return self._inner.mark_current(offset, length)
-
-    def is_current(self, offset: int, length: int) -> bool:
-        """Whether every block that the range touches is current."""
-        return self._inner.is_current(offset, length)
-
-    def current_extents(self) -> Iterator[Extent]:
-        """Runs of current bytes, ascending."""
-        return (Extent(*run) for run in self._inner.current_extents())
-
-    def missing_extents(self) -> Iterator[Extent]:
-        """Runs of missing bytes, ascending."""
-        return (Extent(*run) for run in self._inner.missing_extents())
-
-    def picture(self, cells: int) -> list[int]:
-        """Current bytes of each of `cells` equal stretches, in order."""
-        return self._inner.picture(cells)
-
-    def to_numpy(self) -> "NDArray[numpy.bool_]":
-        """One bool a block, as at this moment; shape `(blocks,)`."""
-        import numpy
-
-        blocks = -(-self.size // self.block_size)
-        packed = numpy.frombuffer(memoryview(self._inner.bits()), dtype=numpy.uint8)
-        bits = numpy.unpackbits(packed, count=blocks, bitorder="little")
-        return bits.view(numpy.bool_)
-
-    def commit(self) -> None:
-        """Makes every mark durable."""
-        self._inner.commit()
-
-    def close(self) -> None:
-        """Commits and gives the file's lock back."""
-        self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"OverwriteMap({self.path!r})"
-
-
-class Bundle:
+class Bundle(ReadableBundle):
     """The snapshot copy in its shippable form (paragraphs 54 and 60 of the seed): a directory of
     immutable segments and a manifest.
 
@@ -452,7 +317,7 @@ def write_bundle(
     name, mark = _known_as(source)
     report = _core.bundle_create(
         source if isinstance(source, SnapshotSource) else fspath(source),
-        [_place(medium) for medium in media],
+        [place_of(medium) for medium in media],
         selection=selection,
         partitions=list(partitions),
         allocated=allocated,
@@ -510,11 +375,7 @@ def verify_bundle(
 
 def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
     """What the manifest says; a stream is read up to it."""
-    return _core.bundle_show(_place(source))
-
-
-def _place(place: Path | Descriptor) -> str | int:
-    return place if isinstance(place, int) else fspath(place)
+    return _core.bundle_show(place_of(source))
 
 
 def _known(
@@ -522,7 +383,7 @@ def _known(
 ) -> tuple[str | int, Trust | None]:
     if isinstance(source, Bundle):
         return source.path, trust or source.trust
-    return _place(source), trust
+    return place_of(source), trust
 
 
 def merge(
@@ -568,22 +429,14 @@ def merge_revert(undo: Path, target: Path, map: OverwriteMap) -> int:  # noqa: A
     return _core.merge_revert(fspath(undo), fspath(target), map.inner)
 
 
-Known = tuple[Path | Descriptor, Trust | None]
-"""A source, and what it is held to."""
-
-
-def _all_known(sources: Sequence[Known]) -> list[tuple[str | int, Trust | None]]:
-    return [(_place(place), trust) for place, trust in sources]
-
-
 def check_merge(sources: Sequence[Known], target: Path, overwrite_map: OverwriteMap) -> None:
     """Raises what `merge` of any of the sources would raise before its first byte."""
-    _core.merge_check(_all_known(sources), fspath(target), overwrite_map.inner)
+    _core.merge_check(all_known(sources), fspath(target), overwrite_map.inner)
 
 
 def check_merge_into_volume(sources: Sequence[Known], volume: PrimaryVolume) -> None:
     """The same for `merge_into_volume`."""
-    _core.merge_check_volume(_all_known(sources), volume)
+    _core.merge_check_volume(all_known(sources), volume)
 
 
 def merge_into_volume(
