@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::extract_clusters::ClusterMap;
-use super::extract_order::Ordered;
+use super::extract_order::Accounted;
 use super::extract_stream::InTurn;
 use super::media_set::check_whole;
 use super::pieces::PieceSource;
@@ -116,9 +116,10 @@ impl Extraction<'_> {
         let consumer = Laying { device: Arc::clone(device), blank };
         let at_once = self.source.answers_at_once() || device.answers_at_once();
         let crew = Crew::suited(None, threads_default(), at_once);
-        let mut tally = Tally::new(size, self.source.bytes_total(), progress);
+        let pieces = self.accounted(false);
+        let mut tally = Tally::new(&pieces, progress);
         let mut seen = ByteRuns::default();
-        run(self.source, &consumer, crew, |events| {
+        run(&pieces, &consumer, crew, |events| {
             for event in &events {
                 seen.add(event.range);
             }
@@ -126,11 +127,14 @@ impl Extraction<'_> {
                 return Err(Error::format("the bundle is in too many separate runs"));
             }
             self.stop.check()?;
-            Ok(tally.hear(events, |_| false))
+            Ok(tally.hear(events))
         })?;
         device.flush()?;
-        let absent = seen.gaps(geometry.all_bytes());
-        tally.finish(self, absent, size)
+        for gap in seen.gaps(geometry.all_bytes()) {
+            pieces.absent().add(gap);
+        }
+        tally.report.bytes_output = size;
+        tally.finish(self)
     }
 
     /// Writes all bytes of the volume one after the other.
@@ -139,8 +143,8 @@ impl Extraction<'_> {
         sink: Box<dyn ByteSink>,
         progress: OnExtractProgress<'_>,
     ) -> Result<ExtractReport> {
-        let ordered = self.ordered();
-        self.stream(&ordered, None, sink, progress)
+        let row = self.accounted(true);
+        self.stream(&row, None, sink, progress)
     }
 
     /// Goes through the source for what a qcow2 image of it is like: how large it will be is known
@@ -153,8 +157,8 @@ impl Extraction<'_> {
                  was cut off: save it first, or extract a raw image",
             ));
         }
-        let ordered = self.ordered();
-        Ok(Qcow2Plan(ClusterMap::of(&ordered, self.stop)?))
+        let row = self.accounted(true);
+        Ok(Qcow2Plan(ClusterMap::of(&row, self.stop)?))
     }
 
     /// Writes a qcow2 image as a stream.
@@ -164,34 +168,34 @@ impl Extraction<'_> {
         sink: Box<dyn ByteSink>,
         progress: OnExtractProgress<'_>,
     ) -> Result<ExtractReport> {
-        let ordered = self.ordered();
-        self.stream(&ordered, Some(plan.0), sink, progress)
+        let row = self.accounted(true);
+        self.stream(&row, Some(plan.0), sink, progress)
     }
 
-    fn ordered(&self) -> Ordered<'_> {
-        Ordered::new(self.source, self.coverage, self.partial, self.stop.clone())
+    fn accounted(&self, in_row: bool) -> Accounted<'_> {
+        let how = (self.partial, in_row);
+        Accounted::new(self.source, self.coverage, how, self.stop.clone())
     }
 
     fn stream(
         &self,
-        ordered: &Ordered<'_>,
+        pieces: &Accounted<'_>,
         clusters: Option<ClusterMap>,
         sink: Box<dyn ByteSink>,
         progress: OnExtractProgress<'_>,
     ) -> Result<ExtractReport> {
-        let size = ordered.bytes_total();
+        let size = pieces.bytes_total();
         let row = InTurn::begin(clusters, sink, self.stop.clone())?;
         // Each thread of this engine has one job at a time, as the row needs it.
         let engine = Some(Engine::Threads);
-        let crew = Crew::suited(engine, threads_default(), ordered.answers_at_once());
-        let mut tally = Tally::new(size, size, progress);
-        run(ordered, &row, crew, |events| {
+        let crew = Crew::suited(engine, threads_default(), pieces.answers_at_once());
+        let mut tally = Tally::new(pieces, progress);
+        run(pieces, &row, crew, |events| {
             self.stop.check()?;
-            Ok(tally.hear(events, |range| ordered.absent().gaps(range).is_empty()))
+            Ok(tally.hear(events))
         })?;
-        let bytes_output = row.end(size)?;
-        let absent = ordered.absent().iter().collect();
-        tally.finish(self, absent, bytes_output)
+        tally.report.bytes_output = row.end(size)?;
+        tally.finish(self)
     }
 }
 
@@ -239,6 +243,7 @@ impl Consumer for Laying {
 
 /// Counts what has happened, and tells of it.
 struct Tally<'a> {
+    pieces: &'a Accounted<'a>,
     progress: OnExtractProgress<'a>,
     clock: MonotonicClock,
     began: Instant,
@@ -248,34 +253,30 @@ struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    fn new(size: u64, bytes_total: u64, progress: OnExtractProgress<'a>) -> Self {
+    fn new(pieces: &'a Accounted<'_>, progress: OnExtractProgress<'a>) -> Self {
         let clock = MonotonicClock::default();
         let began = clock.now();
+        let bytes_total = pieces.bytes_total();
         let state = ExtractProgress { bytes_total, ..ExtractProgress::default() };
+        let size = pieces.identity().geometry.size();
         let report = ExtractReport { size, ..ExtractReport::default() };
-        Self { progress, clock, began, told: began, state, report }
+        Self { pieces, progress, clock, began, told: began, state, report }
     }
 
-    /// `is_absent`: whether a piece that could not be had was never in the bundle.
-    fn hear(
-        &mut self,
-        events: Vec<Event<Laid>>,
-        is_absent: impl Fn(ByteRange) -> bool,
-    ) -> ControlFlow<()> {
+    fn hear(&mut self, events: Vec<Event<Laid>>) -> ControlFlow<()> {
         for Event { range, chunks, outcome, .. } in events {
             self.state.bytes_done += range.length;
-            let report = &mut self.report;
             match outcome {
-                Outcome::Damaged(_) if is_absent(range) => continue,
+                Outcome::Damaged(_) if self.pieces.absent().gaps(range).is_empty() => continue,
+                Outcome::Damaged(_) => self.damaged(range, range.length),
+                Outcome::Unwanted => {}
                 Outcome::Consumed(Laid { data, zero, misplaced }) => {
-                    report.bytes_data += data;
-                    report.bytes_zero += zero;
+                    self.report.bytes_data += data;
+                    self.report.bytes_zero += zero;
                     if misplaced > 0 {
                         self.damaged(range, misplaced);
                     }
                 }
-                Outcome::Unwanted => {}
-                Outcome::Damaged(_) => self.damaged(range, range.length),
             }
             self.report.chunks_total += chunks;
         }
@@ -294,26 +295,21 @@ impl<'a> Tally<'a> {
         push_run(&mut self.report.damaged, range);
     }
 
-    fn finish(
-        self,
-        extraction: &Extraction<'_>,
-        absent: Vec<ByteRange>,
-        bytes_output: u64,
-    ) -> Result<ExtractReport> {
+    fn finish(self, extraction: &Extraction<'_>) -> Result<ExtractReport> {
         let shortfall = extraction.source.shortfall();
+        let absent: Vec<ByteRange> = self.pieces.absent().iter().collect();
+        let bytes_absent = absent.iter().map(|run| run.length).sum();
+        let mut report = self.report;
         if !extraction.partial {
             shortfall.clone().map_or(Ok(()), Err)?;
-            let bytes = absent.iter().map(|run| run.length).sum();
-            check_whole(self.report.size, bytes, extraction.source.lineage().is_some())?;
+            check_whole(report.size, bytes_absent, extraction.source.lineage().is_some())?;
         }
         // All is done: a wish to stop comes too late.
         let _too_late = (self.progress)(&self.state);
-        let mut report = self.report;
-        report.bytes_absent = absent.iter().map(|run| run.length).sum();
+        report.bytes_absent = bytes_absent;
         report.absent = absent;
         report.absent.truncate(REPORT_RUNS_MAX);
         report.damaged.sort_unstable();
-        report.bytes_output = bytes_output;
         report.shortfall = shortfall.map(|error| error.to_string());
         report.seconds = self.clock.now().since_ms(self.began) as f64 / 1000.0;
         Ok(report)

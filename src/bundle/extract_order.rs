@@ -1,15 +1,16 @@
-//! A source as one row of pieces without gaps, from the first byte of the volume to its last: what
-//! is written as a stream.
+//! A source of which account is kept: what is missing because it is damaged is told from what is
+//! absent (law 8). Its pieces come as they are, or as one row without gaps, from the first byte of
+//! the volume to its last: what is written as a stream.
 //!
-//! | of the source | is given as |
-//! |---|---|
-//! | a piece that follows | itself |
-//! | nothing, where it should have something | a missing piece |
-//! | nothing, where it includes nothing | a missing piece, and noted as absent |
-//! | a piece that goes back | an error, or nothing where it is a missing one: it was filled |
+//! | of the source | is given as | in a row also |
+//! |---|---|---|
+//! | a piece | itself | an error if it goes back |
+//! | a missing piece | itself | nothing if it goes back: it was filled |
+//! | the same, because a stream was cut off | the same, noted as absent; or an error | |
+//! | nothing, where it should have something | | a missing piece |
+//! | nothing, where it includes nothing | | a missing piece, noted as absent |
 //!
-//! Guarantees: every byte of the volume is in exactly one piece, in order; absent is told from
-//! damaged (law 8).
+//! Guarantees: every byte of the volume is in exactly one piece of a row, in order.
 //! Does not know: what stands in the place of what is missing.
 
 use std::collections::VecDeque;
@@ -26,30 +27,41 @@ const ABSENT: &str = "the bundle does not include it";
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Ordered<'a> {
+pub(super) struct Accounted<'a> {
     source: &'a dyn PieceSource,
     /// What the source should have.
     coverage: &'a ByteRuns,
     /// Whether a stream that was cut off is gone on with to the end of the volume.
     partial: bool,
+    /// Whether the pieces are to be a row.
+    in_row: bool,
     stop: Stop,
     /// Noted so far.
     absent: Mutex<ByteRuns>,
 }
 
-impl<'a> Ordered<'a> {
+impl<'a> Accounted<'a> {
     /// `stop` is tripped when the pieces are interrupted.
     pub(super) fn new(
         source: &'a dyn PieceSource,
         coverage: &'a ByteRuns,
-        partial: bool,
+        (partial, in_row): (bool, bool),
         stop: Stop,
     ) -> Self {
-        Self { source, coverage, partial, stop, absent: Mutex::default() }
+        Self { source, coverage, partial, in_row, stop, absent: Mutex::default() }
     }
 
     pub(super) fn absent(&self) -> MutexGuard<'_, ByteRuns> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what is missing now was cut off; an error unless a part will do.
+    fn is_cut_off(&self) -> Result<bool> {
+        match self.source.shortfall() {
+            None => Ok(false),
+            Some(_) if self.partial => Ok(true),
+            Some(shortfall) => Err(shortfall),
+        }
     }
 
     /// Missing pieces for a gap.
@@ -72,7 +84,7 @@ impl<'a> Ordered<'a> {
     }
 }
 
-impl PieceSource for Ordered<'_> {
+impl PieceSource for Accounted<'_> {
     fn name(&self) -> String {
         self.source.name()
     }
@@ -82,7 +94,7 @@ impl PieceSource for Ordered<'_> {
     }
 
     fn bytes_total(&self) -> u64 {
-        self.identity().geometry.size()
+        if self.in_row { self.identity().geometry.size() } else { self.source.bytes_total() }
     }
 
     fn answers_at_once(&self) -> bool {
@@ -93,7 +105,7 @@ impl PieceSource for Ordered<'_> {
         Box::new(Row {
             source: self,
             pieces: self.source.pieces(),
-            size: self.bytes_total(),
+            size: self.identity().geometry.size(),
             at: 0,
             queue: VecDeque::new(),
         })
@@ -114,7 +126,7 @@ impl PieceSource for Ordered<'_> {
 }
 
 struct Row<'a> {
-    source: &'a Ordered<'a>,
+    source: &'a Accounted<'a>,
     pieces: Box<dyn Iterator<Item = Result<Piece>> + Send + 'a>,
     size: u64,
     /// The first byte that is in no piece so far.
@@ -126,8 +138,9 @@ impl Row<'_> {
     /// Takes the next piece of the source into the queue, if it is of use.
     fn take(&mut self, mut piece: Piece) -> Result<()> {
         let end = piece.range.end();
-        if piece.range.offset < self.at {
-            if !matches!(piece.content, Content::Missing(_)) {
+        let missing = matches!(piece.content, Content::Missing(_));
+        if self.source.in_row && piece.range.offset < self.at {
+            if !missing {
                 return Err(Error::format(
                     "expected pieces of the volume in ascending order, found one that goes back: \
                      extract a raw image into a file or onto a disk",
@@ -139,23 +152,25 @@ impl Row<'_> {
             }
             piece.range = ByteRange::new(self.at, end - self.at);
         }
-        if piece.range.offset > self.at {
+        let cut_off = missing && self.source.is_cut_off()?;
+        if self.source.in_row && piece.range.offset > self.at {
             let gap = ByteRange::new(self.at, piece.range.offset - self.at);
-            self.source.fill(gap, false, &mut self.queue);
+            self.source.fill(gap, cut_off, &mut self.queue);
         }
-        self.queue.push_back(piece);
+        if cut_off {
+            self.source.fill(piece.range, true, &mut self.queue);
+        } else {
+            self.queue.push_back(piece);
+        }
         self.at = end;
         Ok(())
     }
 
     /// What comes after the last piece of the source.
     fn end(&mut self) -> Result<()> {
-        let shortfall = self.source.shortfall();
-        if let Some(shortfall) = shortfall.as_ref().filter(|_| !self.source.partial) {
-            return Err(shortfall.clone());
-        }
         let rest = ByteRange::new(self.at, self.size - self.at);
-        self.source.fill(rest, shortfall.is_some(), &mut self.queue);
+        let cut_off = self.source.is_cut_off()?;
+        self.source.fill(rest, cut_off, &mut self.queue);
         self.at = self.size;
         Ok(())
     }
@@ -172,7 +187,7 @@ impl Iterator for Row<'_> {
             // Asked to its end, a stream says what it turned out to be.
             let taken = match self.pieces.next() {
                 Some(piece) => piece.and_then(|piece| self.take(piece)),
-                None if self.at < self.size => self.end(),
+                None if self.source.in_row && self.at < self.size => self.end(),
                 None => return None,
             };
             if let Err(error) = taken {

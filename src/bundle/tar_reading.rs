@@ -411,7 +411,7 @@ impl Reading {
         if let Some(key) = &self.key {
             manifest.check_mac(&self.sealed, key)?;
         }
-        let mut absent = 0;
+        let (mut absent, mut broken) = (0, 0);
         for entry in &manifest.segments {
             let coverage = entry.coverage.iter().map(|run| ByteRange::from(*run));
             let (why, missing) = match self.seen.get(&entry.number) {
@@ -430,6 +430,7 @@ impl Reading {
                     )));
                 }
                 Some(seen) => {
+                    broken += 1;
                     ending.blemishes.push(format!("{}: it is damaged", entry.name));
                     ("the page that describes it is damaged", gaps(coverage, &seen.found))
                 }
@@ -438,10 +439,11 @@ impl Reading {
             queue
                 .extend(missing.into_iter().map(|range| Piece { range, content: content.clone() }));
         }
-        if absent > 0 && self.cut_off {
+        if absent + broken > 0 && self.cut_off {
             ending.shortfall = Some(Error::integrity(format!(
-                "the tar was cut off: {absent} of {} segments have not come. What came whole is \
+                "the tar was cut off: {} of {} segments have not come whole. What came whole is \
                  kept; run this again with the whole tar",
+                absent + broken,
                 manifest.segments.len()
             )));
         } else if absent > 0 {

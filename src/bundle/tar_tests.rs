@@ -203,6 +203,22 @@ fn a_tar_that_is_cut_off_gives_what_came_and_says_so() {
 }
 
 #[test]
+fn a_tar_that_is_cut_off_within_a_segment_says_so_also_where_the_manifest_came_first() {
+    let tar = tar_of(&options());
+    let all = members(&tar);
+    let is_last = |index: &usize| all[*index].0.ends_with(".drs");
+    let (last, first): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(is_last);
+    let mut bytes = again(&tar, &[first, last].concat());
+    bytes.truncate(bytes.len() - (64 << 10));
+    let source = stream(bytes).expect("a bundle");
+    let (found, damaged) = restored(&source);
+    is_laid_over_ground(&found);
+    assert!(damaged > 0);
+    let shortfall = source.shortfall().expect("cut off").to_string();
+    assert!(shortfall.contains("have not come whole"), "{shortfall}");
+}
+
+#[test]
 fn a_damaged_page_costs_its_batch_and_nothing_else() {
     let tar = tar_of(&options());
     let all = members(&tar);
