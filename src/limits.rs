@@ -218,7 +218,7 @@ pub const TAR_TRAILING_BYTES_MAX: u64 = 1 << 20;
 /// much of the file.
 pub const QCOW2_L1_BYTES_MAX: u64 = 32 << 20;
 pub const QCOW2_REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
-/// Small pieces of an image that is written as a stream are sent together, this many bytes at least.
+/// Small pieces of an image that is written as a stream are sent together, so many bytes at least.
 pub const IMAGE_STREAM_BYTES: usize = 256 << 10;
 /// Bytes that Python may ask of a bundle at a time: they are all in memory.
 pub const BUNDLE_READ_BYTES_MAX: u64 = 1 << 30;

@@ -43,7 +43,7 @@ impl BundleRuns {
 
     /// The next run; `None` after the last.
     pub fn next_run(&mut self) -> Result<Option<(ByteRange, RunKind)>> {
-        while let Some(piece) = self.pieces.next() {
+        for piece in self.pieces.by_ref() {
             let Piece { range, content } = piece?;
             let kind = match content {
                 Content::Stored { .. } | Content::Plain(_) => RunKind::Data,
@@ -86,7 +86,7 @@ impl BundleChunks {
     /// The next chunk, where it lies in the volume; `None` after the last. After an error of one
     /// chunk the next may be asked for.
     pub fn next_chunk(&mut self) -> Result<Option<(u64, Payload)>> {
-        for piece in &mut self.pieces {
+        for piece in self.pieces.by_ref() {
             let piece = piece?;
             match piece.content {
                 Content::Zero => {}

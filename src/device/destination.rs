@@ -10,8 +10,6 @@
 //! Guarantees: nothing is changed before a file is emptied; one that others of us use is not.
 //! Does not know: what is written.
 
-#![expect(clippy::disallowed_methods, reason = "one of the doors to files")]
-
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -115,6 +113,7 @@ fn place_of(path: &Path) -> Option<(u64, u64)> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests look at files")]
 mod tests {
     use super::*;
     use crate::device::ByteSink;

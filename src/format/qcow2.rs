@@ -141,7 +141,8 @@ impl Layout {
     #[must_use]
     pub fn refcount_table(&self) -> Vec<u8> {
         let blocks = (0..self.refcount_blocks).map(|block| self.first_block() + block);
-        let mut bytes = positions(blocks, 0);
+        let mut bytes: Vec<u8> =
+            blocks.flat_map(|block| (block * CLUSTER_BYTES).to_be_bytes()).collect();
         bytes.resize((self.refcount_table_clusters * CLUSTER_BYTES) as usize, 0);
         bytes
     }
@@ -167,7 +168,7 @@ impl Layout {
         for table in present {
             assert!(table < self.l1_entries, "a table within the disk");
             let at = (table * ENTRY_BYTES) as usize;
-            let entry = (self.first_table() + placed) * CLUSTER_BYTES | COPIED;
+            let entry = pointer(self.first_table() + placed);
             bytes[at..at + 8].copy_from_slice(&entry.to_be_bytes());
             placed += 1;
         }
@@ -183,7 +184,7 @@ impl Layout {
         let mut next = self.first_cluster() + before;
         for (number, entry) in bytes.chunks_exact_mut(ENTRY_BYTES as usize).enumerate() {
             if present[number / 64] >> (number % 64) & 1 == 1 {
-                entry.copy_from_slice(&(next * CLUSTER_BYTES | COPIED).to_be_bytes());
+                entry.copy_from_slice(&pointer(next).to_be_bytes());
                 next += 1;
             }
         }
@@ -192,9 +193,9 @@ impl Layout {
     }
 }
 
-/// Entries that point to these clusters.
-fn positions(clusters: impl Iterator<Item = u64>, flags: u64) -> Vec<u8> {
-    clusters.flat_map(|cluster| (cluster * CLUSTER_BYTES | flags).to_be_bytes()).collect()
+/// An entry that points to a cluster of the file whose refcount is one.
+fn pointer(cluster: u64) -> u64 {
+    (cluster * CLUSTER_BYTES) | COPIED
 }
 
 #[cfg(test)]

@@ -72,6 +72,7 @@ def test_the_documents_of_files_keep_their_shape(tmp_path: Path) -> None:
         file.seek(segment.stat().st_size // 2)
         file.write(b"damage")
     check("merge", told(["merge", bundle, target, "--map", over], code=3))
+    check("bundle-extract", told(["bundle", "extract", bundle, "--to", tmp_path / "raw"], code=3))
     check(
         "verify-files", json.loads(dualrestore("verify", image, target, "--json", expect=4).stdout)
     )

@@ -182,7 +182,7 @@ def test_a_disk_of_other_contents_becomes_the_volume_only_by_force(
             held = disk.read_bytes()
             assert held[:SIZE] == image.read_bytes(), "zeros were written, too"
         assert held[SIZE:] == backing.read_bytes()[SIZE:] != bytes(MIB)
-        words = ["bundle", "extract", bundle, "--format", "qcow2", "--to", disk]
+        words: list[str | Path] = ["bundle", "extract", bundle, "--format", "qcow2", "--to", disk]
         dualrestore(*words, "--force")
         run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", image, disk])
 
@@ -215,7 +215,8 @@ def test_a_disk_that_is_too_small_mounted_or_the_source_itself_is_left_alone(
 def test_a_file_that_does_not_fit_is_removed(bundle: Path, tmp_path: Path) -> None:
     with room("tmpfs", tmp_path / "small", 4 * MIB) as top:
         for form in ("raw", "qcow2"):
-            words = ["bundle", "extract", bundle, "--format", form, "--to", top / "out"]
+            words: list[str | Path] = ["bundle", "extract", bundle, "--format", form]
+            words += ["--to", top / "out"]
             full = dualrestore(*words, expect=1)
             assert "No space left" in full.stderr
             assert list(top.iterdir()) == []

@@ -104,8 +104,8 @@ def test_chunks_are_read_only_memory_of_the_core(bundle: dr.Bundle, image: Path)
     held = numpy.frombuffer(image.read_bytes(), numpy.uint8)
     covered = 0
     for chunk in bundle.chunks():
-        seen = numpy.frombuffer(chunk, numpy.uint8)
-        again = numpy.frombuffer(chunk, numpy.uint8)
+        seen = numpy.frombuffer(memoryview(chunk), numpy.uint8)
+        again = numpy.frombuffer(memoryview(chunk), numpy.uint8)
         assert seen.ctypes.data == again.ctypes.data, "the same memory, not a copy"
         assert not seen.flags.writeable
         assert (seen == held[chunk.offset : chunk.offset + len(chunk)]).all()
@@ -122,8 +122,8 @@ def test_a_chunk_outlives_its_bundle(image: Path, tmp_path: Path) -> None:
 
 def test_a_range_within_a_chunk_shares_its_memory(image: Path, tmp_path: Path) -> None:
     bundle = dr.Bundle.create(image, tmp_path / "bundle")
-    whole = numpy.frombuffer(bundle.read(0, MIB), numpy.uint8)
-    part = numpy.frombuffer(bundle.read(512, 4096), numpy.uint8)
+    whole = numpy.frombuffer(memoryview(bundle.read(0, MIB)), numpy.uint8)
+    part = numpy.frombuffer(memoryview(bundle.read(512, 4096)), numpy.uint8)
     assert part.ctypes.data == whole.ctypes.data + 512
 
 
@@ -149,7 +149,7 @@ def test_an_encrypted_bundle_is_read_with_its_key_only(image: Path, tmp_path: Pa
     place = tmp_path / "locked"
     identity = tmp_path / "identity.txt"
     subprocess.run(["age-keygen", "-o", identity], capture_output=True, check=True)
-    words = ["age-keygen", "-y", identity]
+    words = ["age-keygen", "-y", str(identity)]
     recipient = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     dr.Bundle.create(image, place, recipients=[recipient])
     bundle = dr.Bundle.open(place, identity=identity)

@@ -246,7 +246,7 @@ def test_an_encrypted_bundle_is_extracted_with_its_identity_only(
     place, qcow2 = str(tmp_path / "locked"), tmp_path / "qcow2"
     identity = tmp_path / "identity.txt"
     subprocess.run(["age-keygen", "-o", identity], capture_output=True, check=True)
-    keys = ["age-keygen", "-y", identity]
+    keys = ["age-keygen", "-y", str(identity)]
     recipient = subprocess.run(keys, capture_output=True, text=True, check=True).stdout.strip()
     dr.Bundle.create(image, place, recipients=[recipient])
     words = ["bundle", "extract", place, "--to", str(qcow2), "--format", "qcow2"]

@@ -81,7 +81,7 @@ class ReadableBundle:
         none and are told by `extents`.
 
         A chunk has its `offset` and at most 1 MiB, read-only, in the core's memory:
-        `memoryview(chunk)`, `numpy.frombuffer(chunk, dtype)`. Each is read and verified when it is
+        `memoryview(chunk)`, and from there `numpy.frombuffer`. Each is read and verified when it is
         asked for. One that is damaged raises `IntegrityError`; `next` then goes on with the one
         after it.
 
@@ -94,7 +94,7 @@ class ReadableBundle:
         >>> bundle = Bundle.create(image, pathlib.Path(place.name, "out.drb"))
         >>> for chunk in bundle.chunks():
         ...     chunk.offset, len(chunk), hashlib.sha256(chunk).hexdigest()[:8]
-        (65536, 65536, '4a3da2a5')
+        (65536, 65536, '1f8745f0')
         >>> place.cleanup()
         """
         return self._reader.chunks()
