@@ -163,8 +163,8 @@ class ExtractReport(Record, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> bool:
-        """The image is all of the volume."""
-        return not (self.bytes_damaged or self.bytes_absent)
+        """The image is all of the volume, and its source said so to the end."""
+        return not (self.bytes_damaged or self.bytes_absent or self.shortfall)
 
 
 class SnapshotReport(Record, frozen=True, kw_only=True):

@@ -70,10 +70,10 @@ pub struct ExtractReport {
 }
 
 impl ExtractReport {
-    /// Whether the image is all of the volume.
+    /// Whether the image is all of the volume, and its source said so to the end.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.bytes_damaged == 0 && self.bytes_absent == 0
+        self.bytes_damaged == 0 && self.bytes_absent == 0 && self.shortfall.is_none()
     }
 }
 

@@ -12,6 +12,7 @@ use super::*;
 use crate::device::{ByteSink, Device, RamDevice, RamFolder, Stop, TarFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{ByteRange, ByteRuns};
+use crate::format::bundle::BaseCut;
 use crate::format::tar::encode_end;
 use crate::units::{BlockSize, Geometry};
 
@@ -292,6 +293,32 @@ fn what_the_bundle_does_not_include_is_refused_unless_a_part_is_wanted() {
     }
     assert!(bytes == expected);
     assert!(disk_of(&qcow2(&set, true).expect("written").0) == expected);
+}
+
+#[test]
+fn an_incremental_bundle_is_no_image_and_the_way_to_one_is_told() {
+    #[derive(Debug)]
+    struct Bound(ImageSource);
+    impl Source for Bound {
+        fn identity(&self) -> Identity {
+            Identity { volume: Uuid::from_u128(5), generation: 6, cut: 7, ..self.0.identity() }
+        }
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            self.0.read_at(offset, buffer)
+        }
+    }
+    let folder = RamFolder::new();
+    let how = WriterOptions {
+        selection: vec![ByteRange::new(4096, 8192)],
+        base: Some(BaseCut { generation: 6, cut: 3, scope: None }),
+        ..options()
+    };
+    BundleWriter::create_in(&folder, &Bound(source_of(image())), &how, &mut |_| go_on())
+        .expect("made");
+    let set = set_of(&[&folder]).expect("one bundle");
+    let refused = set.check_complete().expect_err("a part");
+    assert_eq!(refused.kind(), ErrorKind::Usage);
+    assert!(refused.to_string().contains("incremental"), "{refused}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::disk::check_raw_sink;
-use super::opening::{OpenOptions, lock, open_file};
+use super::opening::{OpenOptions, flush_directory_of, lock, open_file};
 use super::stream::{DescriptorSink, Stop, create_sink};
 use crate::error::{Error, Result};
 
@@ -66,7 +66,11 @@ impl Destination {
     /// Opens it to write bytes one after the other. A file loses what it held.
     pub fn sink(self, path: &Path, stop: Stop) -> Result<DescriptorSink> {
         if self != Self::File {
-            return create_sink(path, stop);
+            let sink = create_sink(path, stop)?;
+            if self == Self::NewFile {
+                flush_directory_of(path)?;
+            }
+            return Ok(sink);
         }
         let file = emptied(path)?;
         DescriptorSink::new(file.into(), stop).map_err(|error| error.within(path))

@@ -257,6 +257,20 @@ def test_an_encrypted_bundle_is_extracted_with_its_identity_only(
     assert_same_in_qemu(qcow2, image)
 
 
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_progress_may_end_an_extraction_that_nobody_reads(bundle: dr.Bundle, form: str) -> None:
+    reading, writing = os.pipe()
+
+    def stop(counters: dict[str, int]) -> None:
+        assert counters["done_bytes"] < SIZE
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bundle.extract(writing, format=form, progress=stop)
+    os.close(reading)
+    os.close(writing)
+
+
 def test_what_makes_no_sense_is_refused(bundle: dr.Bundle, image: Path, tmp_path: Path) -> None:
     target = tmp_path / "new"
     with pytest.raises(dr.UsageError, match="raw or qcow2"):

@@ -77,8 +77,8 @@ class ReadableBundle:
         return self._reader.read(offset, length)
 
     def chunks(self) -> Iterator[BundleChunk]:
-        """All chunks that have bytes, in the order in which they are stored; runs of zeros have
-        none and are told by `extents`.
+        """All that has bytes, in the order in which it is stored, chunks that follow each other
+        as one; runs of zeros have none and are told by `extents`.
 
         A chunk has its `offset` and at most 1 MiB, read-only, in the core's memory:
         `memoryview(chunk)`, and from there `numpy.frombuffer`. Each is read and verified when it is
