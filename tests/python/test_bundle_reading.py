@@ -136,12 +136,11 @@ def test_damage_is_raised_and_the_rest_is_read(image: Path, tmp_path: Path) -> N
         bundle.read(0, MIB)
     held = image.read_bytes()
     assert memoryview(bundle.read(MIB, 4096)) == held[MIB : MIB + 4096]
-    chunks, before = bundle.chunks(), 0
+    chunks = bundle.chunks()
     with pytest.raises(dr.IntegrityError):
-        while before < MIB:
-            before += len(next(chunks))
+        list(chunks)
     rest = list(chunks)
-    assert rest
+    assert rest, "it goes on"
     assert all(memoryview(one) == held[one.offset : one.offset + len(one)] for one in rest)
     assert next(bundle.extents()) == (0, 2 * MIB, "data"), "found without reading it"
 
