@@ -6,7 +6,8 @@
 //! of one repetition follow each other, so that their ratios mean something on a machine that
 //! swings.
 //!
-//! `cargo run --release -p dualrestore-benches --bin bulk_snapshot -- DIRECTORY [MIB] [TIMES]`
+//! `cargo run --release -p dualrestore-benches --bin bulk_snapshot -- DIRECTORY [MIB] [TIMES] [LOAD]`
+//! where LOAD is the whole name of a load, or a part of several. `snapshot.py` runs it beside QEMU.
 
 #![expect(clippy::disallowed_methods, reason = "a program of its own, not the core")]
 
@@ -237,7 +238,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn measure(top: &Path, mib: u64, times: usize, wanted: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout();
-    for load in LOADS.iter().filter(|load| load.name.contains(wanted)) {
+    let named = LOADS.iter().any(|load| load.name == wanted);
+    let is_wanted = |load: &&Load| match named {
+        true => load.name == wanted,
+        false => load.name.contains(wanted),
+    };
+    for load in LOADS.iter().filter(is_wanted) {
         let place = top.join("snapshot-benchmark");
         std::fs::create_dir(&place)?;
         let mut bench = Bench::new(&place, mib * MIB, load.direct);
