@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::source::{Identity, Source};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
+use crate::limits::RELEASE_STEP_BYTES;
 use crate::snapshot::SnapshotView;
 
 impl Source for SnapshotView {
@@ -86,6 +87,14 @@ impl ReleasingSnapshot {
     }
 }
 
+/// So that mirrored writes go on between two steps.
+fn in_steps(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    (range.offset..range.end()).step_by(RELEASE_STEP_BYTES as usize).map(move |at| {
+        let end = range.end().min(at + RELEASE_STEP_BYTES);
+        ByteRange::new(at, end - at)
+    })
+}
+
 impl Source for ReleasingSnapshot {
     fn identity(&self) -> Identity {
         self.view.identity()
@@ -108,7 +117,7 @@ impl Source for ReleasingSnapshot {
         let _kept = match self.when {
             Release::Never => Ok(()),
             Release::WhenFull => self.view.offer(range),
-            Release::Always => self.view.release(range),
+            Release::Always => in_steps(range).try_for_each(|step| self.view.release(step)),
         };
     }
 

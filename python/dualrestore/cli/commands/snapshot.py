@@ -1,8 +1,22 @@
 """`dualrestore snapshot`: cut, list and delete snapshots."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from dualrestore.cli.arguments import RANGE, Invocation, config_option, json_option
+
+if TYPE_CHECKING:
+    from dualrestore.model import SnapshotReport
+
+
+def given_back(report: "SnapshotReport") -> str:
+    """What only a bundle holds any more, in words."""
+    from dualrestore.sizes import format_size
+
+    if not report.released_bytes:
+        return ""
+    return f", {format_size(report.released_bytes)} given back to a bundle"
 
 
 @click.command("snapshot")
@@ -50,7 +64,8 @@ def command(
         lines = [
             f"{name}@{report.snapshot}  generation {report.generation}, sequence "
             f"{report.sequence}, preserved {format_size(report.preserved_bytes)}"
-            f"{f', BROKEN: {report.broken}' if report.broken else ''}  {report.label}".rstrip()
+            f"{given_back(report)}{f', BROKEN: {report.broken}' if report.broken else ''}"
+            f"  {report.label}".rstrip()
             for report in reports
         ]
         printer.report(as_document(reports), lines or ["no snapshots"])

@@ -165,6 +165,7 @@ def _time_left(volume: "PrimaryStatus", before: "tuple[float, NodeStatus] | None
 
 
 def _backup_lines(volume: "BackupStatus") -> list[str]:
+    from dualrestore.cli.commands.snapshot import given_back
     from dualrestore.sizes import format_size
 
     connected = "connected" if volume.connected else "no primary connected"
@@ -182,8 +183,7 @@ def _backup_lines(volume: "BackupStatus") -> list[str]:
     for snapshot in volume.snapshots:
         broken = f", BROKEN: {snapshot.broken}" if snapshot.broken else ""
         label = f" {snapshot.label}" if snapshot.label else ""
-        if snapshot.released_bytes:
-            broken += f", {format_size(snapshot.released_bytes)} given back to a bundle"
+        broken += given_back(snapshot)
         lines.append(
             f"  snapshot {volume.name}@{snapshot.snapshot}{label}: preserved "
             f"{format_size(snapshot.preserved_bytes)}{broken}"
