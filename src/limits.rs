@@ -50,6 +50,10 @@ pub const LINK_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 pub const LINK_PIECE_BYTES: u64 = 128 << 10;
 /// Bytes of mirrored writes sent and not yet applied by the backup; further writes wait.
 pub const MIRROR_WINDOW_BYTES: u64 = 16 << 20;
+/// How far the backup may lag under the policy `async` unless the configuration says otherwise: a
+/// minute's worth of a 10 Mbit/s link, and what an operator calls a few seconds.
+pub const ASYNC_BYTES: u64 = 64 << 20;
+pub const ASYNC_MS: u64 = 5_000;
 /// Demand fetches on the wire at a time; further ones wait.
 pub const FETCH_IN_FLIGHT_MAX: usize = 256;
 /// Resync pushes and hydration fetches on the wire at a time.

@@ -178,6 +178,10 @@ class BackupLink(Record, frozen=True, kw_only=True):
     unsent_bytes: int
     resyncing: bool
     in_flight_bytes: int = 0
+    lag_bytes: int = 0
+    """Writes since it was connected that it has not made durable."""
+    lag_ms: int = 0
+    """How long ago the oldest of them was sent."""
     error: str | None = None
     address: str = ""
     """Filled by the daemon, with the transport's own error when the core has none."""

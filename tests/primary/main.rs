@@ -5,6 +5,7 @@ mod chance;
 mod comparing;
 mod disk;
 mod figures;
+mod lag;
 mod media;
 mod medium;
 mod oracle;

@@ -6,7 +6,7 @@
 
 use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::units::{BlockSize, Geometry, MIB};
-use dualrestore::volume::primary::{Event, MirrorPolicy, Options};
+use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::{LANES, Lane};
 use crate::chance::Chance;
@@ -125,6 +125,10 @@ fn beginning(seed: u64, chance: &mut Chance) -> Beginning {
         2 => (0..blocks).collect(),
         _ => touched,
     };
+    let bound = LagBound {
+        bytes: chance.pick(&[1024, 4096, MIB]),
+        ms: chance.pick(&[100, 2_000, 1_000_000]),
+    };
     Beginning {
         geometry,
         options: Options {
@@ -132,7 +136,7 @@ fn beginning(seed: u64, chance: &mut Chance) -> Beginning {
                 MirrorPolicy::Flush,
                 MirrorPolicy::Flush,
                 MirrorPolicy::Write,
-                MirrorPolicy::Async,
+                MirrorPolicy::Async(bound),
             ]),
             backup,
             strict: chance.one_in(5),

@@ -4,7 +4,7 @@
 use dualrestore::error::ErrorKind;
 use dualrestore::extent::BlockRange;
 use dualrestore::units::{BlockSize, Geometry};
-use dualrestore::volume::primary::{Event, MirrorPolicy, Options};
+use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::Lane;
 use crate::chance::Chance;
@@ -441,7 +441,8 @@ fn policy_write_answers_once_the_backup_has_applied_the_write() {
 
 #[test]
 fn policy_async_flushes_here_and_commits_the_map() {
-    let mut world = linked([3], Options { policy: MirrorPolicy::Async, ..FLUSH });
+    let policy = MirrorPolicy::Async(LagBound { bytes: 1 << 20, ms: 5_000 });
+    let mut world = linked([3], Options { policy, ..FLUSH });
     let write = world.write(block(3), &[7, 8], true);
     world.local();
     world.assert_ok(write);

@@ -205,6 +205,15 @@ impl World {
         let mut actions = Vec::new();
         self.primary.apply(event, Instant(self.now), &mut actions);
         self.take(actions);
+        self.check_lag();
+    }
+
+    /// The backup never lags further than the policy allows, but by one write.
+    fn check_lag(&self) {
+        let lag = self.primary.lag();
+        if let MirrorPolicy::Async(bound) = self.beginning.options.policy {
+            assert!(lag.bytes <= bound.bytes || lag.writes == 1, "it lags {lag:?}");
+        }
     }
 
     pub fn take(&mut self, actions: Vec<Action>) {
@@ -306,7 +315,7 @@ impl World {
 
     pub fn flush(&mut self) -> u64 {
         let id = self.new_id();
-        let mirrored = self.beginning.options.policy != MirrorPolicy::Async
+        let mirrored = !matches!(self.beginning.options.policy, MirrorPolicy::Async(_))
             && self.primary.link_is_up()
             && !self.primary.is_resyncing();
         self.oracle.begin_flush(id, mirrored);

@@ -17,8 +17,17 @@ pub enum MirrorPolicy {
     Flush,
     /// Every write waits for the backup to have applied it.
     Write,
-    /// Flush waits for this side only; the backup lags by at most the mirror window.
-    Async,
+    /// Flush waits for this side only; while the link is up the backup lags by so much at the most.
+    Async(LagBound),
+}
+
+/// How far the backup may lag: what it has not made durable of the writes of this session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LagBound {
+    /// Of writes; one that exceeds it alone goes when there is no lag.
+    pub bytes: u64,
+    /// From the oldest of them to the next.
+    pub ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@
 
 use uuid::Uuid;
 
-use super::event::{Action, OutgoingMessage};
+use super::event::{Action, MirrorPolicy, OutgoingMessage};
 use super::requests::Operation;
 use super::state::Primary;
 use crate::clock::Instant;
@@ -97,6 +97,18 @@ impl Primary {
         self.operations.insert(id, Operation::Flush(flush));
         self.request_commit(actions);
         self.ready.push_back(id);
+    }
+
+    /// Under the policy `async` the backup is asked to make durable what it has before it lags as
+    /// far as it may, and at once when a write is held back.
+    pub(super) fn pump_lag(&mut self, actions: &mut Vec<Action>) {
+        let MirrorPolicy::Async(bound) = self.options.policy else { return };
+        let lag = self.mirror.lag();
+        let Some(since) = lag.since else { return };
+        let half = lag.bytes >= bound.bytes / 2 || self.now.since_ms(since) >= bound.ms / 2;
+        if (half || self.mirror.held_back) && self.mirror.wants_flush() {
+            self.flush_backup(actions);
+        }
     }
 
     fn begin_device_flush(&mut self, actions: &mut Vec<Action>) {

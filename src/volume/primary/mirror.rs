@@ -10,6 +10,16 @@ use crate::clock::Instant;
 use crate::extent::{BlockRange, ExtentMap};
 use crate::limits::MIRROR_WINDOW_BYTES;
 
+/// What the backup has not made durable of the writes of this session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    pub writes: usize,
+    /// On the wire: zeros count what their message takes.
+    pub bytes: u64,
+    /// When the oldest was sent.
+    pub since: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 pub struct MirrorLeg {
     pub up: bool,
@@ -22,6 +32,12 @@ pub struct MirrorLeg {
     /// Per block the latest sequence sent in this session and not yet durable.
     latest: ExtentMap<u64>,
     in_flight_bytes: u64,
+    /// Writes of this session, without pushes, that are not durable there: sequence, bytes on the
+    /// wire, when each was sent.
+    lagging: VecDeque<(u64, u64, Instant)>,
+    lag_bytes: u64,
+    /// A write waits for the lag to become less.
+    pub held_back: bool,
     /// Sequence of the latest flush sent.
     flush_sent: u64,
     /// Unsent blocks may exist that were not sent in this session (R10: no flush is mirrored).
@@ -52,6 +68,9 @@ impl MirrorLeg {
         self.not_durable.clear();
         self.latest.clear();
         self.in_flight_bytes = 0;
+        self.lagging.clear();
+        self.lag_bytes = 0;
+        self.held_back = false;
         self.cursor = 0;
     }
 
@@ -87,6 +106,7 @@ impl MirrorLeg {
     pub fn send_flush(&mut self) -> u64 {
         let sequence = self.next_sequence();
         self.flush_sent = sequence;
+        self.held_back = false;
         sequence
     }
 
@@ -95,6 +115,17 @@ impl MirrorLeg {
         self.up
             && self.flush_sent <= self.durable
             && self.not_durable.back().is_some_and(|(sequence, _)| *sequence > self.flush_sent)
+    }
+
+    /// A write of a guest was sent, its last message with this sequence.
+    pub fn lags(&mut self, sequence: u64, bytes: u64, now: Instant) {
+        self.lagging.push_back((sequence, bytes, now));
+        self.lag_bytes += bytes;
+    }
+
+    pub fn lag(&self) -> Lag {
+        let since = self.lagging.front().map(|(.., sent)| *sent);
+        Lag { writes: self.lagging.len(), bytes: self.lag_bytes, since }
     }
 
     pub fn applied(&mut self, sequence: u64) {
@@ -113,6 +144,9 @@ impl MirrorLeg {
     pub fn flushed(&mut self, sequence: u64) -> Vec<BlockRange> {
         self.applied(sequence);
         self.durable = self.durable.max(sequence);
+        while let Some((_, bytes, _)) = self.lagging.pop_front_if(|(held, ..)| *held <= sequence) {
+            self.lag_bytes -= bytes;
+        }
         let mut settled = Vec::new();
         while let Some((sent, blocks)) =
             self.not_durable.pop_front_if(|(held, _)| *held <= sequence)

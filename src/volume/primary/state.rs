@@ -22,7 +22,7 @@ use super::fetch::Fetches;
 use super::flushes::Cut;
 use super::hot::HotExtents;
 use super::media::Media;
-use super::mirror::MirrorLeg;
+use super::mirror::{Lag, MirrorLeg};
 use super::requests::{Operation, Pending};
 use crate::clock::Instant;
 use crate::error::{Error, ErrorKind, Result};
@@ -186,6 +186,7 @@ impl Primary {
                 self.advance(id, actions);
             }
             self.pump_resync(actions);
+            self.pump_lag(actions);
             self.pump_hydration();
             self.pump_media(actions);
             self.pump_fetches(actions);
@@ -271,10 +272,15 @@ impl Primary {
         if self.mirror.wants_flush()
             && self.now.since_ms(self.last_mirror_flush) >= COMMIT_INTERVAL_MS
         {
-            self.last_mirror_flush = self.now;
-            let sequence = self.mirror.send_flush();
-            actions.push(Action::Send(OutgoingMessage::Flush { sequence }));
+            self.flush_backup(actions);
         }
+    }
+
+    /// Asks the backup to make durable what it has, for nobody's flush.
+    pub(super) fn flush_backup(&mut self, actions: &mut Vec<Action>) {
+        self.last_mirror_flush = self.now;
+        let sequence = self.mirror.send_flush();
+        actions.push(Action::Send(OutgoingMessage::Flush { sequence }));
     }
 
     /// Begins a commit now, or right after the one under way.
@@ -398,6 +404,18 @@ impl Primary {
         self.mirror.in_flight_bytes()
     }
 
+    /// Of the writes of this session.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        self.mirror.lag()
+    }
+
+    /// How long ago the oldest write was sent that the backup has not made durable.
+    #[must_use]
+    pub fn lag_ms(&self) -> u64 {
+        self.lag().since.map_or(0, |since| self.now.since_ms(since))
+    }
+
     #[must_use]
     pub fn hot_extents(&self) -> usize {
         self.hot.len()
@@ -428,7 +446,7 @@ impl Primary {
 
     pub(super) fn flush_is_mirrored(&self) -> bool {
         self.options.backup
-            && self.options.policy != MirrorPolicy::Async
+            && !matches!(self.options.policy, MirrorPolicy::Async(_))
             && self.mirror.up
             && !self.mirror.backlog
     }
