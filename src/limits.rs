@@ -58,6 +58,13 @@ pub const ASYNC_MS: u64 = 5_000;
 pub const FETCH_IN_FLIGHT_MAX: usize = 256;
 /// Resync pushes and hydration fetches on the wire at a time.
 pub const BULK_IN_FLIGHT_MAX: usize = 32;
+/// Comparisons of unsent blocks with the backup under way at a time, those of them that read here,
+/// and the smallest part that is compared by itself: a digest and its answer take 112 bytes.
+pub const COMPARISONS_MAX: usize = 64;
+pub const COMPARISON_READS_MAX: usize = 2;
+pub const COMPARISON_PART_BYTES: u64 = 4 << 10;
+/// Runs that are known to differ and wait to be sent; while there are more, nothing is compared.
+pub const DIFFERENT_RUNS_MAX: usize = 256;
 /// Silence on a link connection after which it is dead, and how often we speak (a dead peer is
 /// noticed within 10 s).
 pub const LINK_SILENCE_MS: u64 = 8_000;

@@ -298,7 +298,7 @@ class PrimaryVolume:
         media: as `attach` returns them,
         reads, writes, flushes, bytes_read, bytes_written_live, fetches, bytes_fetched,
         bytes_hydrated, bytes_merged, bytes_from_media, bytes_skipped_current, bytes_resent,
-        errors}`
+        bytes_found_equal (unsent, and not sent since the backup held them), errors}`
 
         `state`: `waiting` (for the operator's word), `restoring` (something is missing),
         `resyncing` (nothing missing, what the backup lacks is being sent), `mirroring` (only

@@ -240,6 +240,8 @@ class PrimaryStatus(Record, frozen=True, kw_only=True):
     bytes_from_media: int = 0
     bytes_skipped_current: int = 0
     bytes_resent: int = 0
+    bytes_found_equal: int = 0
+    """Of what a backup was presumed to lack, what it held and was not sent."""
     errors: int = 0
     connections: int = 0
     exports: list[str] = []

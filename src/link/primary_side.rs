@@ -28,6 +28,8 @@ use crate::volume::primary::{
 
 /// Tags of digests are told from tags of fetches by this bit.
 const DIGEST_TAG: u64 = 1 << 63;
+/// Those that the machine asks for, by this one.
+const COMPARISON_TAG: u64 = 1 << 61;
 /// And tags of changes by this one.
 const CHANGES_TAG: u64 = 1 << 62;
 
@@ -245,6 +247,13 @@ impl PrimarySide {
                 driver.digest_arrived(tag & !DIGEST_TAG, Err(failure.to_error()));
                 return;
             }
+            Message::FetchFailed { tag, failure } if tag & COMPARISON_TAG != 0 => {
+                let result = Err(failure.to_error());
+                VolumeEvent::DigestTold { tag: tag & !COMPARISON_TAG, result }
+            }
+            Message::DigestReply { tag, digest } if tag & COMPARISON_TAG != 0 => {
+                VolumeEvent::DigestTold { tag: tag & !COMPARISON_TAG, result: Ok(digest) }
+            }
             Message::FetchFailed { tag, failure } if tag & CHANGES_TAG != 0 => {
                 driver.changes_arrived(tag & !CHANGES_TAG, Err(failure.to_error()));
                 return;
@@ -352,6 +361,10 @@ impl Lines {
                     FetchClass::Bulk => Class::Bulk,
                 };
                 (class, Message::Fetch { tag, range, after_sequence })
+            }
+            OutgoingMessage::Digest { tag, range, after_sequence } => {
+                let tag = tag | COMPARISON_TAG;
+                (Class::Bulk, Message::Digest { tag, range, after_sequence })
             }
         }
     }

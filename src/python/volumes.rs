@@ -221,6 +221,7 @@ impl PrimaryVolume {
         dict.set_item("bytes_merged", counters.bytes_merged)?;
         dict.set_item("bytes_from_media", counters.bytes_from_media)?;
         dict.set_item("bytes_resent", counters.bytes_resent)?;
+        dict.set_item("bytes_found_equal", counters.bytes_found_equal)?;
         dict.set_item("errors", counters.errors)?;
         Ok(dict)
     }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use dualrestore::device::{Device, Payload};
+use dualrestore::device::{Device, Payload, digest};
 use dualrestore::error::Error;
 use dualrestore::volume::content::Content;
 use dualrestore::volume::primary::{Event, FetchClass, OutgoingMessage};
@@ -49,7 +49,9 @@ impl Backup {
                 self.cut = Some(self.disk.visible());
                 Event::CutAnswered { sequence, result: Ok((1, sequence)) }
             }
-            OutgoingMessage::Fetch { .. } => unreachable!("fetches have connections of their own"),
+            OutgoingMessage::Fetch { .. } | OutgoingMessage::Digest { .. } => {
+                unreachable!("reads have connections of their own")
+            }
         }
     }
 }
@@ -90,7 +92,8 @@ impl Link {
         assert!(self.up, "nothing is sent while the link is down: {message:?}");
         let lane = match &message {
             OutgoingMessage::Fetch { class: FetchClass::Demand, .. } => Lane::Demand,
-            OutgoingMessage::Fetch { class: FetchClass::Bulk, .. } => Lane::Bulk,
+            OutgoingMessage::Fetch { class: FetchClass::Bulk, .. }
+            | OutgoingMessage::Digest { .. } => Lane::Bulk,
             _ => Lane::Mirror,
         };
         self.there[lane as usize].push_back(message);
@@ -162,22 +165,30 @@ impl Link {
         }
     }
 
-    /// Fetches that may be served now, by their place in the lane.
+    /// Fetches and digests that may be served now, by their place in the lane.
     pub fn ready_fetches(&self, backup: &Backup, lane: Lane) -> Vec<usize> {
         let ready = |message: &OutgoingMessage| match message {
-            OutgoingMessage::Fetch { after_sequence, .. } => *after_sequence <= backup.applied,
+            OutgoingMessage::Fetch { after_sequence, .. }
+            | OutgoingMessage::Digest { after_sequence, .. } => *after_sequence <= backup.applied,
             _ => false,
         };
         let lane = self.there[lane as usize].iter().enumerate();
         lane.filter(|(_, message)| ready(message)).map(|(at, _)| at).collect()
     }
 
-    /// The backup serves one fetch, or says that it cannot.
+    /// The backup serves one fetch or digest, or says that it cannot.
     pub fn serve(&mut self, backup: &Backup, lane: Lane, at: usize, fails: bool) {
         let message = self.there[lane as usize].remove(at).expect("it is there");
         self.passed += 1;
-        let OutgoingMessage::Fetch { tag, range, .. } = message else {
-            unreachable!("only fetches travel there")
+        let refused = || Error::link("the backup cannot read that");
+        let (tag, range) = match message {
+            OutgoingMessage::Fetch { tag, range, .. } => (tag, range),
+            OutgoingMessage::Digest { tag, range, .. } => {
+                let result = if fails { Err(refused()) } else { digest(&backup.disk, range) };
+                self.back[lane as usize].push_back(Event::DigestTold { tag, result });
+                return;
+            }
+            _ => unreachable!("only reads travel there"),
         };
         let mut buffer = vec![0; range.length as usize];
         backup.disk.read_at(range.offset, &mut buffer).expect("the model's disk is sound");
@@ -186,8 +197,7 @@ impl Link {
         } else {
             Content::Bytes(Payload::copy_of(&buffer))
         };
-        let result =
-            if fails { Err(Error::link("the backup cannot read that")) } else { Ok(content) };
+        let result = if fails { Err(refused()) } else { Ok(content) };
         self.back[lane as usize].push_back(Event::Fetched { tag, result });
     }
 

@@ -3,6 +3,7 @@
 mod backup;
 mod chance;
 mod comparing;
+mod differences;
 mod disk;
 mod figures;
 mod lag;

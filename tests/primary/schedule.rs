@@ -276,8 +276,12 @@ impl Life {
         match self.chance.weighted(&self.requests) {
             0 => self.world.read(range),
             1 => {
-                let values: Vec<_> =
-                    stamp::sectors(range).map(|_| self.world.new_value()).collect();
+                let values: Vec<_> = if self.chance.one_in(4) {
+                    // What the backup holds: a comparison finds it equal.
+                    self.world.there(range)
+                } else {
+                    stamp::sectors(range).map(|_| self.world.new_value()).collect()
+                };
                 self.world.write(range, &values, force_unit_access)
             }
             2 => self.world.write_zeroes(range, force_unit_access),
@@ -429,6 +433,7 @@ impl Life {
         let jobs = world.items.iter().map(|item| match &item.job {
             Job::Read { .. } => "read",
             Job::Write { .. } => "write",
+            Job::Digest { .. } => "digest",
             Job::Flush => "flush",
             Job::Commit { .. } => "commit",
             Job::Record { .. } => "record",

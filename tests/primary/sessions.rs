@@ -147,7 +147,7 @@ fn one_unreadable_unsent_block_does_not_keep_the_others_from_being_sent() {
     world.local();
     world.volume.fail_next_read();
     world.link_up();
-    world.do_job(is_read);
+    world.compare();
     world.settle();
     assert_eq!(world.there(block(5)), [9, 10]);
     assert!(world.primary.is_resyncing(), "block 2 is still unsent");
@@ -164,15 +164,22 @@ fn trap_9_a_block_written_without_a_pause_holds_up_no_push_and_gets_its_own() {
     let first = world.write(sectors(6, 7), &[9], false);
     world.link_up();
     let second = world.write(sectors(6, 7), &[10], false);
+    world.compare();
     world.do_job(is_read);
     assert_eq!(world.sent_writes(), [5 * BLOCK], "block 5 does not wait for block 3");
     world.do_job(is_write);
     world.assert_ok(first);
+    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK], "no write waits for a comparison");
+    let third = world.write(sectors(6, 7), &[11], false);
+    world.exchange();
+    world.compare();
+    world.do_job(is_write);
+    world.assert_ok(second);
     assert!(!world.has_job(is_write), "the push of block 3 comes before the next write there");
     world.do_job(is_read);
-    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK, 3 * BLOCK]);
+    assert_eq!(world.sent_writes(), [3 * BLOCK, 3 * BLOCK], "the push, then the write");
     world.settle();
-    world.assert_ok(second);
+    world.assert_ok(third);
     world.assert_mirrored();
 }
 

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dualrestore::clock::Instant;
-use dualrestore::device::{AlignedBuffer, Device, Payload};
+use dualrestore::device::{AlignedBuffer, Device, Payload, digest};
 use dualrestore::error::Result;
 use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap};
@@ -60,6 +60,10 @@ pub enum Job {
         token: u64,
         offset: u64,
         content: Content,
+    },
+    Digest {
+        token: u64,
+        range: ByteRange,
     },
     Flush,
     Commit {
@@ -227,6 +231,7 @@ impl World {
                     self.check_alone(ByteRange::new(offset, content.len()));
                     self.add(Job::Write { token, offset, content });
                 }
+                Action::DigestLocal { token, range } => self.add(Job::Digest { token, range }),
                 Action::FlushLocal => self.add(Job::Flush),
                 Action::Commit { epoch, capture } => self.add(Job::Commit { epoch, capture }),
                 Action::RecordIntent { extents } => self.add(Job::Record { extents }),
@@ -393,6 +398,9 @@ impl World {
             }
             Job::Write { token, offset, content } => {
                 Event::WriteDone { token: *token, result: content.write_to(&*self.volume, *offset) }
+            }
+            Job::Digest { token, range } => {
+                Event::DigestDone { token: *token, result: digest(&*self.volume, *range) }
             }
             Job::Flush => Event::DeviceFlushed { result: self.volume.flush() },
             Job::Commit { epoch, capture } => {

@@ -15,7 +15,7 @@ use super::event::{Action, Event, OutgoingMessage};
 use super::media_readers::MediaReaders;
 use super::state::{Counters, Primary};
 use crate::clock::Instant;
-use crate::device::{AlignedBuffer, Device};
+use crate::device::{AlignedBuffer, Device, digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::format::frames::CutName;
@@ -271,6 +271,9 @@ impl Driver {
             }
             Action::WriteLocal { token, offset, content } => {
                 Event::WriteDone { token, result: content.write_to(&*self.device, offset) }
+            }
+            Action::DigestLocal { token, range } => {
+                Event::DigestDone { token, result: digest(&*self.device, range) }
             }
             Action::FlushLocal => Event::DeviceFlushed { result: self.device.flush() },
             Action::Commit { epoch, capture } => {

@@ -102,6 +102,16 @@ pub enum Event {
     Flushed {
         sequence: u64,
     },
+    /// The backup answered `OutgoingMessage::Digest`, or could not.
+    DigestTold {
+        tag: u64,
+        result: Result<[u8; 32]>,
+    },
+    /// Answers `Action::DigestLocal`.
+    DigestDone {
+        token: u64,
+        result: Result<[u8; 32]>,
+    },
     CutAnswered {
         sequence: u64,
         result: Result<(u64, u64)>,
@@ -123,10 +133,32 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum OutgoingMessage {
-    Write { sequence: u64, offset: u64, content: Content },
-    Flush { sequence: u64 },
-    Cut { sequence: u64, snapshot: Uuid, label: String, selection: Vec<ByteRange> },
-    Fetch { tag: u64, class: FetchClass, range: ByteRange, after_sequence: u64 },
+    Write {
+        sequence: u64,
+        offset: u64,
+        content: Content,
+    },
+    Flush {
+        sequence: u64,
+    },
+    Cut {
+        sequence: u64,
+        snapshot: Uuid,
+        label: String,
+        selection: Vec<ByteRange>,
+    },
+    Fetch {
+        tag: u64,
+        class: FetchClass,
+        range: ByteRange,
+        after_sequence: u64,
+    },
+    /// Answered by `Event::DigestTold`; tags are told from those of fetches.
+    Digest {
+        tag: u64,
+        range: ByteRange,
+        after_sequence: u64,
+    },
 }
 
 /// To be done outside the machine; device actions are answered by the event of the same token.
@@ -151,6 +183,11 @@ pub enum Action {
     },
     /// Answered by `DeviceFlushed`; at most one is under way.
     FlushLocal,
+    /// The BLAKE3 of the range; answered by `DigestDone`.
+    DigestLocal {
+        token: u64,
+        range: ByteRange,
+    },
     /// Flush the device, then commit the capture (R1); answered by `Committed`; one at a time.
     Commit {
         epoch: u64,

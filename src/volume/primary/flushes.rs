@@ -201,7 +201,7 @@ impl Primary {
         if self.mirror.backlog {
             self.waiting.resync.push(id);
         } else if cut.sequence.is_none() {
-            let sequence = self.mirror.next_sequence();
+            let sequence = self.mirror.send();
             cut.sequence = Some(sequence);
             actions.push(Action::Send(OutgoingMessage::Cut {
                 sequence,

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::differences::Differences;
 use crate::clock::Instant;
 use crate::extent::{BlockRange, ExtentMap};
 use crate::limits::MIRROR_WINDOW_BYTES;
@@ -40,10 +41,13 @@ pub struct MirrorLeg {
     pub held_back: bool,
     /// Sequence of the latest flush sent.
     flush_sent: u64,
+    /// Sequence of the latest message of this session, 0 if there was none.
+    sent: u64,
     /// Unsent blocks may exist that were not sent in this session (R10: no flush is mirrored).
     pub backlog: bool,
     /// Where the search for them goes on.
     pub cursor: u64,
+    pub differences: Differences,
     /// When an unsent block could not be read here; until it is time to try again, the search
     /// ends where the blocks do. Once it happened, blocks are pushed one by one.
     pub unreadable: Option<Instant>,
@@ -71,12 +75,25 @@ impl MirrorLeg {
         self.lagging.clear();
         self.lag_bytes = 0;
         self.held_back = false;
+        self.sent = 0;
         self.cursor = 0;
+        self.differences.end_session();
     }
 
-    pub fn next_sequence(&mut self) -> u64 {
+    fn next_sequence(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
+    }
+
+    /// Sequence of a message that is sent now.
+    pub fn send(&mut self) -> u64 {
+        self.sent = self.next_sequence();
+        self.sent
+    }
+
+    /// What a digest must see to be of all that was sent.
+    pub fn sent_in_session(&self) -> u64 {
+        self.sent
     }
 
     /// Room for a write of this length; one that exceeds the window alone goes when it is empty.
@@ -92,7 +109,7 @@ impl MirrorLeg {
     /// the blocks but for those of `except`, of which it holds only a part.
     pub fn send_write(&mut self, blocks: BlockRange, except: &[BlockRange], length: u64) -> u64 {
         assert!(self.up);
-        let sequence = self.next_sequence();
+        let sequence = self.send();
         self.not_applied.push_back((sequence, length));
         self.not_durable.push_back((sequence, blocks));
         let held_back = except.iter().filter_map(|run| run.intersect(blocks));
@@ -103,8 +120,15 @@ impl MirrorLeg {
         sequence
     }
 
-    pub fn send_flush(&mut self) -> u64 {
+    /// The backup holds these blocks as they are here; the next flush makes them durable there.
+    pub fn count_as_sent(&mut self, blocks: BlockRange) {
         let sequence = self.next_sequence();
+        self.not_durable.push_back((sequence, blocks));
+        self.latest.insert(blocks, sequence);
+    }
+
+    pub fn send_flush(&mut self) -> u64 {
+        let sequence = self.send();
         self.flush_sent = sequence;
         self.held_back = false;
         sequence

@@ -9,6 +9,7 @@
 //! | `media.rs` | attached media, from which missing blocks are read ahead of the link |
 //! | `media_readers.rs`, `attaching.rs` | the threads that read media; which are attached |
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
+//! | `differences.rs` | which unsent blocks the backup really lacks |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
 //! | `asking.rs` | questions to the backup: digests, what changed since a cut |
@@ -23,6 +24,7 @@ mod acquaintance;
 mod asking;
 mod attaching;
 mod claims;
+mod differences;
 mod driver;
 mod event;
 mod fetch;

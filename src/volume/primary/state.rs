@@ -47,6 +47,8 @@ pub struct Counters {
     /// Missing bytes read from attached media.
     pub bytes_from_media: u64,
     pub bytes_resent: u64,
+    /// Not sent again, since the backup was found to hold them.
+    pub bytes_found_equal: u64,
     pub errors: u64,
 }
 
@@ -166,6 +168,8 @@ impl Primary {
             Event::MediumRead { medium, token, result } => {
                 self.medium_read(medium, token, result, actions);
             }
+            Event::DigestTold { tag, result } => self.digest_told(tag, result),
+            Event::DigestDone { token, result } => self.digest_done(token, result),
             Event::Applied { sequence } => self.backup_applied(sequence),
             Event::Flushed { sequence } => self.backup_flushed(sequence),
             Event::CutAnswered { sequence, result } => self.cut_answered(sequence, result, actions),
@@ -199,10 +203,16 @@ impl Primary {
         }
     }
 
-    pub(super) fn token(&mut self, pending: Pending) -> u64 {
+    /// A number that nothing had before.
+    pub(super) fn new_token(&mut self) -> u64 {
         self.token += 1;
-        self.pending.insert(self.token, pending);
         self.token
+    }
+
+    pub(super) fn token(&mut self, pending: Pending) -> u64 {
+        let token = self.new_token();
+        self.pending.insert(token, pending);
+        token
     }
 
     pub(super) fn complete(&mut self, id: u64, outcome: Outcome, actions: &mut Vec<Action>) {
@@ -333,9 +343,9 @@ impl Primary {
             && self.map.current().all_equal(blocks, true)
             && self.mirror.up;
         quiet.then(|| {
-            self.token += 1;
-            self.watches.insert(self.token, (blocks, false));
-            self.token
+            let watch = self.new_token();
+            self.watches.insert(watch, (blocks, false));
+            watch
         })
     }
 
@@ -346,6 +356,7 @@ impl Primary {
     }
 
     pub(super) fn touch(&mut self, blocks: BlockRange) {
+        self.mirror.differences.touch(blocks);
         for (watched, touched) in self.watches.values_mut() {
             *touched |= watched.intersect(blocks).is_some();
         }
