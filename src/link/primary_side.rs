@@ -342,8 +342,10 @@ struct Lines {
 }
 
 impl Lines {
-    fn convert(message: OutgoingMessage) -> (Class, Message) {
-        match message {
+    /// `None` for what the link is not told.
+    fn convert(message: OutgoingMessage) -> Option<(Class, Message)> {
+        Some(match message {
+            OutgoingMessage::Barrier => return None,
             OutgoingMessage::Write { sequence, offset, content: Content::Bytes(data) } => {
                 (Class::Mirror, Message::Write { sequence, offset, data })
             }
@@ -366,7 +368,7 @@ impl Lines {
                 let tag = tag | COMPARISON_TAG;
                 (Class::Bulk, Message::Digest { tag, range, after_sequence })
             }
-        }
+        })
     }
 
     fn line(&self, class: Class) -> &Endpoint {
@@ -379,13 +381,16 @@ impl Lines {
 }
 
 impl Outbox for Lines {
-    fn send(&self, message: OutgoingMessage) {
-        let (class, message) = Self::convert(message);
+    fn send(&self, message: OutgoingMessage) -> Vec<u64> {
+        let Some((class, message)) = Self::convert(message) else {
+            self.mirror.barrier();
+            return Vec::new();
+        };
         if let (Message::Cut { sequence, .. }, Some(side)) = (&message, self.side.upgrade()) {
             side.lock().cuts.insert(*sequence);
         }
         // A connection that has ended takes nothing; the volume is about to hear of it.
-        let _ended = self.line(class).send(message);
+        self.line(class).send(message).unwrap_or_default()
     }
 
     fn ask_digest(&self, tag: u64, range: ByteRange) {

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use dualrestore::device::{Device, Payload, digest};
 use dualrestore::error::Error;
+use dualrestore::extent::ByteRange;
 use dualrestore::volume::content::Content;
 use dualrestore::volume::primary::{Event, FetchClass, OutgoingMessage};
 
@@ -49,9 +50,9 @@ impl Backup {
                 self.cut = Some(self.disk.visible());
                 Event::CutAnswered { sequence, result: Ok((1, sequence)) }
             }
-            OutgoingMessage::Fetch { .. } | OutgoingMessage::Digest { .. } => {
-                unreachable!("reads have connections of their own")
-            }
+            OutgoingMessage::Fetch { .. }
+            | OutgoingMessage::Digest { .. }
+            | OutgoingMessage::Barrier => unreachable!("not on this connection"),
         }
     }
 }
@@ -80,6 +81,9 @@ pub struct Link {
     owed: Option<u64>,
     /// Messages that were taken off a queue so far.
     pub passed: u64,
+    /// Writes that later ones cover do not leave, back to the latest barrier.
+    pub supersedes: bool,
+    barrier: u64,
 }
 
 impl Link {
@@ -88,8 +92,25 @@ impl Link {
         &self.there[lane as usize]
     }
 
-    pub fn send(&mut self, message: OutgoingMessage) {
+    /// Returns the sequences of writes that do not leave.
+    pub fn send(&mut self, message: OutgoingMessage) -> Vec<u64> {
         assert!(self.up, "nothing is sent while the link is down: {message:?}");
+        let mut superseded = Vec::new();
+        match &message {
+            OutgoingMessage::Write { offset, content, .. } if self.supersedes => {
+                let range = ByteRange::new(*offset, content.len());
+                superseded = self.supersede(range);
+            }
+            OutgoingMessage::Flush { sequence } | OutgoingMessage::Cut { sequence, .. } => {
+                self.barrier = *sequence;
+            }
+            OutgoingMessage::Barrier => {
+                let last = self.there[Lane::Mirror as usize].back();
+                self.barrier = last.map_or(self.barrier, OutgoingMessage::sequence);
+                return superseded;
+            }
+            _ => {}
+        }
         let lane = match &message {
             OutgoingMessage::Fetch { class: FetchClass::Demand, .. } => Lane::Demand,
             OutgoingMessage::Fetch { class: FetchClass::Bulk, .. }
@@ -97,6 +118,23 @@ impl Link {
             _ => Lane::Mirror,
         };
         self.there[lane as usize].push_back(message);
+        superseded
+    }
+
+    fn supersede(&mut self, range: ByteRange) -> Vec<u64> {
+        let mut superseded = Vec::new();
+        self.there[Lane::Mirror as usize].retain(|held| match held {
+            OutgoingMessage::Write { sequence, offset, content } if *sequence > self.barrier => {
+                let covered = ByteRange::new(*offset, content.len());
+                let stays = range.intersect(covered) != Some(covered);
+                if !stays {
+                    superseded.push(*sequence);
+                }
+                stays
+            }
+            _ => true,
+        });
+        superseded
     }
 
     pub fn is_quiet(&self) -> bool {

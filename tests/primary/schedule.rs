@@ -166,6 +166,7 @@ impl Life {
             requests,
         };
         life.requests[1] += 1;
+        life.world.link.supersedes = life.chance.one_in(2);
         life.world.note(|| format!("{:?}", life.world.beginning));
         life
     }

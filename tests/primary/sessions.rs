@@ -5,7 +5,7 @@ use dualrestore::error::ErrorKind;
 use dualrestore::extent::BlockRange;
 use dualrestore::limits::MIRROR_WINDOW_BYTES;
 use dualrestore::units::{BlockSize, Geometry};
-use dualrestore::volume::primary::{Event, Options};
+use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::Lane;
 use crate::chance::Chance;
@@ -229,6 +229,45 @@ fn the_mirror_window_holds_writes_back_until_some_are_applied_or_the_link_is_dow
     world.link_up();
     world.assert_mirrored();
     assert_eq!(world.there(sectors(0, 128)), [11; 128]);
+}
+
+#[test]
+fn policy_write_answers_a_write_that_did_not_leave_once_the_one_that_covers_it_is_applied() {
+    let mut world = linked([], Options { policy: MirrorPolicy::Write, ..FLUSH });
+    world.link.supersedes = true;
+    let first = world.write(block(3), &[7, 8], false);
+    world.local();
+    let between = world.write(block(5), &[5, 6], false);
+    world.local();
+    let second = world.write(block(3), &[9, 10], false);
+    world.local();
+    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK], "the first does not leave");
+    let mut chance = Chance::new(0);
+    world.link.apply_next(&mut world.backup, &mut chance);
+    world.link.pay();
+    world.receive(Lane::Mirror);
+    world.assert_ok(between);
+    assert!(!world.is_answered(first) && !world.is_answered(second));
+    world.exchange();
+    world.assert_ok(first);
+    world.assert_ok(second);
+    world.assert_mirrored();
+}
+
+#[test]
+fn no_write_is_left_out_in_favour_of_one_after_a_flush_that_the_backup_is_not_told_of() {
+    let policy = MirrorPolicy::Async(LagBound { bytes: 1 << 20, ms: 5_000 });
+    let mut world = linked([], Options { policy, ..FLUSH });
+    world.link.supersedes = true;
+    world.write(block(3), &[7, 8], false);
+    world.local();
+    let flush = world.flush();
+    world.local();
+    world.assert_ok(flush);
+    world.write(block(3), &[9, 10], false);
+    world.local();
+    assert_eq!(world.sent_writes(), [3 * BLOCK, 3 * BLOCK], "each state that was flushed");
+    world.assert_mirrored();
 }
 
 #[test]

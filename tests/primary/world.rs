@@ -239,7 +239,11 @@ impl World {
                     self.check_medium(medium, range);
                     self.add(Job::Medium { medium, token, range });
                 }
-                Action::Send(message) => self.link.send(message),
+                Action::Send(message) => {
+                    let sequence = message.sequence();
+                    let superseded = self.link.send(message);
+                    self.primary.superseded(&superseded, sequence);
+                }
                 Action::Complete { id, outcome } => self.answered(id, outcome),
                 Action::CutDone { id, result } => {
                     assert!(self.cuts.insert(id, result).is_none(), "a cut is answered once");

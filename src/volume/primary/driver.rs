@@ -25,7 +25,8 @@ use crate::volume::service::{Command, Completion, Outcome};
 
 /// The way to the backup. `send` is called with the volume's lock held and must not wait.
 pub trait Outbox: Send + Sync {
-    fn send(&self, message: OutgoingMessage);
+    /// Returns the sequences of writes that this one covers whole and that will not leave.
+    fn send(&self, message: OutgoingMessage) -> Vec<u64>;
     /// Asks for the BLAKE3 of a range; answered by `Driver::digest_arrived` with the tag.
     fn ask_digest(&self, tag: u64, range: ByteRange);
     /// Asks which blocks of the range changed since a cut; answered by `Driver::changes_arrived`
@@ -541,7 +542,9 @@ impl State {
             match action {
                 Action::Send(message) => {
                     if let Some(outbox) = &self.outbox {
-                        outbox.send(message);
+                        let sequence = message.sequence();
+                        let superseded = outbox.send(message);
+                        self.machine.superseded(&superseded, sequence);
                     }
                 }
                 Action::Complete { id, outcome } => {

@@ -141,6 +141,9 @@ pub enum OutgoingMessage {
     Flush {
         sequence: u64,
     },
+    /// A flush of a guest that the backup is not told of: no write before it may be left out in
+    /// favour of one after it.
+    Barrier,
     Cut {
         sequence: u64,
         snapshot: Uuid,
@@ -159,6 +162,19 @@ pub enum OutgoingMessage {
         range: ByteRange,
         after_sequence: u64,
     },
+}
+
+impl OutgoingMessage {
+    /// Its place in the mirror stream; 0 if it has none.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        match self {
+            Self::Write { sequence, .. }
+            | Self::Flush { sequence }
+            | Self::Cut { sequence, .. } => *sequence,
+            Self::Barrier | Self::Fetch { .. } | Self::Digest { .. } => 0,
+        }
+    }
 }
 
 /// To be done outside the machine; device actions are answered by the event of the same token.

@@ -76,6 +76,9 @@ impl Primary {
                 self.begin_device_flush(actions);
             } else {
                 flush.local = true;
+                if self.mirror.up {
+                    actions.push(Action::Send(OutgoingMessage::Barrier));
+                }
             }
             if flush.remote.is_none() || self.options.strict {
                 flush.commit = Some(self.next_commit());

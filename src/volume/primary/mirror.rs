@@ -4,7 +4,7 @@
 //! durable and none newer was sent for the block (trap 19). Nothing here survives the session:
 //! after a reconnect everything unsent is sent again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::differences::Differences;
 use crate::clock::Instant;
@@ -29,6 +29,10 @@ pub struct MirrorLeg {
     applied: u64,
     durable: u64,
     not_applied: VecDeque<(u64, u64)>,
+    /// Writes that did not leave, each with the one that covers it and was not applied yet; and
+    /// the same the other way round.
+    superseded: BTreeMap<u64, u64>,
+    carried: BTreeMap<u64, Vec<u64>>,
     not_durable: VecDeque<(u64, BlockRange)>,
     /// Per block the latest sequence sent in this session and not yet durable.
     latest: ExtentMap<u64>,
@@ -69,6 +73,8 @@ impl MirrorLeg {
     pub fn end_session(&mut self) {
         self.up = false;
         self.not_applied.clear();
+        self.superseded.clear();
+        self.carried.clear();
         self.not_durable.clear();
         self.latest.clear();
         self.in_flight_bytes = 0;
@@ -157,10 +163,24 @@ impl MirrorLeg {
         while let Some((_, length)) = self.not_applied.pop_front_if(|(held, _)| *held <= sequence) {
             self.in_flight_bytes -= length;
         }
+        let later = self.carried.split_off(&(self.applied + 1));
+        for carried in std::mem::replace(&mut self.carried, later).into_values().flatten() {
+            self.superseded.remove(&carried);
+        }
     }
 
+    /// The write `sequence` does not leave: the later one covers it, and what it covered.
+    pub fn supersede(&mut self, sequence: u64, by: u64) {
+        assert!(self.applied < sequence && sequence < by, "it was on its way");
+        let mut carried = self.carried.remove(&sequence).unwrap_or_default();
+        carried.push(sequence);
+        self.superseded.extend(carried.iter().map(|held| (*held, by)));
+        self.carried.entry(by).or_default().extend(carried);
+    }
+
+    /// Whether the backup has what the write left, or what a later one left there.
     pub fn is_applied(&self, sequence: u64) -> bool {
-        self.applied >= sequence
+        self.applied >= self.superseded.get(&sequence).copied().unwrap_or(sequence)
     }
 
     /// The backup made everything up to `sequence` durable; returns the blocks that are no longer
@@ -231,6 +251,24 @@ mod tests {
         assert_eq!(leg.flushed(second), [BlockRange::new(1, 2)]);
         assert!(leg.is_drained());
         assert_eq!(leg.in_flight_bytes(), 0);
+    }
+
+    #[test]
+    fn a_write_that_did_not_leave_is_applied_with_the_one_that_covers_it() {
+        let mut leg = MirrorLeg::default();
+        leg.begin_session(false);
+        let [first, other, second, between, third] =
+            std::array::from_fn(|_| leg.send_write(BlockRange::new(0, 1), &[], 4096));
+        leg.supersede(first, second);
+        leg.supersede(second, third);
+        for applied in [other, between] {
+            leg.applied(applied);
+            assert!(leg.is_applied(applied));
+            assert!(!leg.is_applied(first) && !leg.is_applied(second));
+        }
+        leg.applied(third);
+        assert!(leg.is_applied(first) && leg.is_applied(second));
+        assert!(leg.superseded.is_empty() && leg.carried.is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! mirrored (R10).
 
 use super::claims::{ClaimId, ClaimKind};
-use super::event::{Action, OutgoingMessage};
+use super::event::{Action, MirrorPolicy, OutgoingMessage};
 use super::requests::Pending;
 use super::state::Primary;
 use crate::device::{AlignedBuffer, Payload};
@@ -156,6 +156,16 @@ impl Primary {
         self.counters.errors += 1;
         self.mirror.unreadable = Some(self.now);
         self.mirror.one_by_one = true;
+    }
+
+    /// These writes did not leave: the one that was sent just now covers them. No flush stands
+    /// between, so only who waits until a write is applied need know.
+    pub fn superseded(&mut self, sequences: &[u64], by: u64) {
+        if self.options.policy == MirrorPolicy::Write {
+            for sequence in sequences {
+                self.mirror.supersede(*sequence, by);
+            }
+        }
     }
 
     pub(super) fn backup_applied(&mut self, sequence: u64) {
