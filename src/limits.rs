@@ -50,10 +50,21 @@ pub const LINK_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 pub const LINK_PIECE_BYTES: u64 = 128 << 10;
 /// Bytes of mirrored writes sent and not yet applied by the backup; further writes wait.
 pub const MIRROR_WINDOW_BYTES: u64 = 16 << 20;
+/// How far the backup may lag under the policy `async` unless the configuration says otherwise: a
+/// minute's worth of a 10 Mbit/s link, and what an operator calls a few seconds.
+pub const ASYNC_BYTES: u64 = 64 << 20;
+pub const ASYNC_MS: u64 = 5_000;
 /// Demand fetches on the wire at a time; further ones wait.
 pub const FETCH_IN_FLIGHT_MAX: usize = 256;
 /// Resync pushes and hydration fetches on the wire at a time.
 pub const BULK_IN_FLIGHT_MAX: usize = 32;
+/// Comparisons of unsent blocks with the backup under way at a time, those of them that read here,
+/// and the smallest part that is compared by itself: a digest and its answer take 112 bytes.
+pub const COMPARISONS_MAX: usize = 64;
+pub const COMPARISON_READS_MAX: usize = 2;
+pub const COMPARISON_PART_BYTES: u64 = 4 << 10;
+/// Runs that are known to differ and wait to be sent; while there are more, nothing is compared.
+pub const DIFFERENT_RUNS_MAX: usize = 256;
 /// Silence on a link connection after which it is dead, and how often we speak (a dead peer is
 /// noticed within 10 s).
 pub const LINK_SILENCE_MS: u64 = 8_000;
@@ -82,6 +93,9 @@ pub const LINK_DIGEST_BYTES_MAX: u32 = 16 << 20;
 pub const LINK_CHANGES_BYTES_MAX: usize = 64 << 10;
 /// Ranges that one cut may select: they fit one frame.
 pub const LINK_CUT_RANGES_MAX: usize = 4096;
+/// A busy link that takes fewer bytes a second gets blocks compressed: a processor compresses about
+/// three times as many, and more is 500 Mbit/s.
+pub const LINK_PACK_BELOW: u64 = 64_000_000;
 /// First and longest delay before connecting again.
 pub const LINK_RECONNECT_MS_MIN: u64 = 100;
 pub const LINK_RECONNECT_MS_MAX: u64 = 10_000;

@@ -2,13 +2,14 @@
 
 use dualrestore::clock::Instant;
 use dualrestore::extent::ByteRange;
-use dualrestore::format::frames::{BootId, Class, Hello, Role, Welcome};
+use dualrestore::format::frames::{BootId, Class, Hello, KNOWN_FEATURES, Role, Welcome};
 use dualrestore::link::{Connection, Event, Message};
 use dualrestore::units::{BlockSize, Geometry};
 use uuid::Uuid;
 
 const START: Instant = Instant(1000);
 const LINK: &[u8] = include_bytes!("../../tests/golden/link-v1.bin");
+const PACKED: &[u8] = include_bytes!("../../tests/golden/link-v1-packed.bin");
 
 fn geometry() -> Geometry {
     Geometry::new(10 << 30, BlockSize::DEFAULT).expect("valid")
@@ -27,7 +28,7 @@ fn hello(class: Class) -> Hello {
         session_epoch: if reads { 7 } else { 0 },
         boot_id: BootId(std::array::from_fn(|at| 0x20 + at as u8)),
         peer_boot_id: if reads { backup_boot() } else { BootId::default() },
-        features_offered: 0,
+        features_offered: KNOWN_FEATURES,
         features_required: 0,
     }
 }
@@ -45,7 +46,7 @@ fn welcome(hello: &Hello) -> Welcome {
         applied_sequence: 0,
         boot_id: backup_boot(),
         backup: Uuid::from_u128(9),
-        features: 0,
+        features: hello.features_offered & KNOWN_FEATURES,
     }
 }
 
@@ -130,6 +131,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for mode in 0..6 {
         seeds.push([&[mode], LINK].concat());
+        seeds.push([&[mode], PACKED].concat());
         let starts: Vec<usize> = (0..LINK.len().saturating_sub(32))
             .filter(|at| at % 8 == 0 && LINK[*at..].starts_with(&LINK[..2]))
             .collect();

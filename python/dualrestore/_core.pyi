@@ -334,11 +334,15 @@ class PrimaryVolume:
         missing_deadline_ms: int,
         direct: bool = False,
         strict: bool = False,
+        async_bytes: int | None = None,
+        async_ms: int | None = None,
     ) -> PrimaryVolume:
         """`backups`: how many there are. A missing file is created sparse when `size` is given.
         `missing_deadline_ms`: how long a read of a missing block waits for a link that is down.
-        `strict`: a flush also commits the map. Files of the volume live in `state_directory` (made
-        by the caller, one per volume)."""
+        `strict`: a flush also commits the map. `async_bytes`, `async_ms`: how far the backup may
+        lag under `mirror="async"` while the link is up (64 MiB and 5 s unless told); writes wait
+        before it lags further. Files of the volume live in `state_directory` (made by the caller,
+        one per volume)."""
 
     @property
     def name(self) -> str: ...
@@ -346,11 +350,12 @@ class PrimaryVolume:
         """`{state, volume, size, block_size, generation, current_bytes, missing_bytes,
         link_only_bytes, unsent_bytes, hot_extents, hydrating, mirrored, error,
         backups: [{connected, demand, mirror, bulk (states of the link classes), unsent_bytes,
-        resyncing, in_flight_bytes, error}, ..],
+        resyncing, in_flight_bytes, lag_bytes, lag_ms (of writes since it was connected, what is
+        not durable there, and for how long), error}, ..],
         media: as `attach` returns them,
         reads, writes, flushes, bytes_read, bytes_written_live, fetches, bytes_fetched,
         bytes_hydrated, bytes_merged, bytes_from_media, bytes_skipped_current, bytes_resent,
-        errors}`
+        bytes_found_equal (unsent, and not sent since the backup held them), errors}`
 
         `state`: `waiting` (for the operator's word), `restoring` (something is missing),
         `resyncing` (nothing missing, what the backup lacks is being sent), `mirroring` (only

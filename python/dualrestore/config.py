@@ -24,6 +24,8 @@ BLOCK_BYTES_MIN, BLOCK_BYTES_MAX = 512, 2**20
 UNIX_PATH_BYTES_MAX = 107
 """`sun_path` of Linux, without its final zero."""
 PORT_MAX = 65535
+ASYNC_BYTES, ASYNC_BYTES_MIN = 64 * 2**20, 64 * 2**10
+ASYNC_SECONDS, ASYNC_SECONDS_MIN, ASYNC_SECONDS_MAX = 5.0, 0.1, 86_400.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -99,6 +101,8 @@ class VolumeConfiguration(NamedTuple):
     backups: tuple[BackupAddress, ...]
     exports: tuple[Export, ...]
     mirror: Literal["flush", "write", "async"]
+    async_bytes: int
+    async_ms: int
     missing_deadline_ms: int
     direct: bool
 
@@ -125,6 +129,8 @@ class _RawVolume(msgspec.Struct):
     backups: list[str] = []
     export: list[str] = []
     mirror: Literal["flush", "write", "async"] = "flush"
+    async_bytes: str | int | None = None
+    async_seconds: float | None = None
     missing_deadline: str = "30s"
     direct: bool = False
 
@@ -245,6 +251,27 @@ def _geometry(raw: _RawVolume) -> tuple[int | None, int]:
     return size, block_size
 
 
+def _lag_bound(raw: _RawVolume) -> tuple[int, int]:
+    """Bytes and milliseconds."""
+    given = raw.async_bytes is not None or raw.async_seconds is not None
+    if given and raw.mirror != "async":
+        raise ConfigurationError(
+            'async_bytes, async_seconds: only mirror = "async" lets the backup lag, found '
+            f"mirror = {raw.mirror!r}; remove them"
+        )
+    size = _size("async_bytes", raw.async_bytes)
+    size = ASYNC_BYTES if size is None else size
+    seconds = ASYNC_SECONDS if raw.async_seconds is None else raw.async_seconds
+    if not ASYNC_BYTES_MIN <= size <= SIZE_MAX:
+        raise ConfigurationError(f"async_bytes: expected 64KiB or more, found {raw.async_bytes!r}")
+    if not ASYNC_SECONDS_MIN <= seconds <= ASYNC_SECONDS_MAX:
+        raise ConfigurationError(
+            f"async_seconds: expected a number of seconds from {ASYNC_SECONDS_MIN:g} to "
+            f"{ASYNC_SECONDS_MAX:g}, found {raw.async_seconds!r}"
+        )
+    return size, round(seconds * 1000)
+
+
 def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration:
     check_name(name)
     size, block_size = _geometry(raw)
@@ -256,6 +283,7 @@ def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration
         raise ConfigurationError("backups: only a primary volume has them; remove the key")
     if not raw.device.startswith("/"):
         raise ConfigurationError(f"device: expected an absolute path, found {raw.device!r}")
+    async_bytes, async_ms = _lag_bound(raw)
     reachable = [backup.address for backup in backups]
     reachable += [export.address for export in exports if isinstance(export, TcpExport)]
     for address in reachable:
@@ -269,6 +297,8 @@ def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration
         backups=backups,
         exports=exports,
         mirror=raw.mirror,
+        async_bytes=async_bytes,
+        async_ms=async_ms,
         missing_deadline_ms=round(parse_duration(raw.missing_deadline) * 1000),
         direct=raw.direct,
     )

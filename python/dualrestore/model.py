@@ -222,6 +222,10 @@ class BackupLink(Record, frozen=True, kw_only=True):
     unsent_bytes: int
     resyncing: bool
     in_flight_bytes: int = 0
+    lag_bytes: int = 0
+    """Writes since it was connected that it has not made durable."""
+    lag_ms: int = 0
+    """How long ago the oldest of them was sent."""
     error: str | None = None
     address: str = ""
     """Filled by the daemon, with the transport's own error when the core has none."""
@@ -280,6 +284,8 @@ class PrimaryStatus(Record, frozen=True, kw_only=True):
     bytes_from_media: int = 0
     bytes_skipped_current: int = 0
     bytes_resent: int = 0
+    bytes_found_equal: int = 0
+    """Of what a backup was presumed to lack, what it held and was not sent."""
     errors: int = 0
     connections: int = 0
     exports: list[str] = []

@@ -25,15 +25,15 @@
 use std::collections::VecDeque;
 
 use super::ledger::Ledger;
-use super::outgoing::Outgoing;
+use super::outgoing::{Batch, Outgoing};
 use super::reader::FrameReader;
 use super::rules::{State, check_welcome, permit};
 use super::{Frame, Message};
 use crate::clock::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::frames::{
-    Class, Goodbye, GoodbyeReason, Header, Hello, KNOWN_FEATURES, Refusal, RefusalCode, Sender,
-    Welcome,
+    Class, FEATURE_PACKED, Goodbye, GoodbyeReason, Header, Hello, KNOWN_FEATURES, Refusal,
+    RefusalCode, Sender, Welcome,
 };
 use crate::limits::{LINK_HANDSHAKE_MS, LINK_HEARTBEAT_MS, LINK_SILENCE_MS};
 
@@ -233,7 +233,10 @@ impl Connection {
 
     /// Queues a message. An error if the session is not active (any more) or the message is not
     /// well formed; it is our own fault, and stops us, to send what only the peer may send.
-    pub fn send(&mut self, message: Message) -> Result<()> {
+    ///
+    /// Returns the sequences of mirrored writes that it supersedes: they do not leave, and its own
+    /// answer is theirs.
+    pub fn send(&mut self, message: Message) -> Result<Vec<u64>> {
         if self.state != State::Active {
             return Err(self.not_open("an active session"));
         }
@@ -245,8 +248,12 @@ impl Connection {
         assert!(rule.traffic.travels_on(class), "{:?} does not travel on {class:?}", rule.kind);
         let features = rule.kind.features();
         assert_eq!(features & !self.features, 0, "{:?} is not agreed on", rule.kind);
-        self.outgoing.push(Frame::Message(message));
-        Ok(())
+        Ok(self.outgoing.push(Frame::Message(message)))
+    }
+
+    /// What is sent from now on supersedes nothing that was sent before.
+    pub fn barrier(&mut self) {
+        self.outgoing.barrier();
     }
 
     /// Says goodbye; what is queued is dropped (R11) and nothing more is read or sent. Who wants it
@@ -272,8 +279,13 @@ impl Connection {
     /// Whole frames for the transport, contiguous, up to `bytes_max` but at least one; `None` if
     /// nothing waits, or what waits has to wait for answers.
     pub fn take_outgoing(&mut self, bytes_max: usize, now: Instant) -> Option<Vec<u8>> {
+        self.take_batch(bytes_max, now).map(|batch| batch.encode())
+    }
+
+    /// The same, to be encoded without the connection's lock.
+    pub(super) fn take_batch(&mut self, bytes_max: usize, now: Instant) -> Option<Batch> {
         let ledger = &mut self.ledger;
-        let batch = self.outgoing.take(bytes_max, |message| {
+        let mut batch = self.outgoing.take(bytes_max, |message| {
             let ledger = ledger.as_mut().expect("an active session keeps a ledger");
             let has_room = ledger.has_room(message);
             if has_room {
@@ -282,6 +294,7 @@ impl Connection {
             has_room
         })?;
         self.spoke = now;
+        batch.may_pack = self.features & FEATURE_PACKED != 0;
         Some(batch)
     }
 

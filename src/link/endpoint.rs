@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::packing::Packer;
 use super::wake::Wake;
 use super::{Connection, Event, Message};
 use crate::clock::MonotonicClock;
@@ -32,6 +33,8 @@ pub struct Endpoint {
     wake: Arc<Wake>,
     side: Arc<dyn Side>,
     state: Mutex<State>,
+    /// Locked before `state`.
+    packer: Mutex<Packer>,
 }
 
 struct State {
@@ -61,7 +64,8 @@ impl Endpoint {
         label: String,
     ) -> Arc<Self> {
         let state = State { connection, label, epoch: 0, end: None, closed: false };
-        Arc::new(Self { id, clock, wake, side, state: Mutex::new(state) })
+        let packer = Mutex::default();
+        Arc::new(Self { id, clock, wake, side, state: Mutex::new(state), packer })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -85,8 +89,13 @@ impl Endpoint {
         self.hand_over(state);
     }
 
+    /// Encoded, and packed where that pays, while others may go on to send.
     pub fn take_outgoing(&self, bytes_max: usize) -> Option<Vec<u8>> {
-        self.lock().connection.as_mut()?.take_outgoing(bytes_max, self.clock.now())
+        // One taker at a time: batches leave in the order in which they are taken.
+        let mut packer = self.packer.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        let batch = self.lock().connection.as_mut()?.take_batch(bytes_max, now)?;
+        Some(packer.encode(&batch, now))
     }
 
     /// Lets time pass; returns in how many milliseconds it wants to be called again.
@@ -162,13 +171,21 @@ impl Endpoint {
     }
 
     /// Queues a message; an error if the session is over, which the side is told by an event.
-    pub fn send(&self, message: Message) -> Result<()> {
+    /// Returns the sequences of mirrored writes that it supersedes.
+    pub fn send(&self, message: Message) -> Result<Vec<u64>> {
         let mut state = self.lock();
         let connection = state.connection.as_mut().ok_or_else(not_open)?;
-        connection.send(message)?;
+        let superseded = connection.send(message)?;
         drop(state);
         self.wake.name(self.id);
-        Ok(())
+        Ok(superseded)
+    }
+
+    /// What is sent from now on supersedes nothing that was sent before.
+    pub fn barrier(&self) {
+        if let Some(connection) = &mut self.lock().connection {
+            connection.barrier();
+        }
     }
 
     pub fn accept(&self, welcome: &Welcome) -> Result<()> {

@@ -5,6 +5,7 @@
 //! | `connection.rs` | one byte stream: handshake, messages, heartbeat, end |
 //! | `reader.rs` | frames out of a stream that arrives in pieces |
 //! | `outgoing.rs` | frames queued, bounded, and formatted in batches |
+//! | `packing.rs` | when the bytes of blocks travel compressed |
 //! | `rules.rs` | what a connection demands of its peer |
 //! | `ledger.rs` | which requests await which answers, kept by both sides |
 //! | `fence.rs` | which session a backup volume listens to |
@@ -20,6 +21,7 @@ mod fence;
 mod hub;
 mod ledger;
 mod outgoing;
+mod packing;
 mod primary_side;
 mod reader;
 mod rules;

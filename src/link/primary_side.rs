@@ -28,6 +28,8 @@ use crate::volume::primary::{
 
 /// Tags of digests are told from tags of fetches by this bit.
 const DIGEST_TAG: u64 = 1 << 63;
+/// Those that the machine asks for, by this one.
+const COMPARISON_TAG: u64 = 1 << 61;
 /// And tags of changes by this one.
 const CHANGES_TAG: u64 = 1 << 62;
 
@@ -245,6 +247,13 @@ impl PrimarySide {
                 driver.digest_arrived(tag & !DIGEST_TAG, Err(failure.to_error()));
                 return;
             }
+            Message::FetchFailed { tag, failure } if tag & COMPARISON_TAG != 0 => {
+                let result = Err(failure.to_error());
+                VolumeEvent::DigestTold { tag: tag & !COMPARISON_TAG, result }
+            }
+            Message::DigestReply { tag, digest } if tag & COMPARISON_TAG != 0 => {
+                VolumeEvent::DigestTold { tag: tag & !COMPARISON_TAG, result: Ok(digest) }
+            }
             Message::FetchFailed { tag, failure } if tag & CHANGES_TAG != 0 => {
                 driver.changes_arrived(tag & !CHANGES_TAG, Err(failure.to_error()));
                 return;
@@ -333,8 +342,10 @@ struct Lines {
 }
 
 impl Lines {
-    fn convert(message: OutgoingMessage) -> (Class, Message) {
-        match message {
+    /// `None` for what the link is not told.
+    fn convert(message: OutgoingMessage) -> Option<(Class, Message)> {
+        Some(match message {
+            OutgoingMessage::Barrier => return None,
             OutgoingMessage::Write { sequence, offset, content: Content::Bytes(data) } => {
                 (Class::Mirror, Message::Write { sequence, offset, data })
             }
@@ -353,7 +364,11 @@ impl Lines {
                 };
                 (class, Message::Fetch { tag, range, after_sequence })
             }
-        }
+            OutgoingMessage::Digest { tag, range, after_sequence } => {
+                let tag = tag | COMPARISON_TAG;
+                (Class::Bulk, Message::Digest { tag, range, after_sequence })
+            }
+        })
     }
 
     fn line(&self, class: Class) -> &Endpoint {
@@ -366,13 +381,16 @@ impl Lines {
 }
 
 impl Outbox for Lines {
-    fn send(&self, message: OutgoingMessage) {
-        let (class, message) = Self::convert(message);
+    fn send(&self, message: OutgoingMessage) -> Vec<u64> {
+        let Some((class, message)) = Self::convert(message) else {
+            self.mirror.barrier();
+            return Vec::new();
+        };
         if let (Message::Cut { sequence, .. }, Some(side)) = (&message, self.side.upgrade()) {
             side.lock().cuts.insert(*sequence);
         }
         // A connection that has ended takes nothing; the volume is about to hear of it.
-        let _ended = self.line(class).send(message);
+        self.line(class).send(message).unwrap_or_default()
     }
 
     fn ask_digest(&self, tag: u64, range: ByteRange) {

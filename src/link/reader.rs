@@ -8,7 +8,7 @@
 use super::Frame;
 use crate::device::{AlignedBuffer, Payload};
 use crate::error::Result;
-use crate::format::frames::{HEADER_BYTES, Header};
+use crate::format::frames::{HEADER_BYTES, Header, Unpacker, plain_length};
 
 #[derive(Debug)]
 pub(super) struct FrameReader {
@@ -17,6 +17,7 @@ pub(super) struct FrameReader {
     head: [u8; HEADER_BYTES],
     head_length: usize,
     body: Option<Body>,
+    unpacker: Unpacker,
 }
 
 #[derive(Debug)]
@@ -52,7 +53,8 @@ impl BodyBytes {
 
 impl FrameReader {
     pub fn new() -> Self {
-        Self { count: 0, head: [0; HEADER_BYTES], head_length: 0, body: None }
+        let head = [0; HEADER_BYTES];
+        Self { count: 0, head, head_length: 0, body: None, unpacker: Unpacker::default() }
     }
 
     /// Whether a frame has begun and not ended.
@@ -90,9 +92,17 @@ impl FrameReader {
         self.count = self.count.wrapping_add(1);
         match bytes {
             BodyBytes::Blocks(buffer) => Frame::decode_blocks(&header, Payload::new(buffer)),
+            BodyBytes::Fields(bytes) if header.is_packed() => self.unpack(&header, &bytes),
             BodyBytes::Fields(bytes) => Frame::decode(&header, &bytes),
         }
         .map(Some)
+    }
+
+    fn unpack(&mut self, header: &Header, payload: &[u8]) -> Result<Frame> {
+        header.check_payload(payload)?;
+        let mut plain = AlignedBuffer::zeroed(plain_length(payload)?);
+        self.unpacker.unpack(payload, &mut plain)?;
+        Frame::decode_unpacked(header, Payload::new(plain))
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn permit(
         Traffic::Mirror | Traffic::Reading | Traffic::Bulk => {
             state == State::Active
                 && class.is_some_and(|class| rule.traffic.travels_on(class))
-                && rule.kind.features() & !features == 0
+                && header.features() & !features == 0
         }
     };
     if in_time && (rule.sender == peer || rule.sender == Sender::Either) {

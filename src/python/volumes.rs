@@ -16,11 +16,12 @@ use crate::device::FileDirectory;
 use crate::error::Error;
 use crate::extent::ByteRange;
 use crate::format::frames::Class;
+use crate::limits::{ASYNC_BYTES, ASYNC_MS};
 use crate::link::PrimarySide;
 use crate::volume::opening::{Recorded, VolumeDevice};
 use crate::volume::primary::{
-    AttachmentStatus, Caller, Comparison, Event, Lost, MirrorPolicy, Options, PrimaryStatus,
-    PrimaryVolume as Volume,
+    AttachmentStatus, Caller, Comparison, Event, LagBound, Lost, MirrorPolicy, Options,
+    PrimaryStatus, PrimaryVolume as Volume,
 };
 use crate::volume::service::Command;
 
@@ -67,6 +68,8 @@ impl PrimaryVolume {
         dict.set_item("unsent_bytes", status.unsent_bytes)?;
         dict.set_item("resyncing", status.resyncing)?;
         dict.set_item("in_flight_bytes", status.in_flight_bytes)?;
+        dict.set_item("lag_bytes", status.lag_bytes)?;
+        dict.set_item("lag_ms", status.lag_ms)?;
         dict.set_item("error", side.and_then(|side| side.problem()))?;
         Ok(dict)
     }
@@ -114,7 +117,8 @@ fn state_word(status: &PrimaryStatus, backups: bool) -> &'static str {
 impl PrimaryVolume {
     #[staticmethod]
     #[pyo3(signature = (state_directory, name, device, *, size, block_size, mirror, backups,
-                        missing_deadline_ms, direct=false, strict=false))]
+                        missing_deadline_ms, direct=false, strict=false,
+                        async_bytes=None, async_ms=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn open(
         py: Python<'_>,
@@ -128,11 +132,16 @@ impl PrimaryVolume {
         missing_deadline_ms: u64,
         direct: bool,
         strict: bool,
+        async_bytes: Option<u64>,
+        async_ms: Option<u64>,
     ) -> PyResult<Self> {
         let policy = match mirror {
             "flush" => MirrorPolicy::Flush,
             "write" => MirrorPolicy::Write,
-            "async" => MirrorPolicy::Async,
+            "async" => MirrorPolicy::Async(LagBound {
+                bytes: async_bytes.unwrap_or(ASYNC_BYTES),
+                ms: async_ms.unwrap_or(ASYNC_MS),
+            }),
             other => {
                 return Err(Error::usage(format!(
                     "expected mirror to be flush, write or async, found {other:?}"
@@ -212,6 +221,7 @@ impl PrimaryVolume {
         dict.set_item("bytes_merged", counters.bytes_merged)?;
         dict.set_item("bytes_from_media", counters.bytes_from_media)?;
         dict.set_item("bytes_resent", counters.bytes_resent)?;
+        dict.set_item("bytes_found_equal", counters.bytes_found_equal)?;
         dict.set_item("errors", counters.errors)?;
         Ok(dict)
     }

@@ -33,6 +33,22 @@ def test_writes_go_on_while_the_link_is_cut_and_the_backup_catches_up(seed: int)
         pair.stop_and_compare()
 
 
+def test_after_a_crash_of_the_primary_little_of_its_hot_extents_crosses_the_link() -> None:
+    with Pair(SIZE) as pair:
+        with NbdClient(pair.socket, "v") as client:
+            for offset in range(0, SIZE, MIB):
+                client.write(offset, bytes(range(256)) * 16)
+            client.flush()
+        pair.primary.kill()
+        pair.primary.start()
+        pair.wait_mirrored()
+        status = pair.primary.status()
+        assert status["recovered_unsent_blocks"] >= MIB // 4096
+        presumed = status["recovered_unsent_blocks"] * 4096
+        assert (status["bytes_resent"], status["bytes_found_equal"]) == (0, presumed)
+        pair.stop_and_compare()
+
+
 def test_nothing_is_lost_or_mixed_up_by_cuts_again_and_again_during_hydration(seed: int) -> None:
     with Pair(SIZE, cabled=True) as pair:
         shadow = prepared(pair, seed)

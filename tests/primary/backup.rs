@@ -7,8 +7,9 @@
 
 use std::collections::VecDeque;
 
-use dualrestore::device::{Device, Payload};
+use dualrestore::device::{Device, Payload, digest};
 use dualrestore::error::Error;
+use dualrestore::extent::ByteRange;
 use dualrestore::volume::content::Content;
 use dualrestore::volume::primary::{Event, FetchClass, OutgoingMessage};
 
@@ -49,7 +50,9 @@ impl Backup {
                 self.cut = Some(self.disk.visible());
                 Event::CutAnswered { sequence, result: Ok((1, sequence)) }
             }
-            OutgoingMessage::Fetch { .. } => unreachable!("fetches have connections of their own"),
+            OutgoingMessage::Fetch { .. }
+            | OutgoingMessage::Digest { .. }
+            | OutgoingMessage::Barrier => unreachable!("not on this connection"),
         }
     }
 }
@@ -78,6 +81,9 @@ pub struct Link {
     owed: Option<u64>,
     /// Messages that were taken off a queue so far.
     pub passed: u64,
+    /// Writes that later ones cover do not leave, back to the latest barrier.
+    pub supersedes: bool,
+    barrier: u64,
 }
 
 impl Link {
@@ -86,14 +92,49 @@ impl Link {
         &self.there[lane as usize]
     }
 
-    pub fn send(&mut self, message: OutgoingMessage) {
+    /// Returns the sequences of writes that do not leave.
+    pub fn send(&mut self, message: OutgoingMessage) -> Vec<u64> {
         assert!(self.up, "nothing is sent while the link is down: {message:?}");
+        let mut superseded = Vec::new();
+        match &message {
+            OutgoingMessage::Write { offset, content, .. } if self.supersedes => {
+                let range = ByteRange::new(*offset, content.len());
+                superseded = self.supersede(range);
+            }
+            OutgoingMessage::Flush { sequence } | OutgoingMessage::Cut { sequence, .. } => {
+                self.barrier = *sequence;
+            }
+            OutgoingMessage::Barrier => {
+                let last = self.there[Lane::Mirror as usize].back();
+                self.barrier = last.map_or(self.barrier, OutgoingMessage::sequence);
+                return superseded;
+            }
+            _ => {}
+        }
         let lane = match &message {
             OutgoingMessage::Fetch { class: FetchClass::Demand, .. } => Lane::Demand,
-            OutgoingMessage::Fetch { class: FetchClass::Bulk, .. } => Lane::Bulk,
+            OutgoingMessage::Fetch { class: FetchClass::Bulk, .. }
+            | OutgoingMessage::Digest { .. } => Lane::Bulk,
             _ => Lane::Mirror,
         };
         self.there[lane as usize].push_back(message);
+        superseded
+    }
+
+    fn supersede(&mut self, range: ByteRange) -> Vec<u64> {
+        let mut superseded = Vec::new();
+        self.there[Lane::Mirror as usize].retain(|held| match held {
+            OutgoingMessage::Write { sequence, offset, content } if *sequence > self.barrier => {
+                let covered = ByteRange::new(*offset, content.len());
+                let stays = range.intersect(covered) != Some(covered);
+                if !stays {
+                    superseded.push(*sequence);
+                }
+                stays
+            }
+            _ => true,
+        });
+        superseded
     }
 
     pub fn is_quiet(&self) -> bool {
@@ -162,22 +203,30 @@ impl Link {
         }
     }
 
-    /// Fetches that may be served now, by their place in the lane.
+    /// Fetches and digests that may be served now, by their place in the lane.
     pub fn ready_fetches(&self, backup: &Backup, lane: Lane) -> Vec<usize> {
         let ready = |message: &OutgoingMessage| match message {
-            OutgoingMessage::Fetch { after_sequence, .. } => *after_sequence <= backup.applied,
+            OutgoingMessage::Fetch { after_sequence, .. }
+            | OutgoingMessage::Digest { after_sequence, .. } => *after_sequence <= backup.applied,
             _ => false,
         };
         let lane = self.there[lane as usize].iter().enumerate();
         lane.filter(|(_, message)| ready(message)).map(|(at, _)| at).collect()
     }
 
-    /// The backup serves one fetch, or says that it cannot.
+    /// The backup serves one fetch or digest, or says that it cannot.
     pub fn serve(&mut self, backup: &Backup, lane: Lane, at: usize, fails: bool) {
         let message = self.there[lane as usize].remove(at).expect("it is there");
         self.passed += 1;
-        let OutgoingMessage::Fetch { tag, range, .. } = message else {
-            unreachable!("only fetches travel there")
+        let refused = || Error::link("the backup cannot read that");
+        let (tag, range) = match message {
+            OutgoingMessage::Fetch { tag, range, .. } => (tag, range),
+            OutgoingMessage::Digest { tag, range, .. } => {
+                let result = if fails { Err(refused()) } else { digest(&backup.disk, range) };
+                self.back[lane as usize].push_back(Event::DigestTold { tag, result });
+                return;
+            }
+            _ => unreachable!("only reads travel there"),
         };
         let mut buffer = vec![0; range.length as usize];
         backup.disk.read_at(range.offset, &mut buffer).expect("the model's disk is sound");
@@ -186,8 +235,7 @@ impl Link {
         } else {
             Content::Bytes(Payload::copy_of(&buffer))
         };
-        let result =
-            if fails { Err(Error::link("the backup cannot read that")) } else { Ok(content) };
+        let result = if fails { Err(refused()) } else { Ok(content) };
         self.back[lane as usize].push_back(Event::Fetched { tag, result });
     }
 

@@ -3,8 +3,10 @@
 mod backup;
 mod chance;
 mod comparing;
+mod differences;
 mod disk;
 mod figures;
+mod lag;
 mod media;
 mod medium;
 mod oracle;

@@ -6,7 +6,7 @@
 
 use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::units::{BlockSize, Geometry, MIB};
-use dualrestore::volume::primary::{Event, MirrorPolicy, Options};
+use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::{LANES, Lane};
 use crate::chance::Chance;
@@ -125,6 +125,10 @@ fn beginning(seed: u64, chance: &mut Chance) -> Beginning {
         2 => (0..blocks).collect(),
         _ => touched,
     };
+    let bound = LagBound {
+        bytes: chance.pick(&[1024, 4096, MIB]),
+        ms: chance.pick(&[100, 2_000, 1_000_000]),
+    };
     Beginning {
         geometry,
         options: Options {
@@ -132,7 +136,7 @@ fn beginning(seed: u64, chance: &mut Chance) -> Beginning {
                 MirrorPolicy::Flush,
                 MirrorPolicy::Flush,
                 MirrorPolicy::Write,
-                MirrorPolicy::Async,
+                MirrorPolicy::Async(bound),
             ]),
             backup,
             strict: chance.one_in(5),
@@ -162,6 +166,7 @@ impl Life {
             requests,
         };
         life.requests[1] += 1;
+        life.world.link.supersedes = life.chance.one_in(2);
         life.world.note(|| format!("{:?}", life.world.beginning));
         life
     }
@@ -272,8 +277,12 @@ impl Life {
         match self.chance.weighted(&self.requests) {
             0 => self.world.read(range),
             1 => {
-                let values: Vec<_> =
-                    stamp::sectors(range).map(|_| self.world.new_value()).collect();
+                let values: Vec<_> = if self.chance.one_in(4) {
+                    // What the backup holds: a comparison finds it equal.
+                    self.world.there(range)
+                } else {
+                    stamp::sectors(range).map(|_| self.world.new_value()).collect()
+                };
                 self.world.write(range, &values, force_unit_access)
             }
             2 => self.world.write_zeroes(range, force_unit_access),
@@ -425,6 +434,7 @@ impl Life {
         let jobs = world.items.iter().map(|item| match &item.job {
             Job::Read { .. } => "read",
             Job::Write { .. } => "write",
+            Job::Digest { .. } => "digest",
             Job::Flush => "flush",
             Job::Commit { .. } => "commit",
             Job::Record { .. } => "record",

@@ -5,7 +5,7 @@ use dualrestore::error::ErrorKind;
 use dualrestore::extent::BlockRange;
 use dualrestore::limits::MIRROR_WINDOW_BYTES;
 use dualrestore::units::{BlockSize, Geometry};
-use dualrestore::volume::primary::{Event, Options};
+use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::Lane;
 use crate::chance::Chance;
@@ -147,7 +147,7 @@ fn one_unreadable_unsent_block_does_not_keep_the_others_from_being_sent() {
     world.local();
     world.volume.fail_next_read();
     world.link_up();
-    world.do_job(is_read);
+    world.compare();
     world.settle();
     assert_eq!(world.there(block(5)), [9, 10]);
     assert!(world.primary.is_resyncing(), "block 2 is still unsent");
@@ -164,15 +164,22 @@ fn trap_9_a_block_written_without_a_pause_holds_up_no_push_and_gets_its_own() {
     let first = world.write(sectors(6, 7), &[9], false);
     world.link_up();
     let second = world.write(sectors(6, 7), &[10], false);
+    world.compare();
     world.do_job(is_read);
     assert_eq!(world.sent_writes(), [5 * BLOCK], "block 5 does not wait for block 3");
     world.do_job(is_write);
     world.assert_ok(first);
+    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK], "no write waits for a comparison");
+    let third = world.write(sectors(6, 7), &[11], false);
+    world.exchange();
+    world.compare();
+    world.do_job(is_write);
+    world.assert_ok(second);
     assert!(!world.has_job(is_write), "the push of block 3 comes before the next write there");
     world.do_job(is_read);
-    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK, 3 * BLOCK]);
+    assert_eq!(world.sent_writes(), [3 * BLOCK, 3 * BLOCK], "the push, then the write");
     world.settle();
-    world.assert_ok(second);
+    world.assert_ok(third);
     world.assert_mirrored();
 }
 
@@ -222,6 +229,45 @@ fn the_mirror_window_holds_writes_back_until_some_are_applied_or_the_link_is_dow
     world.link_up();
     world.assert_mirrored();
     assert_eq!(world.there(sectors(0, 128)), [11; 128]);
+}
+
+#[test]
+fn policy_write_answers_a_write_that_did_not_leave_once_the_one_that_covers_it_is_applied() {
+    let mut world = linked([], Options { policy: MirrorPolicy::Write, ..FLUSH });
+    world.link.supersedes = true;
+    let first = world.write(block(3), &[7, 8], false);
+    world.local();
+    let between = world.write(block(5), &[5, 6], false);
+    world.local();
+    let second = world.write(block(3), &[9, 10], false);
+    world.local();
+    assert_eq!(world.sent_writes(), [5 * BLOCK, 3 * BLOCK], "the first does not leave");
+    let mut chance = Chance::new(0);
+    world.link.apply_next(&mut world.backup, &mut chance);
+    world.link.pay();
+    world.receive(Lane::Mirror);
+    world.assert_ok(between);
+    assert!(!world.is_answered(first) && !world.is_answered(second));
+    world.exchange();
+    world.assert_ok(first);
+    world.assert_ok(second);
+    world.assert_mirrored();
+}
+
+#[test]
+fn no_write_is_left_out_in_favour_of_one_after_a_flush_that_the_backup_is_not_told_of() {
+    let policy = MirrorPolicy::Async(LagBound { bytes: 1 << 20, ms: 5_000 });
+    let mut world = linked([], Options { policy, ..FLUSH });
+    world.link.supersedes = true;
+    world.write(block(3), &[7, 8], false);
+    world.local();
+    let flush = world.flush();
+    world.local();
+    world.assert_ok(flush);
+    world.write(block(3), &[9, 10], false);
+    world.local();
+    assert_eq!(world.sent_writes(), [3 * BLOCK, 3 * BLOCK], "each state that was flushed");
+    world.assert_mirrored();
 }
 
 #[test]

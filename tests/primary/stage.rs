@@ -91,6 +91,21 @@ impl World {
         }
     }
 
+    /// What is being compared is, and nothing else happens.
+    pub fn compare(&mut self) {
+        loop {
+            let ready = self.link.ready_fetches(&self.backup, Lane::Bulk);
+            if let Some(at) = ready.first() {
+                self.link.serve(&self.backup, Lane::Bulk, *at, false);
+                self.receive(Lane::Bulk);
+            } else if self.has_job(is_digest) {
+                self.do_job(is_digest);
+            } else {
+                return;
+            }
+        }
+    }
+
     pub fn settle(&mut self) {
         loop {
             self.local();
@@ -185,6 +200,12 @@ impl World {
         self.link.waiting_there(Lane::Demand).len() + self.link.waiting_there(Lane::Bulk).len()
     }
 
+    /// Comparisons that the backup was not told of yet.
+    pub fn digests_asked(&self) -> usize {
+        let asked = self.link.waiting_there(Lane::Bulk).iter();
+        asked.filter(|message| matches!(message, OutgoingMessage::Digest { .. })).count()
+    }
+
     /// Mirrored writes on their way there, by offset.
     pub fn sent_writes(&self) -> Vec<u64> {
         let offset = |message: &OutgoingMessage| match message {
@@ -224,6 +245,10 @@ pub fn is_write(job: &Job) -> bool {
 
 pub fn is_read(job: &Job) -> bool {
     matches!(job, Job::Read { .. })
+}
+
+pub fn is_digest(job: &Job) -> bool {
+    matches!(job, Job::Digest { .. })
 }
 
 pub fn is_record(job: &Job) -> bool {

@@ -4,7 +4,7 @@
 use dualrestore::error::ErrorKind;
 use dualrestore::extent::BlockRange;
 use dualrestore::units::{BlockSize, Geometry};
-use dualrestore::volume::primary::{Event, MirrorPolicy, Options};
+use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::Lane;
 use crate::chance::Chance;
@@ -200,6 +200,7 @@ fn trap_36_a_local_read_error_on_an_unsent_block_is_an_error_and_demotes_nothing
     world.local();
     world.assert_ok(write);
     world.link_up();
+    world.compare();
     world.do_job(is_read);
     assert_eq!(world.sent_writes(), [3 * BLOCK], "pushed, not yet durable there");
     world.volume.fail_next_read();
@@ -232,13 +233,15 @@ fn trap_40_the_resync_finds_blocks_that_became_unsent_behind_its_cursor() {
     world.local();
     world.assert_ok(first);
     world.link_up();
-    // Block 5 is being read to be pushed; the comparison finds block 1 different.
+    world.compare();
+    // Block 5 is being read to be pushed; `verify --repair` finds block 1 different.
     let mut actions = Vec::new();
     let now = dualrestore::clock::Instant(world.now);
     world.primary.mark_unsent(BlockRange::one(1), now, &mut actions);
     world.take(actions);
     world.settle();
-    assert_eq!(world.primary.counters().bytes_resent, 2 * BLOCK);
+    let counters = world.primary.counters();
+    assert_eq!((counters.bytes_resent, counters.bytes_found_equal), (BLOCK, BLOCK));
     world.assert_mirrored();
 }
 
@@ -441,7 +444,8 @@ fn policy_write_answers_once_the_backup_has_applied_the_write() {
 
 #[test]
 fn policy_async_flushes_here_and_commits_the_map() {
-    let mut world = linked([3], Options { policy: MirrorPolicy::Async, ..FLUSH });
+    let policy = MirrorPolicy::Async(LagBound { bytes: 1 << 20, ms: 5_000 });
+    let mut world = linked([3], Options { policy, ..FLUSH });
     let write = world.write(block(3), &[7, 8], true);
     world.local();
     world.assert_ok(write);

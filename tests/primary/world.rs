@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dualrestore::clock::Instant;
-use dualrestore::device::{AlignedBuffer, Device, Payload};
+use dualrestore::device::{AlignedBuffer, Device, Payload, digest};
 use dualrestore::error::Result;
 use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::map::{Capture, IntentLog, MapIdentity, OverwriteMap};
@@ -60,6 +60,10 @@ pub enum Job {
         token: u64,
         offset: u64,
         content: Content,
+    },
+    Digest {
+        token: u64,
+        range: ByteRange,
     },
     Flush,
     Commit {
@@ -205,6 +209,15 @@ impl World {
         let mut actions = Vec::new();
         self.primary.apply(event, Instant(self.now), &mut actions);
         self.take(actions);
+        self.check_lag();
+    }
+
+    /// The backup never lags further than the policy allows, but by one write.
+    fn check_lag(&self) {
+        let lag = self.primary.lag();
+        if let MirrorPolicy::Async(bound) = self.beginning.options.policy {
+            assert!(lag.bytes <= bound.bytes || lag.writes == 1, "it lags {lag:?}");
+        }
     }
 
     pub fn take(&mut self, actions: Vec<Action>) {
@@ -218,6 +231,7 @@ impl World {
                     self.check_alone(ByteRange::new(offset, content.len()));
                     self.add(Job::Write { token, offset, content });
                 }
+                Action::DigestLocal { token, range } => self.add(Job::Digest { token, range }),
                 Action::FlushLocal => self.add(Job::Flush),
                 Action::Commit { epoch, capture } => self.add(Job::Commit { epoch, capture }),
                 Action::RecordIntent { extents } => self.add(Job::Record { extents }),
@@ -225,7 +239,11 @@ impl World {
                     self.check_medium(medium, range);
                     self.add(Job::Medium { medium, token, range });
                 }
-                Action::Send(message) => self.link.send(message),
+                Action::Send(message) => {
+                    let sequence = message.sequence();
+                    let superseded = self.link.send(message);
+                    self.primary.superseded(&superseded, sequence);
+                }
                 Action::Complete { id, outcome } => self.answered(id, outcome),
                 Action::CutDone { id, result } => {
                     assert!(self.cuts.insert(id, result).is_none(), "a cut is answered once");
@@ -306,7 +324,7 @@ impl World {
 
     pub fn flush(&mut self) -> u64 {
         let id = self.new_id();
-        let mirrored = self.beginning.options.policy != MirrorPolicy::Async
+        let mirrored = !matches!(self.beginning.options.policy, MirrorPolicy::Async(_))
             && self.primary.link_is_up()
             && !self.primary.is_resyncing();
         self.oracle.begin_flush(id, mirrored);
@@ -384,6 +402,9 @@ impl World {
             }
             Job::Write { token, offset, content } => {
                 Event::WriteDone { token: *token, result: content.write_to(&*self.volume, *offset) }
+            }
+            Job::Digest { token, range } => {
+                Event::DigestDone { token: *token, result: digest(&*self.volume, *range) }
             }
             Job::Flush => Event::DeviceFlushed { result: self.volume.flush() },
             Job::Commit { epoch, capture } => {

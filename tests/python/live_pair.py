@@ -29,6 +29,7 @@ Volume = TypeVar("Volume", PrimaryVolume, BackupVolume)
 NAME = "v"
 SECONDS = 30.0
 PIECE_BYTES = 1 << 18
+THIN_SECONDS = 0.005
 
 
 def wait_until(what: str, holds: Callable[[], bool]) -> None:
@@ -51,6 +52,10 @@ class Wire(threading.Thread):
         ]
         self._cut = threading.Event()
         self.problem: str | None = None
+        self.thin = False
+        """One frame at a time, with a pause after it."""
+        self.bytes_carried = 0
+        """From the primary."""
         self.start()
 
     def run(self) -> None:
@@ -58,7 +63,7 @@ class Wire(threading.Thread):
         try:
             while not self._cut.is_set():
                 for one, other in self._pairs:
-                    carry(one, other)
+                    self.bytes_carried += carry(one, other, thin=self.thin)
                     carry(other, one)
                     one.tick()
                     other.tick()
@@ -92,10 +97,15 @@ def once_unlocked(open_it: Callable[[], Volume]) -> Volume:
             time.sleep(0.002)
 
 
-def carry(source: LinkConnection, target: LinkConnection) -> None:
-    """What one side has to say, to the other."""
-    while (said := source.take_outgoing(PIECE_BYTES)) is not None:
+def carry(source: LinkConnection, target: LinkConnection, *, thin: bool = False) -> int:
+    """What one side has to say, to the other. How many bytes that were."""
+    carried = 0
+    while (said := source.take_outgoing(1 if thin else PIECE_BYTES)) is not None:
         target.receive(bytearray(memoryview(said)), len(said))
+        carried += len(said)
+        if thin:
+            time.sleep(THIN_SECONDS)
+    return carried
 
 
 class LivePair:

@@ -31,6 +31,14 @@ def test_a_primary_is_read_with_its_defaults() -> None:
     assert str(volume.backups[0]) == "127.0.0.1:1/v"
 
 
+def test_how_far_an_asynchronous_backup_may_lag_is_read_in_bytes_and_seconds() -> None:
+    [volume] = read_configuration(NODE + PRIMARY + 'mirror = "async"\n').volumes
+    assert (volume.async_bytes, volume.async_ms) == (64 << 20, 5_000)
+    bound = 'mirror = "async"\nasync_bytes = "1MiB"\nasync_seconds = 0.5\n'
+    [volume] = read_configuration(NODE + PRIMARY + bound).volumes
+    assert (volume.async_bytes, volume.async_ms) == (1 << 20, 500)
+
+
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [
@@ -66,6 +74,11 @@ def test_a_key_unlike_any_other_is_refused_with_the_known_ones() -> None:
         'export = ["tcp:0.0.0.0:10809"]',
         f'export = ["unix:/{"x" * 120}"]',
         'missing_deadline = "soon"',
+        'mirror = "async"\nasync_bytes = "1KiB"',
+        'mirror = "async"\nasync_seconds = 0',
+        'mirror = "async"\nasync_seconds = "5s"',
+        'mirror = "flush"\nasync_bytes = "1MiB"',
+        "async_seconds = 5",
         "direct = 1",
     ],
 )

@@ -7,13 +7,14 @@ the files with what the core writes and reads. Does not know: how any of it is i
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 import pytest
 
-from tests.golden import link_v1_changes
+from tests.golden import link_v1_changes, link_v1_packed
 from tests.golden.link_v1 import crc32c, stream
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -244,8 +245,15 @@ def test_the_frames_of_the_link_are_as_the_document_says() -> None:
     assert path.read_bytes() == stream()
 
 
-def test_the_frames_of_the_feature_changes_are_as_the_document_says() -> None:
-    path = GOLDEN / "link-v1-changes.bin"
+@pytest.mark.parametrize(
+    ("feature", "frames"),
+    [("changes", link_v1_changes.stream), ("packed", link_v1_packed.stream)],
+    ids=["changes", "packed"],
+)
+def test_the_frames_of_a_feature_are_as_the_document_says(
+    feature: str, frames: Callable[[], bytes]
+) -> None:
+    path = GOLDEN / f"link-v1-{feature}.bin"
     if os.environ.get("DUALRESTORE_GOLDEN") == "write":
-        path.write_bytes(link_v1_changes.stream())
-    assert path.read_bytes() == link_v1_changes.stream()
+        path.write_bytes(frames())
+    assert path.read_bytes() == frames()

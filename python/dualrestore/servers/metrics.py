@@ -33,6 +33,7 @@ _COUNTERS = {
     "bytes_from_media": ("media_bytes", "Missing bytes read from attached media"),
     "bytes_skipped_current": ("merge_skipped_bytes", "Bytes of bundles that were current"),
     "bytes_resent": ("resent_bytes", "Bytes sent again to a backup"),
+    "bytes_found_equal": ("found_equal_bytes", "Unsent bytes that a backup held already"),
     "bytes_mirrored": ("mirrored_bytes", "Bytes of writes applied by the backup"),
     "errors": ("errors", "Requests that failed"),
 }

@@ -161,6 +161,8 @@ class Node:
                 size=volume.size,
                 block_size=volume.block_size,
                 mirror=volume.mirror,
+                async_bytes=volume.async_bytes,
+                async_ms=volume.async_ms,
                 backups=len(volume.backups),
                 missing_deadline_ms=volume.missing_deadline_ms,
                 direct=volume.direct,

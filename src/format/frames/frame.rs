@@ -132,6 +132,7 @@ impl<P: Deref<Target = [u8]>> Frame<P> {
     /// The frame of any other header, and its payload.
     pub fn decode(header: &Header, payload: &[u8]) -> Result<Self> {
         assert!(!header.carries_blocks(), "{:?} carries blocks", header.rule.kind);
+        assert!(!header.is_packed(), "{:?} is packed", header.rule.kind);
         header.check_payload(payload)?;
         if let Some(message) = Message::decode(header, payload)? {
             return Ok(Self::Message(message));
@@ -153,7 +154,7 @@ impl<P: Deref<Target = [u8]>> Frame<P> {
         })
     }
 
-    fn outline(&self) -> Outline {
+    pub(super) fn outline(&self) -> Outline {
         let (kind, number) = match self {
             Self::Hello(_) => (FrameKind::Hello, 0),
             Self::Welcome(_) => (FrameKind::Welcome, 0),

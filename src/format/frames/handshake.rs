@@ -16,8 +16,10 @@ use crate::units::{BlockSize, Geometry};
 pub const VERSION: u8 = 1;
 /// The backup answers which blocks changed since a cut (Changes, ChangesReply).
 pub const FEATURE_CHANGES: u64 = 1;
+/// The bytes of blocks may travel packed (Write, Data).
+pub const FEATURE_PACKED: u64 = 2;
 /// Feature bits that this code knows.
-pub const KNOWN_FEATURES: u64 = FEATURE_CHANGES;
+pub const KNOWN_FEATURES: u64 = FEATURE_CHANGES | FEATURE_PACKED;
 
 const MAGIC: [u8; 4] = *b"DRLK";
 

@@ -13,7 +13,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::changes::{REPLY_BYTES_MAX, REPLY_BYTES_MIN, REQUEST_BYTES};
-use super::handshake::{Class, FEATURE_CHANGES, VERSION};
+use super::handshake::{Class, FEATURE_CHANGES, FEATURE_PACKED, VERSION};
+use super::packing::PACKED_HEAD_BYTES;
 use crate::error::{Error, Result};
 use crate::limits::{LINK_CUT_RANGES_MAX, LINK_PAYLOAD_BYTES_MAX, LINK_TEXT_BYTES_MAX};
 
@@ -22,6 +23,8 @@ pub const HEADER_BYTES: usize = 32;
 
 /// On `Data`: the range holds zeros and the payload is only its length.
 pub(super) const FLAG_ZERO: u8 = 0x01;
+/// On `Write` and `Data`: the payload holds the blocks' bytes compressed (`packing.rs`).
+pub(super) const FLAG_PACKED: u8 = 0x02;
 
 /// A Hello or Welcome of a later version may be longer than ours; we read its versions and refuse.
 const HANDSHAKE_BYTES_MAX: u32 = 4096;
@@ -29,6 +32,8 @@ const TEXT_PAYLOAD_MAX: u32 = 8 + LINK_TEXT_BYTES_MAX as u32;
 const CHANGES: u32 = REQUEST_BYTES as u32;
 const CHANGES_REPLY_MIN: u32 = REPLY_BYTES_MIN as u32;
 const CHANGES_REPLY_MAX: u32 = REPLY_BYTES_MAX as u32;
+/// At least one byte is compressed, and what does not shrink is not packed.
+const PACKED_BYTES: RangeInclusive<u32> = PACKED_HEAD_BYTES as u32 + 1..=LINK_PAYLOAD_BYTES_MAX - 1;
 const CUT_PAYLOAD_MAX: u32 = 24 + 255 + 16 * LINK_CUT_RANGES_MAX as u32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,7 +144,7 @@ static RULES: [Rule; 21] = {
         row(K::Goodbye, Either, Ending, 0, 0, 8..=TEXT_PAYLOAD_MAX),
         row(K::Ping, Either, Heartbeat, NUMBER, 0, 0..=0),
         row(K::Pong, Either, Heartbeat, NUMBER, 0, 0..=0),
-        row(K::Write, Primary, Mirror, BOTH, 0, 512..=DATA),
+        row(K::Write, Primary, Mirror, BOTH, FLAG_PACKED, 512..=DATA),
         row(K::Zero, Primary, Mirror, BOTH, 0, 8..=8),
         row(K::Flush, Primary, Mirror, NUMBER, 0, 0..=0),
         row(K::Cut, Primary, Mirror, NUMBER, 0, 24..=CUT_PAYLOAD_MAX),
@@ -150,7 +155,7 @@ static RULES: [Rule; 21] = {
         row(K::Fetch, Primary, Reading, BOTH, 0, 16..=16),
         row(K::Digest, Primary, Reading, BOTH, 0, 16..=16),
         row(K::Changes, Primary, Bulk, BOTH, 0, CHANGES..=CHANGES),
-        row(K::Data, Backup, Reading, BOTH, FLAG_ZERO, 8..=DATA),
+        row(K::Data, Backup, Reading, BOTH, FLAG_ZERO | FLAG_PACKED, 8..=DATA),
         row(K::FetchFailed, Backup, Reading, NUMBER, 0, 8..=TEXT_PAYLOAD_MAX),
         row(K::DigestReply, Backup, Reading, NUMBER, 0, 32..=32),
         row(K::ChangesReply, Backup, Bulk, BOTH, 0, CHANGES_REPLY_MIN..=CHANGES_REPLY_MAX),
@@ -163,7 +168,7 @@ impl FrameKind {
         RULES.iter().find(|rule| rule.kind == self).expect("the table holds every kind")
     }
 
-    /// The features that must be in use on a connection that carries it.
+    /// The features that must be in use on a connection that carries it, whatever its flags.
     #[must_use]
     pub fn features(self) -> u64 {
         match self {
@@ -254,6 +259,12 @@ impl Header {
                 self.flags
             )));
         }
+        if self.flags & FLAG_ZERO != 0 && self.is_packed() {
+            return Err(Error::format(format!(
+                "link frame {kind:?}: expected zeros or packed bytes, found both flags"
+            )));
+        }
+        let payload = if self.is_packed() { &PACKED_BYTES } else { payload };
         if !payload.contains(&self.payload_length) {
             return Err(Error::format(format!(
                 "link frame {kind:?}: expected a payload of {} to {} bytes, found {}",
@@ -279,10 +290,21 @@ impl Header {
     #[must_use]
     pub fn carries_blocks(&self) -> bool {
         match self.rule.kind {
-            FrameKind::Write => true,
-            FrameKind::Data => self.flags & FLAG_ZERO == 0,
+            FrameKind::Write | FrameKind::Data => self.flags == 0,
             _ => false,
         }
+    }
+
+    /// Whether the payload is a block's bytes compressed, to be unpacked.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.flags & FLAG_PACKED != 0
+    }
+
+    /// The features that must be in use on a connection that carries it.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.rule.kind.features() | if self.is_packed() { FEATURE_PACKED } else { 0 }
     }
 
     /// Whether these are the bytes that were sent.
@@ -313,7 +335,8 @@ pub(super) fn seal(outline: Outline, count: u8, frame: &mut [u8]) {
     let (head, payload) = frame.split_at_mut(HEADER_BYTES);
     let rule = outline.kind.rule();
     let payload_length = u32::try_from(payload.len()).expect("payloads are limited");
-    assert!(rule.payload.contains(&payload_length), "{:?}: {payload_length} bytes", rule.kind);
+    let limits = if outline.flags & FLAG_PACKED != 0 { &PACKED_BYTES } else { &rule.payload };
+    assert!(limits.contains(&payload_length), "{:?}: {payload_length} bytes", rule.kind);
     assert!(rule.has_number || outline.number == 0, "{:?} has no number", rule.kind);
     assert!(rule.has_offset || outline.offset == 0, "{:?} has no offset", rule.kind);
     let mut layout = Layout {

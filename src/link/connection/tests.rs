@@ -5,7 +5,9 @@ use uuid::Uuid;
 use super::*;
 use crate::device::Payload;
 use crate::extent::ByteRange;
-use crate::format::frames::{BootId, Content, CutName, FEATURE_CHANGES, Role};
+use crate::format::frames::{
+    BootId, Content, CutName, FEATURE_CHANGES, FEATURE_PACKED, KNOWN_FEATURES, Role,
+};
 use crate::limits::LINK_REQUESTS_MAX;
 use crate::units::{BlockSize, Geometry, MIB};
 
@@ -107,18 +109,36 @@ fn last_words(connection: &mut Connection, count: u8) -> Frame {
 }
 
 #[test]
+fn a_write_that_another_covers_before_it_left_is_neither_sent_nor_awaited() {
+    let (mut primary, mut backup) = pair(Class::Mirror);
+    primary.send(write(1)).expect("active");
+    assert_eq!(primary.send(write(2)).expect("active"), [1]);
+    primary.barrier();
+    assert_eq!(primary.send(write(3)).expect("active"), [0; 0]);
+    carry(&mut primary, &mut backup, 1, START);
+    let sequences = events(&mut backup).into_iter().map(|event| match event {
+        Event::Received(Message::Write { sequence, .. }) => sequence,
+        other => panic!("{other:?}"),
+    });
+    assert!(sequences.eq([2, 3]));
+    backup.send(Message::Applied { sequence: 3 }).expect("active");
+    carry(&mut backup, &mut primary, 1, START);
+    assert_eq!(primary.unanswered_bytes(), 0);
+}
+
+#[test]
 fn mirrored_operations_and_their_answers_cross_the_link_in_order() {
     let (mut primary, mut backup) = pair(Class::Mirror);
     let snapshot = Uuid::from_u128(5);
     let requests = [
         write(1),
-        Message::Zero { sequence: 2, range: ByteRange::new(0, MIB) },
+        Message::Zero { sequence: 2, range: ByteRange::new(MIB / 2, MIB / 2) },
         Message::Flush { sequence: 3 },
         Message::Cut { sequence: 4, snapshot, selection: Vec::new(), label: "x".to_owned() },
         write(5),
     ];
     for request in &requests {
-        primary.send(request.clone()).expect("active");
+        assert_eq!(primary.send(request.clone()).expect("active"), [0; 0]);
     }
     carry(&mut primary, &mut backup, 1, START);
     let heard = events(&mut backup).into_iter().map(|event| match event {
@@ -225,7 +245,7 @@ fn an_answer_to_what_is_queued_but_did_not_leave_is_refused() {
 fn requests_beyond_the_limits_wait_for_answers_and_a_peer_that_does_not_wait_is_refused() {
     let (mut primary, mut backup) = pair(Class::Bulk);
     let requests = LINK_REQUESTS_MAX as u64 + 1;
-    (0..requests).for_each(|tag| primary.send(fetch(tag, 512)).expect("active"));
+    (0..requests).for_each(|tag| assert!(primary.send(fetch(tag, 512)).is_ok()));
     carry(&mut primary, &mut backup, 1 << 16, START);
     assert_eq!(events(&mut backup).len() as u64, requests - 1);
     assert_eq!(primary.outgoing_bytes(), 48);
@@ -322,6 +342,24 @@ fn changes_since_a_cut_travel_on_bulk_and_only_where_both_sides_know_them() {
 }
 
 #[test]
+fn packed_blocks_travel_only_where_both_sides_know_them() {
+    const PACKED: &[u8] = include_bytes!("../../../tests/golden/link-v1-packed.bin");
+    let length = 32 + PACKED[4] as usize;
+    let mut write = PACKED[..length].to_vec();
+    write[3] = 1;
+    let crc = crc32c::crc32c(&write[..28]);
+    write[28..32].copy_from_slice(&crc.to_le_bytes());
+    for (features, taken) in [(FEATURE_PACKED, true), (FEATURE_CHANGES, false), (0, false)] {
+        let mut backup = Connection::server(START);
+        let hello = Hello { features_offered: KNOWN_FEATURES, ..hello(Class::Mirror) };
+        backup.receive(&raw(&[Frame::Hello(hello)], 0), START).expect("sound");
+        backup.accept(&Welcome { features, ..welcome() }, START).expect("waiting");
+        let found = backup.receive(&write, START);
+        assert_eq!(found.is_ok(), taken, "features {features}: {found:?}");
+    }
+}
+
+#[test]
 fn an_idle_link_is_kept_alive_by_heartbeats() {
     let (mut primary, mut backup) = pair(Class::Demand);
     let mut now = START;
@@ -359,7 +397,7 @@ fn a_peer_that_is_silent_for_8_seconds_is_dead() {
 fn a_primary_whose_requests_wait_for_a_slow_backup_is_not_silent() {
     let (mut primary, mut backup) = pair(Class::Bulk);
     let requests = LINK_REQUESTS_MAX as u64 + 1;
-    (0..requests).for_each(|tag| primary.send(fetch(tag, 512)).expect("active"));
+    (0..requests).for_each(|tag| assert!(primary.send(fetch(tag, 512)).is_ok()));
     carry(&mut primary, &mut backup, 1 << 16, START);
     assert!(primary.outgoing_bytes() > 0 && !primary.is_ready());
     let now = START.plus_ms(LINK_HEARTBEAT_MS);

@@ -15,7 +15,7 @@ use super::event::{Action, Event, OutgoingMessage};
 use super::media_readers::MediaReaders;
 use super::state::{Counters, Primary};
 use crate::clock::Instant;
-use crate::device::{AlignedBuffer, Device};
+use crate::device::{AlignedBuffer, Device, digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::format::frames::CutName;
@@ -25,7 +25,8 @@ use crate::volume::service::{Command, Completion, Outcome};
 
 /// The way to the backup. `send` is called with the volume's lock held and must not wait.
 pub trait Outbox: Send + Sync {
-    fn send(&self, message: OutgoingMessage);
+    /// Returns the sequences of writes that this one covers whole and that will not leave.
+    fn send(&self, message: OutgoingMessage) -> Vec<u64>;
     /// Asks for the BLAKE3 of a range; answered by `Driver::digest_arrived` with the tag.
     fn ask_digest(&self, tag: u64, range: ByteRange);
     /// Asks which blocks of the range changed since a cut; answered by `Driver::changes_arrived`
@@ -271,6 +272,9 @@ impl Driver {
             }
             Action::WriteLocal { token, offset, content } => {
                 Event::WriteDone { token, result: content.write_to(&*self.device, offset) }
+            }
+            Action::DigestLocal { token, range } => {
+                Event::DigestDone { token, result: digest(&*self.device, range) }
             }
             Action::FlushLocal => Event::DeviceFlushed { result: self.device.flush() },
             Action::Commit { epoch, capture } => {
@@ -538,7 +542,9 @@ impl State {
             match action {
                 Action::Send(message) => {
                     if let Some(outbox) = &self.outbox {
-                        outbox.send(message);
+                        let sequence = message.sequence();
+                        let superseded = outbox.send(message);
+                        self.machine.superseded(&superseded, sequence);
                     }
                 }
                 Action::Complete { id, outcome } => {

@@ -17,8 +17,17 @@ pub enum MirrorPolicy {
     Flush,
     /// Every write waits for the backup to have applied it.
     Write,
-    /// Flush waits for this side only; the backup lags by at most the mirror window.
-    Async,
+    /// Flush waits for this side only; while the link is up the backup lags by so much at the most.
+    Async(LagBound),
+}
+
+/// How far the backup may lag: what it has not made durable of the writes of this session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LagBound {
+    /// Of writes; one that exceeds it alone goes when there is no lag.
+    pub bytes: u64,
+    /// From the oldest of them to the next.
+    pub ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +102,16 @@ pub enum Event {
     Flushed {
         sequence: u64,
     },
+    /// The backup answered `OutgoingMessage::Digest`, or could not.
+    DigestTold {
+        tag: u64,
+        result: Result<[u8; 32]>,
+    },
+    /// Answers `Action::DigestLocal`.
+    DigestDone {
+        token: u64,
+        result: Result<[u8; 32]>,
+    },
     CutAnswered {
         sequence: u64,
         result: Result<(u64, u64)>,
@@ -114,10 +133,48 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum OutgoingMessage {
-    Write { sequence: u64, offset: u64, content: Content },
-    Flush { sequence: u64 },
-    Cut { sequence: u64, snapshot: Uuid, label: String, selection: Vec<ByteRange> },
-    Fetch { tag: u64, class: FetchClass, range: ByteRange, after_sequence: u64 },
+    Write {
+        sequence: u64,
+        offset: u64,
+        content: Content,
+    },
+    Flush {
+        sequence: u64,
+    },
+    /// A flush of a guest that the backup is not told of: no write before it may be left out in
+    /// favour of one after it.
+    Barrier,
+    Cut {
+        sequence: u64,
+        snapshot: Uuid,
+        label: String,
+        selection: Vec<ByteRange>,
+    },
+    Fetch {
+        tag: u64,
+        class: FetchClass,
+        range: ByteRange,
+        after_sequence: u64,
+    },
+    /// Answered by `Event::DigestTold`; tags are told from those of fetches.
+    Digest {
+        tag: u64,
+        range: ByteRange,
+        after_sequence: u64,
+    },
+}
+
+impl OutgoingMessage {
+    /// Its place in the mirror stream; 0 if it has none.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        match self {
+            Self::Write { sequence, .. }
+            | Self::Flush { sequence }
+            | Self::Cut { sequence, .. } => *sequence,
+            Self::Barrier | Self::Fetch { .. } | Self::Digest { .. } => 0,
+        }
+    }
 }
 
 /// To be done outside the machine; device actions are answered by the event of the same token.
@@ -142,6 +199,11 @@ pub enum Action {
     },
     /// Answered by `DeviceFlushed`; at most one is under way.
     FlushLocal,
+    /// The BLAKE3 of the range; answered by `DigestDone`.
+    DigestLocal {
+        token: u64,
+        range: ByteRange,
+    },
     /// Flush the device, then commit the capture (R1); answered by `Committed`; one at a time.
     Commit {
         epoch: u64,

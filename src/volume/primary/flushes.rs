@@ -11,7 +11,7 @@
 
 use uuid::Uuid;
 
-use super::event::{Action, OutgoingMessage};
+use super::event::{Action, MirrorPolicy, OutgoingMessage};
 use super::requests::Operation;
 use super::state::Primary;
 use crate::clock::Instant;
@@ -76,6 +76,9 @@ impl Primary {
                 self.begin_device_flush(actions);
             } else {
                 flush.local = true;
+                if self.mirror.up {
+                    actions.push(Action::Send(OutgoingMessage::Barrier));
+                }
             }
             if flush.remote.is_none() || self.options.strict {
                 flush.commit = Some(self.next_commit());
@@ -97,6 +100,18 @@ impl Primary {
         self.operations.insert(id, Operation::Flush(flush));
         self.request_commit(actions);
         self.ready.push_back(id);
+    }
+
+    /// Under the policy `async` the backup is asked to make durable what it has before it lags as
+    /// far as it may, and at once when a write is held back.
+    pub(super) fn pump_lag(&mut self, actions: &mut Vec<Action>) {
+        let MirrorPolicy::Async(bound) = self.options.policy else { return };
+        let lag = self.mirror.lag();
+        let Some(since) = lag.since else { return };
+        let half = lag.bytes >= bound.bytes / 2 || self.now.since_ms(since) >= bound.ms / 2;
+        if (half || self.mirror.held_back) && self.mirror.wants_flush() {
+            self.flush_backup(actions);
+        }
     }
 
     fn begin_device_flush(&mut self, actions: &mut Vec<Action>) {
@@ -189,7 +204,7 @@ impl Primary {
         if self.mirror.backlog {
             self.waiting.resync.push(id);
         } else if cut.sequence.is_none() {
-            let sequence = self.mirror.next_sequence();
+            let sequence = self.mirror.send();
             cut.sequence = Some(sequence);
             actions.push(Action::Send(OutgoingMessage::Cut {
                 sequence,

@@ -9,6 +9,7 @@
 //! | `media.rs` | attached media, from which missing blocks are read ahead of the link |
 //! | `media_readers.rs`, `attaching.rs` | the threads that read media; which are attached |
 //! | `resync.rs` | unsent blocks on their way there; what the backup has acknowledged |
+//! | `differences.rs` | which unsent blocks the backup really lacks |
 //! | `claims.rs` | who may make which block current |
 //! | `hot.rs` | hot extents of the write-intent log |
 //! | `asking.rs` | questions to the backup: digests, what changed since a cut |
@@ -23,6 +24,7 @@ mod acquaintance;
 mod asking;
 mod attaching;
 mod claims;
+mod differences;
 mod driver;
 mod event;
 mod fetch;
@@ -45,8 +47,9 @@ pub use acquaintance::Introduction;
 pub use attaching::AttachmentStatus;
 pub use claims::ClaimId;
 pub use driver::{Caller, Driver, Outbox};
-pub use event::{Action, Event, FetchClass, MirrorPolicy, Options, OutgoingMessage};
+pub use event::{Action, Event, FetchClass, LagBound, MirrorPolicy, Options, OutgoingMessage};
 pub use media::{MediumCondition, MediumId, MediumStatus, Supply};
 pub use merging::LiveTarget;
+pub use mirror::Lag;
 pub use state::{Counters, Primary, WatchId};
 pub use volume::{Comparison, Lost, PrimaryStatus, PrimaryVolume};

@@ -4,6 +4,7 @@
 //! has happened (`reads.rs`, `writes.rs`, `flushes.rs`).
 
 use super::claims::ClaimId;
+use super::differences::Digest;
 use super::event::Action;
 use super::flushes::{Cut, Flush};
 use super::reads::Read;
@@ -31,6 +32,7 @@ pub(super) enum Pending {
     Write { id: u64 },
     Fill { tag: u64, blocks: BlockRange },
     Push { claim: ClaimId, blocks: BlockRange },
+    Digest { tag: u64 },
 }
 
 impl Operation {
@@ -129,7 +131,7 @@ impl Primary {
         match self.pending.remove(&token).expect("each token is answered once") {
             Pending::Push { claim, blocks } => self.push_read(claim, blocks, result, actions),
             Pending::Read { id } => self.local_part_read(id, result, actions),
-            Pending::Write { .. } | Pending::Fill { .. } => unreachable!("those are writes"),
+            _ => unreachable!("those are no reads"),
         }
     }
 
@@ -137,7 +139,14 @@ impl Primary {
         match self.pending.remove(&token).expect("each token is answered once") {
             Pending::Fill { tag, blocks } => self.filled(tag, blocks, result, actions),
             Pending::Write { id } => self.local_part_written(id, result, actions),
-            Pending::Read { .. } | Pending::Push { .. } => unreachable!("those are reads"),
+            _ => unreachable!("those are no writes"),
+        }
+    }
+
+    pub(super) fn digest_done(&mut self, token: u64, result: Result<Digest>) {
+        match self.pending.remove(&token).expect("each token is answered once") {
+            Pending::Digest { tag } => self.digest_read(tag, result),
+            _ => unreachable!("those are no digests"),
         }
     }
 }

@@ -1,17 +1,18 @@
 //! Unsent blocks on their way to the backup, and what it has acknowledged.
 //!
-//! After a reconnect every unsent block that this session has not sent is read and sent, in the
-//! same stream as live writes and under a claim, so that it never overtakes or undoes one. Until
-//! none is left, no flush counts as mirrored (R10).
+//! After a reconnect every unsent block that this session has not sent and that the backup does
+//! not hold already (`differences.rs`) is read and sent, in the same stream as live writes and
+//! under a claim, so that it never overtakes or undoes one. Until none is left, no flush counts as
+//! mirrored (R10).
 
 use super::claims::{ClaimId, ClaimKind};
-use super::event::{Action, OutgoingMessage};
+use super::event::{Action, MirrorPolicy, OutgoingMessage};
 use super::requests::Pending;
 use super::state::Primary;
 use crate::device::{AlignedBuffer, Payload};
 use crate::error::Result;
 use crate::extent::{BlockRange, ByteRange, subtract};
-use crate::limits::{BULK_IN_FLIGHT_MAX, LINK_PIECE_BYTES};
+use crate::limits::{BULK_IN_FLIGHT_MAX, LINK_PIECE_BYTES, MIRROR_WINDOW_BYTES};
 use crate::volume::content::Content;
 
 /// What a message without payload counts for in the mirror window.
@@ -75,35 +76,33 @@ impl Primary {
     }
 
     pub(super) fn pump_resync(&mut self, actions: &mut Vec<Action>) {
-        while self.mirror.up && self.mirror.backlog && self.pushes < BULK_IN_FLIGHT_MAX {
-            // Live writes keep at least half of the window.
-            if self.mirror.in_flight_bytes() > crate::limits::MIRROR_WINDOW_BYTES / 2 {
+        while self.mirror.up && self.mirror.backlog {
+            self.pump_pushes(actions);
+            self.pump_comparisons(actions);
+            if !self.mirror.differences.is_idle() || self.mirror.unreadable.is_some() {
                 return;
             }
-            match self.next_unsent() {
-                Some(run) => self.begin_push(run, actions),
-                None if self.mirror.unreadable.is_some() => return,
-                None if self.mirror.cursor > 0 => self.mirror.cursor = 0,
-                None if self.pushes == 0 && !self.is_anything_unsent() => {
-                    self.mirror.backlog = false;
-                    self.ready.extend(std::mem::take(&mut self.waiting.resync));
-                }
-                None => return,
+            if self.mirror.cursor > 0 {
+                // Once more from the beginning, for what is behind.
+                self.mirror.cursor = 0;
+            } else if self.pushes == 0 && !self.is_anything_unsent() {
+                self.mirror.backlog = false;
+                self.ready.extend(std::mem::take(&mut self.waiting.resync));
+            } else {
+                return;
             }
         }
     }
 
-    /// The next unsent current blocks that this session has not sent and that nobody is writing,
-    /// as many as fit one message.
-    fn next_unsent(&self) -> Option<BlockRange> {
-        let fit = (LINK_PIECE_BYTES >> self.geometry.block_size().shift()).max(1);
-        let per_message = if self.mirror.one_by_one { 1 } else { fit };
-        let rest = BlockRange::new(self.mirror.cursor, self.geometry.blocks());
-        let free = self.backlog_in(rest).find_map(|run| {
-            let held = self.claims.on(run).map(|(held, ..)| held);
-            subtract(run, held).first().copied()
-        })?;
-        Some(BlockRange::new(free.start, free.end.min(free.start + per_message)))
+    fn pump_pushes(&mut self, actions: &mut Vec<Action>) {
+        // Live writes keep the larger part of the window, and nearly all of it while there are any.
+        let share = if self.mirror.lag().writes > 0 { 8 } else { 2 };
+        while self.pushes < BULK_IN_FLIGHT_MAX
+            && self.mirror.in_flight_bytes() <= MIRROR_WINDOW_BYTES / share
+        {
+            let Some(run) = self.next_different() else { return };
+            self.begin_push(run, actions);
+        }
     }
 
     fn is_anything_unsent(&self) -> bool {
@@ -111,7 +110,7 @@ impl Primary {
     }
 
     /// Unsent current blocks that this session has not sent.
-    fn backlog_in(&self, blocks: BlockRange) -> impl Iterator<Item = BlockRange> {
+    pub(super) fn backlog_in(&self, blocks: BlockRange) -> impl Iterator<Item = BlockRange> {
         let unsent = self.map.unsent().runs(blocks, true);
         let not_sent = unsent.flat_map(|run| self.mirror.not_sent(run));
         not_sent.flat_map(|part| self.map.current().runs(part, true))
@@ -120,7 +119,6 @@ impl Primary {
     fn begin_push(&mut self, run: BlockRange, actions: &mut Vec<Action>) {
         let claim = self.claims.take(&[run], ClaimKind::Push);
         self.pushes += 1;
-        self.mirror.cursor = run.end;
         let range = self.geometry.bytes_of(run);
         let token = self.token(Pending::Push { claim, blocks: run });
         actions.push(Action::ReadLocal { token, range, parts: vec![range] });
@@ -146,16 +144,28 @@ impl Primary {
                 self.counters.bytes_resent += range.length;
             }
             Ok(_) => {}
-            // Neither side has these bytes for sure: they stay unsent and the backlog stays. The
-            // others are pushed, these are tried again later.
-            Err(_) => {
-                self.counters.errors += 1;
-                self.mirror.unreadable = Some(self.now);
-                self.mirror.one_by_one = true;
-            }
+            Err(_) => self.could_not_read(),
         }
         let waiters = self.claims.release(claim, blocks);
         self.ready.extend(waiters);
+    }
+
+    /// Neither side has these unsent bytes for sure: they stay unsent and the backlog stays. The
+    /// others are pushed, these are tried again later.
+    pub(super) fn could_not_read(&mut self) {
+        self.counters.errors += 1;
+        self.mirror.unreadable = Some(self.now);
+        self.mirror.one_by_one = true;
+    }
+
+    /// These writes did not leave: the one that was sent just now covers them. No flush stands
+    /// between, so only who waits until a write is applied need know.
+    pub fn superseded(&mut self, sequences: &[u64], by: u64) {
+        if self.options.policy == MirrorPolicy::Write {
+            for sequence in sequences {
+                self.mirror.supersede(*sequence, by);
+            }
+        }
     }
 
     pub(super) fn backup_applied(&mut self, sequence: u64) {

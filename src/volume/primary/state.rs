@@ -22,7 +22,7 @@ use super::fetch::Fetches;
 use super::flushes::Cut;
 use super::hot::HotExtents;
 use super::media::Media;
-use super::mirror::MirrorLeg;
+use super::mirror::{Lag, MirrorLeg};
 use super::requests::{Operation, Pending};
 use crate::clock::Instant;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,6 +47,8 @@ pub struct Counters {
     /// Missing bytes read from attached media.
     pub bytes_from_media: u64,
     pub bytes_resent: u64,
+    /// Not sent again, since the backup was found to hold them.
+    pub bytes_found_equal: u64,
     pub errors: u64,
 }
 
@@ -166,6 +168,8 @@ impl Primary {
             Event::MediumRead { medium, token, result } => {
                 self.medium_read(medium, token, result, actions);
             }
+            Event::DigestTold { tag, result } => self.digest_told(tag, result),
+            Event::DigestDone { token, result } => self.digest_done(token, result),
             Event::Applied { sequence } => self.backup_applied(sequence),
             Event::Flushed { sequence } => self.backup_flushed(sequence),
             Event::CutAnswered { sequence, result } => self.cut_answered(sequence, result, actions),
@@ -186,6 +190,7 @@ impl Primary {
                 self.advance(id, actions);
             }
             self.pump_resync(actions);
+            self.pump_lag(actions);
             self.pump_hydration();
             self.pump_media(actions);
             self.pump_fetches(actions);
@@ -198,10 +203,16 @@ impl Primary {
         }
     }
 
-    pub(super) fn token(&mut self, pending: Pending) -> u64 {
+    /// A number that nothing had before.
+    pub(super) fn new_token(&mut self) -> u64 {
         self.token += 1;
-        self.pending.insert(self.token, pending);
         self.token
+    }
+
+    pub(super) fn token(&mut self, pending: Pending) -> u64 {
+        let token = self.new_token();
+        self.pending.insert(token, pending);
+        token
     }
 
     pub(super) fn complete(&mut self, id: u64, outcome: Outcome, actions: &mut Vec<Action>) {
@@ -271,10 +282,15 @@ impl Primary {
         if self.mirror.wants_flush()
             && self.now.since_ms(self.last_mirror_flush) >= COMMIT_INTERVAL_MS
         {
-            self.last_mirror_flush = self.now;
-            let sequence = self.mirror.send_flush();
-            actions.push(Action::Send(OutgoingMessage::Flush { sequence }));
+            self.flush_backup(actions);
         }
+    }
+
+    /// Asks the backup to make durable what it has, for nobody's flush.
+    pub(super) fn flush_backup(&mut self, actions: &mut Vec<Action>) {
+        self.last_mirror_flush = self.now;
+        let sequence = self.mirror.send_flush();
+        actions.push(Action::Send(OutgoingMessage::Flush { sequence }));
     }
 
     /// Begins a commit now, or right after the one under way.
@@ -327,9 +343,9 @@ impl Primary {
             && self.map.current().all_equal(blocks, true)
             && self.mirror.up;
         quiet.then(|| {
-            self.token += 1;
-            self.watches.insert(self.token, (blocks, false));
-            self.token
+            let watch = self.new_token();
+            self.watches.insert(watch, (blocks, false));
+            watch
         })
     }
 
@@ -340,6 +356,7 @@ impl Primary {
     }
 
     pub(super) fn touch(&mut self, blocks: BlockRange) {
+        self.mirror.differences.touch(blocks);
         for (watched, touched) in self.watches.values_mut() {
             *touched |= watched.intersect(blocks).is_some();
         }
@@ -398,6 +415,18 @@ impl Primary {
         self.mirror.in_flight_bytes()
     }
 
+    /// Of the writes of this session.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        self.mirror.lag()
+    }
+
+    /// How long ago the oldest write was sent that the backup has not made durable.
+    #[must_use]
+    pub fn lag_ms(&self) -> u64 {
+        self.lag().since.map_or(0, |since| self.now.since_ms(since))
+    }
+
     #[must_use]
     pub fn hot_extents(&self) -> usize {
         self.hot.len()
@@ -428,7 +457,7 @@ impl Primary {
 
     pub(super) fn flush_is_mirrored(&self) -> bool {
         self.options.backup
-            && self.options.policy != MirrorPolicy::Async
+            && !matches!(self.options.policy, MirrorPolicy::Async(_))
             && self.mirror.up
             && !self.mirror.backlog
     }

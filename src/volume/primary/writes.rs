@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | edges | a fetch of each missing block that it covers in part | R7: fetch, overlay, write |
 //! | claims | whoever holds its blocks; fetches on the wire are taken over | R6, laws 1 and 4 |
-//! | window | room among the bytes sent and not applied | bounded lag |
+//! | window | room among the bytes sent and not applied; `async`: less lag | both are bounded |
 //! | intent | its hot extents to be durable | R3: before it leaves for either side |
 //! | go | `unsent` is set, then local write and send side by side | trap 17 |
 //! | ack | by policy: local write, or applied there too; FUA: as a flush | design, durable order |
@@ -149,11 +149,23 @@ impl Primary {
     }
 
     fn window_waits(&mut self, id: u64, write: &Write) -> bool {
-        let waits = self.mirror.up && !self.mirror.has_room(write.wire_bytes());
+        let length = write.wire_bytes();
+        let too_far = self.mirror.up && self.would_lag_too_far(length);
+        self.mirror.held_back |= too_far;
+        let waits = too_far || (self.mirror.up && !self.mirror.has_room(length));
         if waits {
             self.waiting.window.push(id);
         }
         waits
+    }
+
+    /// Whether the backup lags so far already that one more write of this length must wait.
+    fn would_lag_too_far(&self, length: u64) -> bool {
+        let MirrorPolicy::Async(bound) = self.options.policy else { return false };
+        let lag = self.mirror.lag();
+        lag.since.is_some_and(|since| {
+            lag.bytes + length > bound.bytes || self.now.since_ms(since) >= bound.ms
+        })
     }
 
     fn intent_waits(&mut self, id: u64, write: &mut Write, actions: &mut Vec<Action>) -> bool {
@@ -185,7 +197,9 @@ impl Primary {
             self.map.file().fill(UNSENT, blocks, true);
             if self.mirror.up {
                 let offset = write.segment.offset;
-                write.sequence = Some(self.send_content(offset, &content, &unpushed, actions));
+                let sequence = self.send_content(offset, &content, &unpushed, actions);
+                self.mirror.lags(sequence, write.wire_bytes(), self.now);
+                write.sequence = Some(sequence);
             }
         }
         write.stage = Stage::Writing;

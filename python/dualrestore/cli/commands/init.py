@@ -34,6 +34,8 @@ block_size = "4KiB"                           # unit of tracking, a power of two
 backups    = ["backup.example:10810/db"]      # HOST:PORT/NAME, one or more
 export     = ["unix:/run/dualrestore/db.sock", "tcp:127.0.0.1:10809"]   # NBD, export name: db
 mirror     = "flush"                          # a flush waits for the backup; or "write", "async"
+# async_bytes   = "64MiB"                     # with "async": writes wait before the backup lags
+# async_seconds = 5                           # further than this
 missing_deadline = "30s"                      # reads of missing blocks fail after this, link down
 direct     = false                            # true: O_DIRECT, around the page cache
 

@@ -140,9 +140,10 @@ def _primary_lines(volume: "PrimaryStatus", before: "tuple[float, NodeStatus] | 
         connected = "connected" if backup.connected else "NOT CONNECTED"
         error = f": {backup.error}" if backup.error else ""
         resync = ", resyncing" if backup.resyncing else ""
+        lag = f", lags {format_size(backup.lag_bytes)}" if backup.lag_bytes else ""
         lines.append(
             f"  backup {backup.address}: {connected}{resync}, unsent "
-            f"{format_size(backup.unsent_bytes)}{error}"
+            f"{format_size(backup.unsent_bytes)}{lag}{error}"
         )
     return lines
 
