@@ -149,6 +149,18 @@ fn a_failure_in_a_session_that_counts_on_names_the_first_operation_that_is_not_a
 }
 
 #[test]
+fn law_11_a_flush_that_fails_when_a_session_begins_stops_the_backup() {
+    let rig = rig(1 << 30);
+    assert!(applied(&rig.apply(vec![write(1, 0, 1, 2)])));
+    rig.mirror_plan.add(Fault::once(Operation::Flush, 5));
+    rig.backup.begin_session(2, 0).expect_err("the flush failed");
+    assert!(rig.backup.failure().is_some(), "what the next flush says is not to be believed");
+    rig.backup.begin_session(3, 0).expect("it says what it has to say");
+    let answers = rig.backup.apply(3, vec![write(1, 1, 1, 2)]).expect("taken");
+    assert!(matches!(answers[..], [Answer::Failed { sequence: 1, .. }]), "{answers:?}");
+}
+
+#[test]
 fn trap_26_a_full_store_breaks_the_snapshot_and_never_the_writes() {
     // Room for the journal, the maps and some blocks, not for all.
     let rig = rig(56 * BLOCK);
