@@ -37,8 +37,11 @@ pub struct Recovery {
     /// Blocks that became link-only: fetched over the link, never taken from a bundle.
     pub link_only_blocks: u64,
     /// Current blocks that became unsent, though nothing says that they were written: they are
-    /// sent again.
+    /// sent again. The backup should hold them all the same.
     pub presumed_unsent: Vec<BlockRange>,
+    /// Current blocks that became unsent because the page that tells was damaged: of these nobody
+    /// knows what the backup holds.
+    pub unsent_by_damage: u64,
     /// Pages of the map that were damaged.
     pub damaged_pages: u64,
 }
@@ -47,7 +50,8 @@ impl Recovery {
     /// Current blocks that became unsent.
     #[must_use]
     pub fn unsent_blocks(&self) -> u64 {
-        self.presumed_unsent.iter().map(|run| run.count()).sum()
+        let presumed: u64 = self.presumed_unsent.iter().map(|run| run.count()).sum();
+        presumed + self.unsent_by_damage
     }
 }
 
@@ -98,7 +102,8 @@ impl OverwriteMap {
         };
         for (plane, blocks) in damage.suspect.iter().chain(&damage.lost) {
             if *plane == UNSENT {
-                recovery.presumed_unsent.extend(self.presume_unsent(*blocks));
+                let presumed = self.presume_unsent(*blocks);
+                recovery.unsent_by_damage += presumed.iter().map(|run| run.count()).sum::<u64>();
             } else {
                 recovery.link_only_blocks += self.presume_link_only(*blocks);
             }
@@ -422,6 +427,23 @@ mod tests {
         let torn = Intents::Hot(vec![0]);
         let (map, recovery) = OverwriteMap::open(device, Some(&torn)).expect("opens");
         assert_eq!((recovery.damaged_pages, map.unsent().get(3)), (1, false));
+    }
+
+    #[test]
+    fn blocks_that_a_rotten_page_makes_unsent_are_not_said_to_be_at_the_backup() {
+        let (device, map) = create();
+        map.mark_current(BlockRange::new(0, 5));
+        map.file().fill(UNSENT, BlockRange::new(0, 1), true);
+        map.file().commit_all().expect("committed");
+        map.file().fill(UNSENT, BlockRange::new(1, 5), true);
+        map.file().commit_all().expect("committed");
+        let pair = 2 * 4096;
+        device.write_at(8192 + 2 * pair + 4096, &[9; 512]).expect("ram");
+        let hot = Intents::Hot(vec![0]);
+        let (map, recovery) = OverwriteMap::open(device, Some(&hot)).expect("opens");
+        assert_eq!(map.unsent().count_all(), 5);
+        assert_eq!((recovery.presumed_unsent.len(), recovery.unsent_by_damage), (0, 4));
+        assert_eq!(recovery.unsent_blocks(), 4);
     }
 
     /// Lets `change` be committed with the power going out at every event, with any mixture of
