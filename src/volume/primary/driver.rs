@@ -273,6 +273,7 @@ impl Driver {
                 Event::ReadDone { token, result: self.read_parts(range, &parts) }
             }
             Action::WriteLocal { token, offset, content } => {
+                self.expect_nothing_of(ByteRange::new(offset, content.len()));
                 Event::WriteDone { token, result: content.write_to(&*self.device, offset) }
             }
             Action::FlushLocal => Event::DeviceFlushed { result: self.device.flush() },
@@ -341,6 +342,7 @@ impl Driver {
         match compared {
             Ok(()) => {
                 state.compared = true;
+                self.expect_nothing_of_the_backup();
                 self.run(state, Event::LinkUp, Caller::Other);
                 self.ask_for_media();
             }
