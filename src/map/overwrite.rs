@@ -168,7 +168,9 @@ impl OverwriteMap {
                     continue;
                 }
                 return Err(Error::integrity(format!(
-                    "the map page that says which of the blocks {} to {} are current is damaged,                      and blocks {} to {} were never sent to the backup; declare what is lost with                      restore --lost",
+                    "the map page that says which of the blocks {} to {} are current is damaged, \
+                     and blocks {} to {} were never sent to the backup; declare what is lost with \
+                     restore --lost",
                     blocks.start, blocks.end, run.start, run.end
                 )));
             }

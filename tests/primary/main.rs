@@ -1,17 +1,14 @@
 //! The primary's state machine against adversaries: power loss, a cut link, any order of events.
 
 mod backup;
-mod chance;
 mod comparing;
 mod disk;
 mod figures;
 mod media;
 mod medium;
-mod oracle;
 mod random;
 mod schedule;
 mod sessions;
 mod stage;
-mod stamp;
 mod traps;
 mod world;

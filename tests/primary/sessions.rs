@@ -8,11 +8,11 @@ use dualrestore::units::{BlockSize, Geometry};
 use dualrestore::volume::primary::{Event, Options};
 
 use crate::backup::Lane;
-use crate::chance::Chance;
 use crate::stage::{
     BLOCK, DEADLINE_MS, FLUSH, begin, block, is_commit, is_read, is_record, is_write, linked, old,
     sectors, world,
 };
+use dualrestore::sim::Chance;
 
 #[test]
 fn trap_17_a_block_is_unsent_from_before_the_send_until_the_backup_has_it_durably() {
@@ -235,7 +235,8 @@ fn trap_23_a_cut_waits_for_the_resync_and_comes_after_every_write_before_it() {
     world.settle();
     assert!(world.cuts[&cut].is_ok());
     let bytes = world.backup.cut.take().expect("it was cut");
-    let held = crate::stamp::values(block(3), &bytes[3 * BLOCK as usize..4 * BLOCK as usize]);
+    let held =
+        dualrestore::sim::stamp::values(block(3), &bytes[3 * BLOCK as usize..4 * BLOCK as usize]);
     assert_eq!(held.into_values().collect::<Vec<_>>(), [7, 8]);
     world.link_down();
     let refused = world.cut();
