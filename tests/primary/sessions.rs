@@ -272,3 +272,17 @@ fn trap_37_without_a_backup_missing_blocks_come_from_a_bundle_or_not_at_all() {
     world.wait(DEADLINE_MS);
     world.assert_failed(hopeless, ErrorKind::Timeout);
 }
+
+#[test]
+fn a_volume_is_not_idle_while_an_intent_record_is_under_way() {
+    let mut world = world([3], FLUSH);
+    // The write gives up before its intent is durable: nothing but the record is left.
+    let write = world.write(block(2), &[7, 8], false);
+    let mut actions = Vec::new();
+    world.primary.fail_waiting_requests(&dualrestore::error::Error::busy("over"), &mut actions);
+    world.take(actions);
+    world.assert_failed(write, ErrorKind::Busy);
+    assert!(world.has_job(is_record) && !world.primary.is_idle());
+    world.local();
+    assert!(world.primary.is_idle());
+}
