@@ -2,6 +2,7 @@
 //!
 //! Does not know: what the time is for.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant as StdInstant};
 
 /// Milliseconds on a monotonic clock whose zero is arbitrary.
@@ -28,29 +29,51 @@ pub fn wall_clock_ms() -> u64 {
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The clock drivers read: milliseconds since the clock was made.
+/// The clock drivers read: milliseconds since the clock was made, or what somebody says that it is.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {
-    origin: StdInstant,
+    source: Source,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Since(StdInstant),
+    Told(&'static AtomicU64),
 }
 
 impl Default for MonotonicClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
     fn default() -> Self {
-        Self { origin: StdInstant::now() }
+        Self { source: Source::Since(StdInstant::now()) }
     }
 }
 
 impl MonotonicClock {
+    /// A clock that shows so many milliseconds, whoever sets them: for simulations.
+    #[must_use]
+    pub fn told(milliseconds: &'static AtomicU64) -> Self {
+        Self { source: Source::Told(milliseconds) }
+    }
+
     #[must_use]
     pub fn now(self) -> Instant {
-        let elapsed: Duration = self.origin.elapsed();
-        Instant(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+        match self.source {
+            Source::Since(origin) => {
+                Instant(u64::try_from(origin.elapsed().as_millis()).unwrap_or(u64::MAX))
+            }
+            Source::Told(milliseconds) => Instant(milliseconds.load(Ordering::Acquire)),
+        }
     }
 
     /// Nanoseconds since it was made, to measure rates by.
     #[must_use]
     pub fn now_ns(self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let elapsed = match self.source {
+            Source::Since(origin) => origin.elapsed(),
+            Source::Told(milliseconds) => {
+                Duration::from_millis(milliseconds.load(Ordering::Acquire))
+            }
+        };
+        u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
     }
 }

@@ -33,5 +33,7 @@ pub mod link;
 
 pub mod nbd;
 
+pub mod sim;
+
 #[cfg(feature = "python")]
 mod python;

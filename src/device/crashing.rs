@@ -27,7 +27,7 @@ pub type Chooser<'a> = &'a mut dyn FnMut(usize) -> usize;
 #[derive(Debug)]
 pub struct Power {
     events: AtomicU64,
-    off_at: u64,
+    off_at: AtomicU64,
     last_takes_effect: bool,
 }
 
@@ -51,7 +51,13 @@ impl Power {
     /// `last_takes_effect` says whether a directory operation interrupted so happened or not.
     #[must_use]
     pub fn failing_at(event: u64, last_takes_effect: bool) -> Arc<Self> {
-        Arc::new(Self { events: AtomicU64::new(0), off_at: event, last_takes_effect })
+        let off_at = AtomicU64::new(event);
+        Arc::new(Self { events: AtomicU64::new(0), off_at, last_takes_effect })
+    }
+
+    /// Goes out during the event that comes after so many others from now on.
+    pub fn fail_after(&self, events: u64) {
+        self.off_at.store(self.events().saturating_add(events), Ordering::Release);
     }
 
     /// Writes, zeroes, flushes and directory operations so far.
@@ -61,15 +67,17 @@ impl Power {
     }
 
     pub(super) fn spend(&self) -> Supply {
-        match self.events.fetch_add(1, Ordering::AcqRel).cmp(&self.off_at) {
+        let off_at = self.off_at.load(Ordering::Acquire);
+        match self.events.fetch_add(1, Ordering::AcqRel).cmp(&off_at) {
             std::cmp::Ordering::Less => Supply::On,
             std::cmp::Ordering::Equal => Supply::Last,
             std::cmp::Ordering::Greater => Supply::Off,
         }
     }
 
-    pub(super) fn is_off(&self) -> bool {
-        self.events() > self.off_at
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.events() > self.off_at.load(Ordering::Acquire)
     }
 
     pub(super) fn last_takes_effect(&self) -> bool {
@@ -84,23 +92,32 @@ pub(super) fn power_lost() -> Error {
 /// Space that several devices share; a write that needs more fails with `ENOSPC`.
 #[derive(Debug)]
 pub struct Capacity {
-    pub(super) total: u64,
+    total: AtomicU64,
     used: AtomicU64,
 }
 
 impl Capacity {
     #[must_use]
     pub fn new(total: u64) -> Arc<Self> {
-        Arc::new(Self { total, used: AtomicU64::new(0) })
+        Arc::new(Self { total: AtomicU64::new(total), used: AtomicU64::new(0) })
+    }
+
+    /// Somebody makes room.
+    pub fn grow(&self, bytes: u64) {
+        self.total.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total.load(Ordering::Acquire)
     }
 
     pub(super) fn free(&self) -> u64 {
-        self.total.saturating_sub(self.used.load(Ordering::Acquire))
+        self.total().saturating_sub(self.used.load(Ordering::Acquire))
     }
 
     fn take(&self, bytes: u64) -> Result<()> {
         let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-            used.checked_add(bytes).filter(|used| *used <= self.total)
+            used.checked_add(bytes).filter(|used| *used <= self.total())
         });
         let full = || Error::device("write", &io::Error::from_raw_os_error(28));
         taken.map(|_| ()).map_err(|_| full())
@@ -165,10 +182,35 @@ impl CrashingDevice {
         bytes
     }
 
+    /// Every content that a sector may have after a crash, the one that a reader sees last.
+    #[must_use]
+    pub fn may(&self, sector: u64) -> Vec<[u8; SECTOR]> {
+        let held = self.lock();
+        let bytes = |held: Option<&Box<[u8; SECTOR]>>| held.map_or([0; SECTOR], |held| **held);
+        let waiting = held.pending.get(&sector).into_iter().flatten();
+        std::iter::once(bytes(held.durable.get(&sector)))
+            .chain(waiting.map(|version| bytes(version.as_ref())))
+            .collect()
+    }
+
+    /// From now on these are its bytes there, durably, whatever was written: as if somebody had
+    /// changed or replaced the disk.
+    pub fn replace(&self, offset: u64, bytes: &[u8]) {
+        let mut held = self.lock();
+        for (index, chunk) in self.span(offset, bytes.len() as u64).zip(bytes.chunks_exact(SECTOR))
+        {
+            held.pending.remove(&index);
+            match sector_of(chunk) {
+                Some(sector) => held.durable.insert(index, sector),
+                None => held.durable.remove(&index),
+            };
+        }
+    }
+
     /// The device as it comes up after the power was lost now, on another supply.
     #[must_use]
     pub fn crash(&self, chooser: Chooser<'_>, power: Arc<Power>) -> Self {
-        let capacity = self.capacity.as_ref().map(|old| Capacity::new(old.total));
+        let capacity = self.capacity.as_ref().map(|old| Capacity::new(old.total()));
         self.crash_into(chooser, power, capacity)
     }
 
@@ -375,6 +417,28 @@ mod tests {
         one.read_at(0, &mut [0; 512]).expect_err("off");
         let survived = other.crash(&mut |versions| versions, Power::steady());
         assert_eq!(survived.contents(), [2; 512], "an interrupted write may have happened");
+    }
+
+    #[test]
+    fn a_sector_may_be_what_was_durable_or_what_any_write_since_left() {
+        let device = CrashingDevice::from_bytes(&[1; 1024], Power::steady());
+        device.write_at(0, &[2; 512]).expect("written");
+        device.zero_at(0, 512).expect("zeroed");
+        assert_eq!(device.may(0), [[1; 512], [2; 512], [0; 512]]);
+        device.replace(0, &[5; 512]);
+        assert_eq!((device.may(0), device.may(1)), (vec![[5; 512]], vec![[1; 512]]));
+    }
+
+    #[test]
+    fn the_power_can_be_told_later_when_to_go_out() {
+        let power = Power::steady();
+        let device = CrashingDevice::new(512, Arc::clone(&power));
+        device.flush().expect("on");
+        power.fail_after(1);
+        device.flush().expect("on");
+        assert!(!power.is_off());
+        device.flush().expect_err("it goes out");
+        assert!(power.is_off());
     }
 
     #[test]

@@ -49,6 +49,12 @@ impl CrashingDirectory {
         Self { capacity: Some(capacity), ..self }
     }
 
+    /// Where its files take their space from, if that is limited.
+    #[must_use]
+    pub fn capacity(&self) -> Option<&Arc<Capacity>> {
+        self.capacity.as_ref()
+    }
+
     #[must_use]
     pub fn with_wrapper(self, wrapper: Wrapper) -> Self {
         Self { wrapper: Some(wrapper), ..self }
@@ -57,7 +63,7 @@ impl CrashingDirectory {
     /// The directory as it comes up after the power was lost now, on another supply.
     #[must_use]
     pub fn crash(&self, chooser: Chooser<'_>, power: &Arc<Power>) -> Self {
-        let capacity = self.capacity.as_ref().map(|old| Capacity::new(old.total));
+        let capacity = self.capacity.as_ref().map(|old| Capacity::new(old.total()));
         self.crash_into(chooser, power, capacity.as_ref())
     }
 
@@ -211,7 +217,7 @@ impl Directory for CrashingDirectory {
     }
 
     fn space(&self) -> Result<Option<Space>> {
-        Ok(self.capacity.as_ref().map(|held| Space { free: held.free(), total: held.total }))
+        Ok(self.capacity.as_ref().map(|held| Space { free: held.free(), total: held.total() }))
     }
 }
 

@@ -19,13 +19,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::direct::{Alignment, BOUNCE_BYTES, direct_alignment};
+use super::flushing::Flushes;
 use super::mounted::{refuse_if_mounted, refuse_if_read_only};
 use super::opening::{
     OpenOptions, check_size, failed, flush_directory_of, lock, missing, open_file, suits_direct,
@@ -46,7 +47,7 @@ pub struct FileDevice {
     sector_size: u32,
     direct: Option<Alignment>,
     read_only: bool,
-    poisoned: AtomicBool,
+    flushes: Flushes,
     /// Held while part of a direct I/O sector is rewritten.
     rewriting: Mutex<()>,
     /// The first entry of `ZEROING` that was not refused so far.
@@ -147,7 +148,7 @@ impl FileDevice {
             sector_size,
             direct,
             read_only: options.read_only,
-            poisoned: AtomicBool::new(false),
+            flushes: Flushes::default(),
             rewriting: Mutex::new(()),
             zeroing: AtomicU8::new(0),
         })
@@ -180,7 +181,7 @@ impl FileDevice {
         if self.read_only {
             return Err(self.error(operation, None, Errno::ROFS.into()));
         }
-        if self.poisoned.load(Ordering::Acquire) {
+        if self.flushes.have_failed() {
             return Err(Error::new(
                 ErrorKind::Poisoned,
                 "a flush of this device failed earlier, so what it holds is uncertain: \
@@ -364,19 +365,16 @@ impl Device for FileDevice {
         if self.read_only {
             return Ok(());
         }
-        self.check_writable("flush")?;
-        loop {
-            match rustix::fs::fdatasync(&self.file) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    // The kernel may have dropped what it could not write: a second flush that
-                    // succeeds would say nothing about it (trap 5).
-                    self.poisoned.store(true, Ordering::Release);
-                    return Err(self.error("flush", None, error.into()));
+        self.flushes.run(|| {
+            self.check_writable("flush")?;
+            loop {
+                match rustix::fs::fdatasync(&self.file) {
+                    Ok(()) => return Ok(()),
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(self.error("flush", None, error.into())),
                 }
             }
-        }
+        })
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {

@@ -27,6 +27,7 @@ mod disk;
 mod faulty;
 mod faulty_folder;
 mod file;
+mod flushing;
 mod folder;
 mod mounted;
 mod opening;

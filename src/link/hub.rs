@@ -29,9 +29,14 @@ pub struct Hub {
 
 impl Hub {
     pub fn new() -> Result<Self> {
+        Self::with_clock(MonotonicClock::default())
+    }
+
+    /// Time-outs and heartbeats by this clock.
+    pub fn with_clock(clock: MonotonicClock) -> Result<Self> {
         Ok(Self {
             wake: Arc::new(Wake::new()?),
-            clock: MonotonicClock::default(),
+            clock,
             boot_id: BootId(*Uuid::new_v4().as_bytes()),
             next: AtomicU64::new(1),
             reception: Arc::new(Reception::new()),

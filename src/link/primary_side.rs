@@ -125,6 +125,12 @@ impl PrimarySide {
         endpoints.into_iter().map(|(class, endpoint)| (class, endpoint.state())).collect()
     }
 
+    /// The number that the backup gave to the session, once it gave one.
+    #[must_use]
+    pub fn session_epoch(&self) -> Option<u64> {
+        self.lock().session.as_ref().map(|session| session.session_epoch)
+    }
+
     /// The latest problem of any connection.
     #[must_use]
     pub fn problem(&self) -> Option<String> {

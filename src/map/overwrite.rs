@@ -37,8 +37,11 @@ pub struct Recovery {
     /// Blocks that became link-only: fetched over the link, never taken from a bundle.
     pub link_only_blocks: u64,
     /// Current blocks that became unsent, though nothing says that they were written: they are
-    /// sent again.
+    /// sent again. The backup should hold them all the same.
     pub presumed_unsent: Vec<BlockRange>,
+    /// Current blocks that became unsent because the page that tells was damaged: of these nobody
+    /// knows what the backup holds.
+    pub unsent_by_damage: u64,
     /// Pages of the map that were damaged.
     pub damaged_pages: u64,
 }
@@ -47,7 +50,8 @@ impl Recovery {
     /// Current blocks that became unsent.
     #[must_use]
     pub fn unsent_blocks(&self) -> u64 {
-        self.presumed_unsent.iter().map(|run| run.count()).sum()
+        let presumed: u64 = self.presumed_unsent.iter().map(|run| run.count()).sum();
+        presumed + self.unsent_by_damage
     }
 }
 
@@ -98,7 +102,8 @@ impl OverwriteMap {
         };
         for (plane, blocks) in damage.suspect.iter().chain(&damage.lost) {
             if *plane == UNSENT {
-                recovery.presumed_unsent.extend(self.presume_unsent(*blocks));
+                let presumed = self.presume_unsent(*blocks);
+                recovery.unsent_by_damage += presumed.iter().map(|run| run.count()).sum::<u64>();
             } else {
                 recovery.link_only_blocks += self.presume_link_only(*blocks);
             }
@@ -113,6 +118,7 @@ impl OverwriteMap {
                 )));
             }
         }
+        self.refuse_forgotten_writes(damage, intents)?;
         match intents {
             None => {}
             Some(Intents::Unknown) => self.presume(self.geometry.all_blocks(), &mut recovery),
@@ -141,6 +147,35 @@ impl OverwriteMap {
         }
         self.file.commit_all()?;
         Ok(recovery)
+    }
+
+    /// A crash may tear a page of a commit that nobody was told of; what that page spoke of lies in
+    /// hot extents. Elsewhere a block that is unsent and not current was current in the copy of the
+    /// page that is damaged: its bytes are nowhere but here, and taking those of the backup would
+    /// lose them in silence (law 3).
+    fn refuse_forgotten_writes(&self, damage: &Damage, intents: Option<&Intents>) -> Result<()> {
+        let is_hot = |extent: u64| match intents {
+            Some(Intents::Unknown) => true,
+            Some(Intents::Hot(extents)) => extents.iter().any(|hot| u64::from(*hot) == extent),
+            None => false,
+        };
+        for (_, blocks) in damage.suspect.iter().filter(|(plane, _)| *plane == CURRENT) {
+            let unsent = self.file.plane(UNSENT).runs(*blocks, true);
+            for run in unsent.flat_map(|run| self.file.plane(CURRENT).runs(run, false)) {
+                let bytes = self.geometry.bytes_of(run);
+                let last = (bytes.end() - 1) / HOT_EXTENT_BYTES;
+                if (bytes.offset / HOT_EXTENT_BYTES..=last).all(is_hot) {
+                    continue;
+                }
+                return Err(Error::integrity(format!(
+                    "the map page that says which of the blocks {} to {} are current is damaged, \
+                     and blocks {} to {} were never sent to the backup; declare what is lost with \
+                     restore --lost",
+                    blocks.start, blocks.end, run.start, run.end
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn presume(&self, blocks: BlockRange, recovery: &mut Recovery) {
@@ -373,6 +408,44 @@ mod tests {
         device.write_at(8192 + 4096, &[9; 512]).expect("ram");
         let error = OverwriteMap::open(Arc::clone(&device) as _, None).expect_err("lost page");
         assert!(error.to_string().contains("never sent"), "{error}");
+    }
+
+    #[test]
+    fn law_3_a_rotten_page_over_blocks_that_only_the_primary_has_is_refused_and_not_guessed_at() {
+        let (device, map) = create();
+        map.mark_current(BlockRange::new(0, 3));
+        map.file().commit_all().expect("committed");
+        map.mark_current(BlockRange::new(3, 5));
+        map.file().fill(UNSENT, BlockRange::new(3, 5), true);
+        map.file().commit_all().expect("committed");
+        // The newer copy of the page of current blocks.
+        device.write_at(8192 + 4096, &[9; 512]).expect("ram");
+        for intents in [None, Some(Intents::Hot(vec![])), Some(Intents::Hot(vec![1]))] {
+            let opened = OverwriteMap::open(Arc::clone(&device) as _, intents.as_ref());
+            let error = opened.expect_err("which are current is forgotten");
+            assert!(error.to_string().contains("blocks 3 to 5"), "{error}");
+        }
+        // In a hot extent it may be a commit that a crash tore: nobody was told that it was done.
+        let torn = Intents::Hot(vec![0]);
+        let (map, recovery) = OverwriteMap::open(device, Some(&torn)).expect("opens");
+        assert_eq!((recovery.damaged_pages, map.unsent().get(3)), (1, false));
+    }
+
+    #[test]
+    fn blocks_that_a_rotten_page_makes_unsent_are_not_said_to_be_at_the_backup() {
+        let (device, map) = create();
+        map.mark_current(BlockRange::new(0, 5));
+        map.file().fill(UNSENT, BlockRange::new(0, 1), true);
+        map.file().commit_all().expect("committed");
+        map.file().fill(UNSENT, BlockRange::new(1, 5), true);
+        map.file().commit_all().expect("committed");
+        let pair = 2 * 4096;
+        device.write_at(8192 + 2 * pair + 4096, &[9; 512]).expect("ram");
+        let hot = Intents::Hot(vec![0]);
+        let (map, recovery) = OverwriteMap::open(device, Some(&hot)).expect("opens");
+        assert_eq!(map.unsent().count_all(), 5);
+        assert_eq!((recovery.presumed_unsent.len(), recovery.unsent_by_damage), (0, 4));
+        assert_eq!(recovery.unsent_blocks(), 4);
     }
 
     /// Lets `change` be committed with the power going out at every event, with any mixture of

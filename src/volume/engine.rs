@@ -1,12 +1,22 @@
 //! What all volumes of a process share: the threads for device operations, one that lets time
 //! pass, and the clock.
 //!
-//! Guarantees: a registered volume is told the time about every `TICK_MS`, until it is dropped.
+//! | engine | a job | time | who waits for an answer |
+//! |---|---|---|---|
+//! | with threads | runs on one of the device threads | a thread tells it | sleeps |
+//! | driven | is given to its `Scheduler` | `tick` | lets the scheduler do other work meanwhile |
+//!
+//! Guarantees: a registered volume is told the time about every `TICK_MS`, or with every `tick` of
+//! a driven engine, until it is dropped. A driven engine has no thread: whatever happens is
+//! decided by its scheduler, so that a simulation can be repeated.
 //! Does not know: what a volume does with it.
 
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::WorkerPool;
@@ -19,49 +29,75 @@ pub trait Timed: Send + Sync {
     fn tick(&self, now: Instant);
 }
 
+/// Work that an engine was given.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// Runs the work of an engine that has no threads.
+pub trait Scheduler: Send + Sync {
+    fn take(&self, job: Job);
+    /// Does some of the work that there is; `false` if there is none.
+    fn work(&self) -> bool;
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Engine {
-    pool: Arc<WorkerPool>,
     clock: MonotonicClock,
-    ticker: Arc<Ticker>,
-    thread: Option<JoinHandle<()>>,
+    volumes: Arc<Volumes>,
+    hands: Hands,
 }
 
-struct Ticker {
-    state: Mutex<TickerState>,
+enum Hands {
+    Threads { pool: Arc<WorkerPool>, ticker: Option<JoinHandle<()>> },
+    Driven(Arc<dyn Scheduler>),
+}
+
+/// Who is told the time.
+struct Volumes {
+    state: Mutex<VolumesState>,
     stop: Condvar,
 }
 
-struct TickerState {
+#[derive(Default)]
+struct VolumesState {
     volumes: Vec<Weak<dyn Timed>>,
     stopping: bool,
 }
 
-impl std::fmt::Debug for Ticker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Ticker")
+impl fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Volumes")
+    }
+}
+
+impl fmt::Debug for Hands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Threads { .. } => "Threads",
+            Self::Driven(_) => "Driven",
+        })
     }
 }
 
 impl Engine {
     pub fn new() -> Result<Arc<Self>> {
-        let ticker = Arc::new(Ticker {
-            state: Mutex::new(TickerState { volumes: Vec::new(), stopping: false }),
-            stop: Condvar::new(),
-        });
+        let pool = Arc::new(WorkerPool::for_devices()?);
+        let volumes = Arc::new(Volumes { state: Mutex::default(), stop: Condvar::new() });
         let clock = MonotonicClock::default();
-        let shared = Arc::clone(&ticker);
-        let thread = std::thread::Builder::new()
+        let shared = Arc::clone(&volumes);
+        let ticker = std::thread::Builder::new()
             .name("ticker".into())
             .spawn(move || shared.run(clock))
             .map_err(|error| Error::device("start a thread", &error))?;
-        Ok(Arc::new(Self {
-            pool: Arc::new(WorkerPool::for_devices()?),
-            clock,
-            ticker,
-            thread: Some(thread),
-        }))
+        let hands = Hands::Threads { pool, ticker: Some(ticker) };
+        Ok(Arc::new(Self { clock, volumes, hands }))
+    }
+
+    /// An engine without threads.
+    #[must_use]
+    pub fn driven(scheduler: Arc<dyn Scheduler>, clock: MonotonicClock) -> Arc<Self> {
+        let volumes = Arc::new(Volumes { state: Mutex::default(), stop: Condvar::new() });
+        Arc::new(Self { clock, volumes, hands: Hands::Driven(scheduler) })
     }
 
     #[must_use]
@@ -70,19 +106,77 @@ impl Engine {
     }
 
     pub fn register(&self, volume: Weak<dyn Timed>) {
-        let mut state = self.ticker.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.volumes.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.volumes.push(volume);
     }
 
     /// The threads for device operations.
     #[must_use]
     pub fn pool(&self) -> &Arc<WorkerPool> {
-        &self.pool
+        match &self.hands {
+            Hands::Threads { pool, .. } => pool,
+            Hands::Driven(_) => unreachable!("nobody asks a driven engine for its threads"),
+        }
     }
 
     /// Runs a job on one of the device threads.
     pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        self.pool.submit(job);
+        match &self.hands {
+            Hands::Threads { pool, .. } => pool.submit(job),
+            Hands::Driven(scheduler) => scheduler.take(Box::new(job)),
+        }
+    }
+
+    /// What follows a device operation on its thread; much may happen in between.
+    pub fn follow(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.hands {
+            Hands::Threads { .. } => job(),
+            Hands::Driven(scheduler) => scheduler.take(Box::new(job)),
+        }
+    }
+
+    /// Waits for an answer that others bring, for ever where no time is given.
+    pub fn receive<T>(
+        &self,
+        answers: &Receiver<T>,
+        timeout: Option<Duration>,
+    ) -> std::result::Result<T, RecvTimeoutError> {
+        match (&self.hands, timeout) {
+            (Hands::Threads { .. }, Some(timeout)) => answers.recv_timeout(timeout),
+            (Hands::Threads { .. }, None) => {
+                answers.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            }
+            (Hands::Driven(scheduler), _) => loop {
+                match answers.try_recv() {
+                    Ok(answer) => return Ok(answer),
+                    Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                    Err(TryRecvError::Empty) if scheduler.work() => {}
+                    Err(TryRecvError::Empty) => return Err(RecvTimeoutError::Timeout),
+                }
+            },
+        }
+    }
+
+    /// How long to wait for others who work on threads. Those of a driven engine work here and now,
+    /// until nothing is left to do or what is awaited is there.
+    pub fn patience(&self, timeout: Duration, is_there: impl Fn() -> bool) -> Duration {
+        match &self.hands {
+            Hands::Threads { .. } => timeout,
+            Hands::Driven(scheduler) => {
+                while !is_there() && scheduler.work() {}
+                Duration::ZERO
+            }
+        }
+    }
+
+    /// Tells the volumes the time.
+    pub fn tick(&self) {
+        let mut state = self.volumes.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = state.living();
+        drop(state);
+        for volume in volumes {
+            volume.tick(self.clock.now());
+        }
     }
 }
 
@@ -95,12 +189,18 @@ pub fn spawn_apart(name: &str, job: impl FnOnce() + Send + 'static) -> Result<()
         .map_err(|error| Error::device("start a thread", &error))
 }
 
-impl Ticker {
+impl VolumesState {
+    fn living(&mut self) -> Vec<Arc<dyn Timed>> {
+        self.volumes.retain(|volume| volume.strong_count() > 0);
+        self.volumes.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Volumes {
     fn run(&self, clock: MonotonicClock) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.stopping {
-            state.volumes.retain(|volume| volume.strong_count() > 0);
-            let volumes: Vec<_> = state.volumes.iter().filter_map(Weak::upgrade).collect();
+            let volumes = state.living();
             drop(state);
             for volume in volumes {
                 volume.tick(clock.now());
@@ -117,9 +217,10 @@ impl Ticker {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.ticker.state.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
-        self.ticker.stop.notify_all();
-        if let Some(thread) = self.thread.take()
+        let Hands::Threads { ticker, .. } = &mut self.hands else { return };
+        self.volumes.state.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
+        self.volumes.stop.notify_all();
+        if let Some(thread) = ticker.take()
             && thread.thread().id() != std::thread::current().id()
         {
             thread.join().expect("a volume's tick does not panic");

@@ -13,8 +13,8 @@ use dualrestore::extent::ByteRange;
 use dualrestore::volume::content::Content;
 use dualrestore::volume::primary::{Event, FetchClass, OutgoingMessage};
 
-use crate::chance::Chance;
 use crate::disk::Disk;
+use dualrestore::sim::Chance;
 
 /// See the module.
 #[derive(Debug)]

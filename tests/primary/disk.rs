@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dualrestore::device::Device;
 use dualrestore::error::{Error, ErrorKind, Result};
 
-use crate::chance::Chance;
+use dualrestore::sim::Chance;
 
 const SECTOR: usize = 512;
 type Sector = [u8; SECTOR];

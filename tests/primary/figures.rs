@@ -6,10 +6,10 @@
 use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::units::{BlockSize, Geometry};
 
-use crate::oracle::Value;
 use crate::stage::{self, FLUSH};
-use crate::stamp::{self, SECTOR};
 use crate::world::World;
+use dualrestore::sim::Value;
+use dualrestore::sim::stamp::{self, SECTOR};
 
 /// What happens at a step.
 enum Happens {

@@ -1,7 +1,6 @@
 //! The primary's state machine against adversaries: power loss, a cut link, any order of events.
 
 mod backup;
-mod chance;
 mod comparing;
 mod differences;
 mod disk;
@@ -9,11 +8,9 @@ mod figures;
 mod lag;
 mod media;
 mod medium;
-mod oracle;
 mod random;
 mod schedule;
 mod sessions;
 mod stage;
-mod stamp;
 mod traps;
 mod world;

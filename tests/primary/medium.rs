@@ -15,9 +15,9 @@ use dualrestore::units::Geometry;
 use dualrestore::volume::content::Content;
 use dualrestore::volume::primary::{MediumId, Supply};
 
-use crate::chance::Chance;
-use crate::stamp::{self, SECTOR};
 use crate::world::World;
+use dualrestore::sim::Chance;
+use dualrestore::sim::stamp::{self, SECTOR};
 
 /// What a medium of an earlier generation holds of blocks that were written since.
 const STALE: u64 = 0x0bad_0bad_0bad_0bad;

@@ -9,10 +9,10 @@ use dualrestore::units::{BlockSize, Geometry, MIB};
 use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::{LANES, Lane};
-use crate::chance::Chance;
 use crate::medium::fault;
-use crate::stamp::{self, SECTOR};
 use crate::world::{Beginning, Job, Trace, World};
+use dualrestore::sim::Chance;
+use dualrestore::sim::stamp::{self, SECTOR};
 
 /// Steps after which a life that does not come to rest is taken for stuck.
 const END_STEPS_MAX: usize = 40_000;

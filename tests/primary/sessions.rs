@@ -8,11 +8,11 @@ use dualrestore::units::{BlockSize, Geometry};
 use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::Lane;
-use crate::chance::Chance;
 use crate::stage::{
     BLOCK, DEADLINE_MS, FLUSH, begin, block, is_commit, is_read, is_record, is_write, linked, old,
     sectors, world,
 };
+use dualrestore::sim::Chance;
 
 #[test]
 fn trap_17_a_block_is_unsent_from_before_the_send_until_the_backup_has_it_durably() {
@@ -281,7 +281,8 @@ fn trap_23_a_cut_waits_for_the_resync_and_comes_after_every_write_before_it() {
     world.settle();
     assert!(world.cuts[&cut].is_ok());
     let bytes = world.backup.cut.take().expect("it was cut");
-    let held = crate::stamp::values(block(3), &bytes[3 * BLOCK as usize..4 * BLOCK as usize]);
+    let held =
+        dualrestore::sim::stamp::values(block(3), &bytes[3 * BLOCK as usize..4 * BLOCK as usize]);
     assert_eq!(held.into_values().collect::<Vec<_>>(), [7, 8]);
     world.link_down();
     let refused = world.cut();
@@ -316,4 +317,18 @@ fn trap_37_without_a_backup_missing_blocks_come_from_a_bundle_or_not_at_all() {
     let hopeless = world.read(block(3));
     world.wait(DEADLINE_MS);
     world.assert_failed(hopeless, ErrorKind::Timeout);
+}
+
+#[test]
+fn a_volume_is_not_idle_while_an_intent_record_is_under_way() {
+    let mut world = world([3], FLUSH);
+    // The write gives up before its intent is durable: nothing but the record is left.
+    let write = world.write(block(2), &[7, 8], false);
+    let mut actions = Vec::new();
+    world.primary.fail_waiting_requests(&dualrestore::error::Error::busy("over"), &mut actions);
+    world.take(actions);
+    world.assert_failed(write, ErrorKind::Busy);
+    assert!(world.has_job(is_record) && !world.primary.is_idle());
+    world.local();
+    assert!(world.primary.is_idle());
 }

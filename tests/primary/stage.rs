@@ -11,10 +11,10 @@ use dualrestore::units::{BlockSize, Geometry};
 use dualrestore::volume::primary::{Event, MirrorPolicy, Options, OutgoingMessage};
 
 use crate::backup::{LANES, Lane};
-use crate::chance::Chance;
-use crate::oracle::Value;
-use crate::stamp::{self, SECTOR};
 use crate::world::{Beginning, Job, World};
+use dualrestore::sim::Chance;
+use dualrestore::sim::Value;
+use dualrestore::sim::stamp::{self, SECTOR};
 
 pub const BLOCK: u64 = 2 * SECTOR;
 pub const BLOCKS: u64 = 8;

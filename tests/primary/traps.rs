@@ -7,12 +7,12 @@ use dualrestore::units::{BlockSize, Geometry};
 use dualrestore::volume::primary::{Event, LagBound, MirrorPolicy, Options};
 
 use crate::backup::Lane;
-use crate::chance::Chance;
 use crate::stage::{
     BLOCK, BLOCKS, DEADLINE_MS, FLUSH, begin, block, is_commit, is_flush, is_merge, is_read,
     is_record, is_write, linked, old, sectors, world,
 };
-use crate::stamp::GARBAGE;
+use dualrestore::sim::Chance;
+use dualrestore::sim::stamp::GARBAGE;
 
 #[test]
 fn trap_10_a_sub_block_write_to_a_missing_block_is_fetched_overlaid_and_then_current() {

@@ -22,12 +22,12 @@ use dualrestore::volume::service::{Command, Outcome};
 use uuid::Uuid;
 
 use crate::backup::{Backup, Lane, Link};
-use crate::chance::Chance;
 use crate::comparing::Watch;
 use crate::disk::Disk;
 use crate::medium::Shelf;
-use crate::oracle::{Oracle, Value};
-use crate::stamp;
+use dualrestore::sim::Chance;
+use dualrestore::sim::stamp;
+use dualrestore::sim::{Oracle, Value};
 
 pub const VOLUME: Uuid = Uuid::from_u128(7);
 

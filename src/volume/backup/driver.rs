@@ -140,7 +140,7 @@ impl BackupVolume {
     pub fn begin_session(&self, epoch: u64, base_sequence: u64) -> Result<()> {
         let mut state = lock(&self.applying);
         if state.failure().is_none() {
-            self.device.flush()?;
+            self.flush_device(&mut state)?;
         }
         state.begin_session(epoch, base_sequence)?;
         self.publish(&state);

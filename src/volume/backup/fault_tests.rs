@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Answer, BackupVolume, MirrorOperation};
+use super::{Action, Answer, BackupState, BackupVolume, MirrorOperation};
 use crate::device::{
-    Capacity, CrashingDirectory, Device, Directory, Fault, FaultPlan, FaultyDevice, FileDevice,
-    FileDirectory, OpenOptions, Operation, Payload, Power, RamDevice,
+    AlignedBuffer, Capacity, CrashingDirectory, Device, Directory, Fault, FaultPlan, FaultyDevice,
+    FileDevice, FileDirectory, OpenOptions, Operation, Payload, Power, RamDevice,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::frames::CutName;
+use crate::limits::STRETCH_BYTES;
 use crate::snapshot::{Condition, CutOrder};
 use crate::units::{BlockSize, Geometry};
 
@@ -115,6 +116,48 @@ impl Rig {
 
 fn applied(answers: &[Answer]) -> bool {
     matches!(answers, [Answer::Applied { .. }])
+}
+
+#[test]
+fn a_failure_in_a_session_that_counts_on_names_the_first_operation_that_is_not_applied() {
+    let first = 40;
+    let failed = |answers: &[Answer]| match answers {
+        [.., Answer::Failed { sequence, .. }] => *sequence,
+        other => panic!("{other:?}"),
+    };
+    let rig = rig(1 << 30);
+    rig.mirror_plan.add(Fault::once(Operation::Write, 5));
+    assert_eq!(failed(&rig.apply(vec![write(first, 0, 1, 2), write(first + 1, 1, 1, 2)])), first);
+    // The same when old bytes could not be kept, for these operations or for those after them.
+    let batch = || vec![write(first, 0, 1, 2), write(first + 1, 1, 1, 2)];
+    let broken = || Err(Error::integrity("a map is gone"));
+    let mut state = BackupState::new(geometry(), 512);
+    state.begin_session(1, 0).expect("begun");
+    assert!(matches!(state.take(1, batch()).expect("taken"), Action::Prepare(_)));
+    assert!(matches!(state.finished(broken(), Ok(())), Action::Rest));
+    assert_eq!(failed(&state.take_answers()), first);
+    let data = Payload::new(AlignedBuffer::zeroed(STRETCH_BYTES as usize));
+    let long = MirrorOperation::Write { sequence: first, offset: 0, data };
+    let big = Geometry::new(2 * STRETCH_BYTES, BlockSize::DEFAULT).expect("valid");
+    let mut state = BackupState::new(big, 512);
+    state.begin_session(1, 0).expect("begun");
+    let batch = vec![long, write(first + 1, 1, 1, 2)];
+    assert!(matches!(state.take(1, batch).expect("taken"), Action::Prepare(_)));
+    assert!(matches!(state.finished(Ok(()), Ok(())), Action::Apply { .. }));
+    assert!(matches!(state.finished(Ok(()), broken()), Action::Rest));
+    assert_eq!(failed(&state.take_answers()), first + 1);
+}
+
+#[test]
+fn law_11_a_flush_that_fails_when_a_session_begins_stops_the_backup() {
+    let rig = rig(1 << 30);
+    assert!(applied(&rig.apply(vec![write(1, 0, 1, 2)])));
+    rig.mirror_plan.add(Fault::once(Operation::Flush, 5));
+    rig.backup.begin_session(2, 0).expect_err("the flush failed");
+    assert!(rig.backup.failure().is_some(), "what the next flush says is not to be believed");
+    rig.backup.begin_session(3, 0).expect("it says what it has to say");
+    let answers = rig.backup.apply(3, vec![write(1, 1, 1, 2)]).expect("taken");
+    assert!(matches!(answers[..], [Answer::Failed { sequence: 1, .. }]), "{answers:?}");
 }
 
 #[test]

@@ -64,6 +64,7 @@ enum Phase {
         count: usize,
     },
     Applying {
+        first: u64,
         through: u64,
         ahead: usize,
     },
@@ -203,7 +204,7 @@ impl BackupState {
                 self.prepared = count;
                 self.next_step()
             }
-            (phase @ Phase::Applying { through, ahead: count }, Ok(())) => {
+            (phase @ Phase::Applying { through, ahead: count, .. }, Ok(())) => {
                 self.applied = through;
                 self.answers.push(Answer::Applied { through });
                 if let Err(error) = ahead {
@@ -264,13 +265,14 @@ impl BackupState {
         }
         let ready = self.waiting.range(..self.prepared).take_while(|next| overwrites(next)).count();
         let operations: Vec<_> = self.waiting.drain(..ready).collect();
-        if let Some(last) = operations.last() {
+        if let (Some(first), Some(last)) = (operations.first(), operations.last()) {
+            let (first, through) = (first.sequence(), last.sequence());
             self.prepared -= ready;
             let (ahead, blocks) = match self.prepared {
                 0 => self.stretch(0),
                 _ => (0, Vec::new()),
             };
-            self.phase = Phase::Applying { through: last.sequence(), ahead };
+            self.phase = Phase::Applying { first, through, ahead };
             return Action::Apply { operations, ahead: blocks };
         }
         self.prepared = self.prepared.saturating_sub(1);
@@ -294,10 +296,12 @@ impl BackupState {
     }
 
     fn fail(&mut self, phase: &Phase, error: Error) {
+        // The first operation of which it is not known that it was applied: one that waits for its
+        // answer, for the primary goes on counting where the session before ended.
         let sequence = match phase {
             Phase::Flushing { sequence } | Phase::Settling { sequence, .. } => *sequence,
-            // Nothing of what leads was applied, or it is unknown how much.
-            _ => self.applied + 1,
+            Phase::Applying { first, .. } if *first > self.applied => *first,
+            _ => self.waiting.front().expect("what was prepared waits").sequence(),
         };
         self.answers.push(Answer::Failed { sequence, error: error.clone() });
         self.waiting.clear();

@@ -23,6 +23,7 @@ use crate::bitmap::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{BlockRange, ByteRange};
 use crate::format::frames::{ChangedBlocks, CutName};
+use crate::volume::engine::Engine;
 
 /// For one piece of an answer; the backup may have to read the maps of many cuts first.
 const CHANGES_PATIENCE: Duration = Duration::from_secs(120);
@@ -41,8 +42,8 @@ pub(super) struct Vouched {
     pub unchanged: Arc<Bitmap>,
 }
 
-fn answer<T>(receiver: &Receiver<Result<T>>, timeout: Duration) -> Result<T> {
-    receiver.recv_timeout(timeout).map_err(|gone| match gone {
+fn answer<T>(engine: &Engine, receiver: &Receiver<Result<T>>, timeout: Duration) -> Result<T> {
+    engine.receive(receiver, Some(timeout)).map_err(|gone| match gone {
         RecvTimeoutError::Timeout => {
             Error::new(ErrorKind::Timeout, "the backup did not answer in time")
         }
@@ -76,7 +77,8 @@ impl Driver {
         let tag = state.next_id;
         state.questions.digests.insert(tag, sender);
         outbox.ask_digest(tag, range);
-        move |timeout| answer(&receiver, timeout)
+        let engine = Arc::clone(&self.engine);
+        move |timeout| answer(&engine, &receiver, timeout)
     }
 
     pub fn changes_arrived(&self, tag: u64, result: Result<ChangedBlocks>) {
@@ -133,7 +135,7 @@ impl Driver {
         }
         state.questions.changes.insert(tag, sender);
         drop(state);
-        answer(&receiver, CHANGES_PATIENCE)
+        answer(&self.engine, &receiver, CHANGES_PATIENCE)
     }
 
     /// As `with_open_machine`, refused once the session is over.

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
 use super::asking::Questions;
 use super::event::{Action, Event, OutgoingMessage};
 use super::media_readers::MediaReaders;
@@ -52,7 +54,7 @@ pub struct Driver {
     /// Blocks that opening presumed unsent after an unclean stop, and that the backup should hold
     /// all the same.
     pub(super) presumed: Mutex<Vec<BlockRange>>,
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     state: Mutex<State>,
     /// Signalled when the machine may have become idle.
     idle: Condvar,
@@ -261,7 +263,8 @@ impl Driver {
         let driver = self.own();
         self.engine.spawn(move || {
             let event = driver.perform(action);
-            driver.event(event, Caller::Guest);
+            let engine = Arc::clone(&driver.engine);
+            engine.follow(move || driver.event(event, Caller::Guest));
         });
     }
 
@@ -271,6 +274,7 @@ impl Driver {
                 Event::ReadDone { token, result: self.read_parts(range, &parts) }
             }
             Action::WriteLocal { token, offset, content } => {
+                self.expect_nothing_of(ByteRange::new(offset, content.len()));
                 Event::WriteDone { token, result: content.write_to(&*self.device, offset) }
             }
             Action::DigestLocal { token, range } => {
@@ -342,6 +346,7 @@ impl Driver {
         match compared {
             Ok(()) => {
                 state.compared = true;
+                self.expect_nothing_of_the_backup();
                 self.run(state, Event::LinkUp, Caller::Other);
                 self.ask_for_media();
             }
@@ -400,6 +405,18 @@ impl Driver {
         selection: Vec<ByteRange>,
         timeout_ms: u64,
     ) -> Result<(u64, u64)> {
+        let receiver = self.begin_cut(snapshot, label, selection, timeout_ms)?;
+        self.engine.receive(&receiver, None).map_err(|_| link_is_down())?
+    }
+
+    /// As `cut`, for who does not wait here.
+    pub fn begin_cut(
+        &self,
+        snapshot: uuid::Uuid,
+        label: String,
+        selection: Vec<ByteRange>,
+        timeout_ms: u64,
+    ) -> Result<Receiver<Result<(u64, u64)>>> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         let mut state = self.lock();
         state.next_id += 1;
@@ -410,7 +427,7 @@ impl Driver {
         state.cuts.insert(id, sender);
         let event = Event::Cut { id, snapshot, label, selection, timeout_ms };
         self.run(state, event, Caller::Other);
-        receiver.recv().map_err(|_| link_is_down())?
+        Ok(receiver)
     }
 
     /// Makes everything that is current durably so: device, then map.
@@ -427,7 +444,7 @@ impl Driver {
         });
         state.completions.insert(id, completion);
         self.run(state, Event::CommitMap { id }, Caller::Other);
-        receiver.recv().expect("every request is answered").map(|_| ())
+        self.await_answer(&receiver).map(|_| ())
     }
 
     /// Waits for a request of its own, e.g. a flush.
@@ -439,7 +456,17 @@ impl Driver {
                 let _gone = sender.send(outcome);
             }),
         );
-        receiver.recv().expect("every request is answered")
+        self.await_answer(&receiver)
+    }
+
+    fn await_answer(&self, receiver: &Receiver<Outcome>) -> Outcome {
+        self.engine.receive(receiver, None).unwrap_or_else(|gone| match gone {
+            // Of threads that stand still nobody hears; a scheduler knows that nothing will come.
+            RecvTimeoutError::Timeout => {
+                Err(Error::new(ErrorKind::Timeout, "nothing is left that would answer"))
+            }
+            RecvTimeoutError::Disconnected => unreachable!("every request is answered"),
+        })
     }
 
     /// Looks at the machine, or changes it outside of events; what follows is carried out.
@@ -491,6 +518,7 @@ impl Driver {
         state.questions = Questions::default();
         state.machine.fail_waiting_requests(&error, &mut actions);
         self.settle_elsewhere(state, actions);
+        let timeout = self.engine.patience(timeout, || self.lock().machine.is_idle());
         let state = self.lock();
         let (mut state, waited) = self
             .idle

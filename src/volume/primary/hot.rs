@@ -128,6 +128,10 @@ impl HotExtents {
         Some(set)
     }
 
+    pub fn is_recording(&self) -> bool {
+        self.recording.is_some()
+    }
+
     pub fn recorded(&mut self) {
         for extent in self.recording.take().expect("a record was under way") {
             if let Some(hot) = self.table.get_mut(&extent) {

@@ -11,15 +11,16 @@
 //! | none such, but of blocks presumed unsent after a crash: nearly all differ | replaced: refuse |
 //! | else | nothing; a crash leaves few of these different |
 //!
-//! Guarantees: blocks that were written meanwhile never count as different.
+//! Guarantees: blocks that were written meanwhile, or since the volume was opened, never count as
+//! different.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::driver::{Driver, Outbox};
 use crate::device::AlignedBuffer;
 use crate::error::{Error, Result};
-use crate::extent::BlockRange;
+use crate::extent::{BlockRange, ByteRange, subtract};
 
 /// Blocks compared, spread over the volume.
 const SAMPLES: u64 = 64;
@@ -41,7 +42,7 @@ impl Driver {
             return Ok(());
         }
         let held = |block: u64| self.map().current().get(block);
-        let presumed = self.presumed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let presumed = self.presumed().clone();
         let (same, different) = self.compare(outbox, &spread(&presumed, held), held)?;
         if same + different >= PRESUMED_MIN && same * 10 < different {
             return Err(replaced(different, same + different));
@@ -49,9 +50,23 @@ impl Driver {
         Ok(())
     }
 
-    /// Another backup has taken the place of the one before: it holds nothing yet.
+    fn presumed(&self) -> MutexGuard<'_, Vec<BlockRange>> {
+        self.presumed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another backup has taken the place of the one before and holds nothing yet, or the samples
+    /// agreed and what was presumed is being sent.
     pub(super) fn expect_nothing_of_the_backup(&self) {
-        self.presumed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.presumed().clear();
+    }
+
+    /// These bytes are being written: whatever the backup holds there says nothing of the disk.
+    pub(super) fn expect_nothing_of(&self, range: ByteRange) {
+        let mut presumed = self.presumed();
+        if !presumed.is_empty() {
+            let written = self.map().geometry().touched(range);
+            *presumed = presumed.iter().flat_map(|run| subtract(*run, [written])).collect();
+        }
     }
 
     /// How many of these blocks are the same on both sides, and how many are not.
@@ -113,7 +128,108 @@ fn spread(runs: &[BlockRange], fits: impl Fn(u64) -> bool) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::{Sender, bounded};
+    use uuid::Uuid;
+
+    use super::super::event::OutgoingMessage;
+    use super::super::state::Primary;
     use super::*;
+    use crate::device::{Payload, RamDevice};
+    use crate::error::ErrorKind;
+    use crate::format::frames::CutName;
+    use crate::map::{IntentLog, MapIdentity, OverwriteMap};
+    use crate::units::{BlockSize, Geometry};
+    use crate::volume::engine::Engine;
+    use crate::volume::primary::{MirrorPolicy, Options};
+    use crate::volume::service::Command;
+
+    const BLOCKS: u64 = 16;
+
+    /// A backup that hands on what it is asked, and says when it is sent something.
+    struct Asked {
+        asked: Sender<u64>,
+        sent: Sender<()>,
+    }
+
+    impl Outbox for Asked {
+        fn send(&self, _: OutgoingMessage) {
+            let _enough = self.sent.try_send(());
+        }
+        fn ask_digest(&self, tag: u64, _: ByteRange) {
+            self.asked.send(tag).expect("the test listens");
+        }
+        fn ask_changes(&self, _: u64, _: ByteRange, _: CutName) -> bool {
+            false
+        }
+        fn close(&self, _: &str) {}
+    }
+
+    /// A primary that was stopped uncleanly: all of it is current and presumed unsent.
+    fn presuming() -> Arc<Driver> {
+        let geometry = Geometry::new(BLOCKS << 12, BlockSize::DEFAULT).expect("valid");
+        let volume = Uuid::from_u128(1);
+        let identity = MapIdentity { volume, geometry, generation: 1 };
+        let file = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry)));
+        let map = Arc::new(OverwriteMap::create_current(file, identity, true).expect("created"));
+        let log = Arc::new(RamDevice::new(IntentLog::BYTES));
+        let log = IntentLog::create(log, volume).expect("created");
+        let options = Options {
+            policy: MirrorPolicy::Flush,
+            backup: true,
+            strict: false,
+            missing_deadline_ms: 1000,
+        };
+        let machine = Primary::new(Arc::clone(&map), options);
+        let device = Arc::new(RamDevice::new(geometry.size()));
+        let engine = Engine::new().expect("started");
+        Driver::new(machine, device, map, log, vec![geometry.all_blocks()], engine)
+    }
+
+    /// Compares with a backup of which every block is another.
+    fn compare_with_another(driver: &Arc<Driver>) -> Result<()> {
+        let (sender, asked) = bounded(SAMPLES as usize);
+        let outbox: Arc<dyn Outbox> = Arc::new(Asked { asked: sender, sent: bounded(1).0 });
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                asked.iter().for_each(|tag| driver.digest_arrived(tag, Ok([7; 32])));
+            });
+            let compared = driver.compare_samples(&outbox);
+            drop(outbox);
+            compared
+        })
+    }
+
+    fn write(driver: &Driver, blocks: u64) {
+        let data = Payload::copy_of(&vec![9; (blocks << 12) as usize]);
+        let command = Command::Write { offset: 0, data, force_unit_access: false };
+        driver.wait_for(command).expect("written");
+    }
+
+    #[test]
+    fn what_was_written_since_the_volume_was_opened_does_not_make_the_device_another_one() {
+        let driver = presuming();
+        let refused = compare_with_another(&driver).expect_err("all of them differ");
+        assert_eq!(refused.kind(), ErrorKind::Identity);
+        write(&driver, BLOCKS - PRESUMED_MIN as u64);
+        compare_with_another(&driver).expect_err("those that nobody wrote differ");
+        write(&driver, BLOCKS);
+        compare_with_another(&driver).expect("nothing is known of what was written");
+    }
+
+    #[test]
+    fn what_was_presumed_is_forgotten_once_the_samples_agreed() {
+        let driver = presuming();
+        let (sender, asked) = bounded(SAMPLES as usize);
+        let (sent, pushed) = bounded(1);
+        driver.link_up(Arc::new(Asked { asked: sender, sent }));
+        let zeros = *blake3::hash(&[0; 4096]).as_bytes();
+        for _ in 0..BLOCKS {
+            let tag = asked.recv().expect("every block is compared");
+            driver.digest_arrived(tag, Ok(zeros));
+        }
+        pushed.recv().expect("what is unsent is sent");
+        compare_with_another(&driver).expect("it says nothing any more");
+    }
 
     #[test]
     fn samples_are_spread_over_the_runs_and_fit() {

@@ -432,7 +432,7 @@ impl Primary {
         self.hot.len()
     }
 
-    /// No operation, claim or commit is under way.
+    /// No operation, claim, commit or intent record is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.operations.is_empty()
@@ -440,6 +440,7 @@ impl Primary {
             && self.commits.under_way.is_none()
             && !self.device_flush.active
             && self.merges.is_empty()
+            && !self.hot.is_recording()
     }
 
     /// Law 10: nothing is missing, nothing is unsent, every queue is drained, and the backup has

@@ -239,6 +239,38 @@ impl Oracle {
         self.flushes.clear();
     }
 
+    /// These sectors were lost: they hold what the backup may hold. Nothing is under way.
+    pub fn lose(&mut self, sectors: &[u64]) {
+        let now = self.tick();
+        for at in sectors {
+            let sector = self.sectors.get_mut(at).expect("only known sectors are lost");
+            sector.mirrored.iter_mut().for_each(|held| held.ended = held.ended.min(now));
+            sector.settled.clone_from(&sector.mirrored);
+            sector.local.clone_from(&sector.mirrored);
+            sector.under_way = 0;
+            sector.touched += 1;
+        }
+    }
+
+    /// Whether the backup ever held all of the volume.
+    #[must_use]
+    pub fn is_backed(&self) -> bool {
+        self.last_mirrored.is_some()
+    }
+
+    /// A snapshot that was begun like a read of these sectors has them as at one instant.
+    pub fn cut_done(&mut self, id: u64, found: &BTreeMap<u64, Value>) {
+        // A crash of the primary forgets what was asked.
+        let Some(read) = self.reads.remove(&id) else { return };
+        for (at, (possible, ..)) in read.sectors {
+            let value = found[&at];
+            assert!(
+                possible.contains(&value),
+                "a snapshot holds {value} in sector {at}, allowed are {possible:?}"
+            );
+        }
+    }
+
     /// Everything the backup may hold after a crash is what a mirrored flush allows (I3).
     pub fn check_backup(&self, at: u64, held: Value) {
         if self.last_mirrored.is_none() {
@@ -260,10 +292,12 @@ impl Oracle {
         );
     }
 
+    #[must_use]
     pub fn sectors(&self) -> Vec<u64> {
         self.sectors.keys().copied().collect()
     }
 
+    #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.reads.is_empty() && self.writes.is_empty() && self.flushes.is_empty()
     }
