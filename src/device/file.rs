@@ -19,10 +19,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::direct::{Alignment, BOUNCE_BYTES, direct_alignment};
@@ -31,6 +31,7 @@ use super::opening::{
     OpenOptions, check_size, failed, flush_directory_of, lock, missing, open_file, suits_direct,
     wrong_type,
 };
+use super::zeroing::Zeroing;
 use super::{Access, AlignedBuffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
@@ -49,17 +50,7 @@ pub struct FileDevice {
     poisoned: AtomicBool,
     /// Held while part of a direct I/O sector is rewritten.
     rewriting: Mutex<()>,
-    /// The first entry of `ZEROING` that was not refused so far.
-    zeroing: AtomicU8,
-}
-
-/// Ways to make zeros, best first. Both also work on block devices (since Linux 4.9).
-fn zeroing(way: u8) -> Option<FallocateFlags> {
-    match way {
-        0 => Some(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE),
-        1 => Some(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE),
-        _ => None,
-    }
+    zeroing: Zeroing,
 }
 
 impl FileDevice {
@@ -149,7 +140,7 @@ impl FileDevice {
             read_only: options.read_only,
             poisoned: AtomicBool::new(false),
             rewriting: Mutex::new(()),
-            zeroing: AtomicU8::new(0),
+            zeroing: Zeroing::new(block_device),
         })
     }
 
@@ -345,19 +336,11 @@ impl Device for FileDevice {
         if length == 0 {
             return Ok(());
         }
-        let mut way = self.zeroing.load(Ordering::Relaxed);
-        while let Some(flags) = zeroing(way) {
-            match rustix::fs::fallocate(&self.file, flags, offset, length) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {
-                    way += 1;
-                    self.zeroing.store(way, Ordering::Relaxed);
-                }
-                Err(error) => return Err(self.error("write zeros", Some(offset), error.into())),
-            }
+        match self.zeroing.zero(&self.file, offset, length) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.write_zeros(offset, length),
+            Err(error) => Err(self.error("write zeros", Some(offset), error.into())),
         }
-        self.write_zeros(offset, length)
     }
 
     fn flush(&self) -> Result<()> {
@@ -403,6 +386,10 @@ impl Device for FileDevice {
 
     fn answers_at_once(&self) -> bool {
         self.direct.is_none()
+    }
+
+    fn zeroes_fast(&self) -> bool {
+        !self.read_only && self.zeroing.is_fast(&self.file, self.size)
     }
 
     fn direct(&self, access: Access, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {

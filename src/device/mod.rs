@@ -36,6 +36,7 @@ mod sharing;
 mod stream;
 mod tar;
 mod uring;
+mod zeroing;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -95,6 +96,11 @@ pub trait Device: Send + Sync + Debug {
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
         let rest = self.size().saturating_sub(offset);
         Ok((rest > 0).then_some(ByteRange::new(offset, rest)))
+    }
+
+    /// Whether zeros are known to be made without being written.
+    fn zeroes_fast(&self) -> bool {
+        false
     }
 
     /// A descriptor on which the kernel may be given exactly this request beside us, if there is

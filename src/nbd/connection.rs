@@ -163,11 +163,11 @@ impl Connection {
         while let Some(event) = self.session.next_event() {
             match event {
                 Event::Request { ticket, command } => self.request(ticket, command),
-                Event::Status { ticket, range, limit } => {
-                    let service = Arc::clone(self.service());
-                    let list = |context: &_| service.status(*context, range, limit);
-                    let lists = self.session.contexts().iter().map(list).collect();
-                    self.session.answer_status(ticket, lists);
+                Event::Status { ticket, contexts, range, limit } => {
+                    let service = self.service();
+                    let list = |context| Ok((context, service.status(context, range, limit)?));
+                    let statuses = contexts.into_iter().map(list).collect();
+                    self.session.answer_status(ticket, statuses);
                 }
                 Event::StartTls => self.tls_begins = true,
             }

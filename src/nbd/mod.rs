@@ -6,7 +6,8 @@
 //! | `exports.rs` | names to volumes, changeable while connections are open |
 //! | `session.rs` | one connection as bytes in, requests out, completions in, bytes out |
 //! | `handshake.rs` | the options before transmission |
-//! | `transmission.rs` | what a request must satisfy, how it is answered |
+//! | `transmission.rs` | what a request must satisfy, what becomes of it |
+//! | `replies.rs` | how an answer is laid out |
 //! | `contexts.rs` | names of block status |
 //! | `incoming.rs`, `outgoing.rs` | the bytes on their way |
 //! | `mailbox.rs`, `connection.rs`, `server.rs` | threads and sockets |
@@ -18,6 +19,7 @@ mod handshake;
 mod incoming;
 mod mailbox;
 mod outgoing;
+mod replies;
 mod server;
 mod session;
 mod transmission;
@@ -25,4 +27,4 @@ mod transmission;
 pub use exports::{Export, ExportTable};
 pub use server::{ConnectionReport, Server, Totals};
 pub use session::{Event, Session, Tls};
-pub use transmission::Ticket;
+pub use transmission::{Statuses, Ticket};

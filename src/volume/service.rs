@@ -82,6 +82,13 @@ pub trait BlockService: Send + Sync {
     /// On `Some(Err)` the caller submits as well (the read may heal from the backup).
     fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>>;
 
+    /// Whether zeroing the range would take less than writing it: no block of it must be fetched
+    /// first, and the device makes zeros without writing them.
+    fn zeroes_fast(&self, range: ByteRange) -> bool {
+        let _nothing_is_known_of = range;
+        false
+    }
+
     /// Takes a request; the completion may run before this returns.
     fn submit(&self, command: Command, completion: Completion);
 
