@@ -11,8 +11,8 @@
 //! | flush | FUA | offset and length must be zero | |
 //!
 //! FUA means nothing to a command that writes nothing, but the specification has it accepted
-//! everywhere. Any other flag or command, and a range that is not a multiple of the sector size, is
-//! `EINVAL`. A request of no bytes is answered with success and does nothing. In extended style a
+//! everywhere. Any other flag or command is `EINVAL`, and so is a range that is not a multiple of
+//! the sector size, but for a read: old clients do not ask for block sizes and read any bytes. A request of no bytes is answered with success and does nothing. In extended style a
 //! write has and a block status may have a payload (which names the contexts asked for); any other
 //! command with one is `EINVAL`. A fast zeroing that would not be fast is `ENOTSUP`.
 //!
@@ -41,6 +41,8 @@ pub struct Ticket {
     to: Addressee,
     kind: Kind,
     length: u64,
+    /// Of a read: the whole sectors that its bytes lie in.
+    sectors: ByteRange,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,11 @@ enum Kind {
 
 impl Ticket {
     fn new(request: &Request, kind: Kind) -> Self {
-        Self { to: addressee(request), kind, length: request.length }
+        Self { to: addressee(request), kind, length: request.length, sectors: range(request) }
+    }
+
+    fn is_whole_sectors(&self) -> bool {
+        self.sectors == ByteRange::new(self.to.offset, self.length)
     }
 
     /// Bytes of payload that the request holds until it is answered.
@@ -175,7 +181,7 @@ impl Transmission {
             {
                 Verdict::Refuse((protocol::ENOTSUP, "zeroing this is no faster than writing it"))
             }
-            Ok(()) => accept(request, contexts),
+            Ok(()) => self.accept(request, contexts),
         }
     }
 
@@ -203,11 +209,19 @@ impl Transmission {
             let error = if grows { protocol::ENOSPC } else { protocol::EINVAL };
             return Err((error, "the range lies outside the export"));
         }
-        let sector = u64::from(self.sector_size);
-        if (request.offset | request.length) & (sector - 1) != 0 {
+        let whole = self.sectors_of(range(request)) == range(request);
+        if !whole && request.command != protocol::CMD_READ {
             return Err((protocol::EINVAL, "the range is not aligned to the minimum block size"));
         }
         Ok(())
+    }
+
+    /// The whole sectors that the bytes lie in. Sizes are multiples of the sector, so that these
+    /// lie inside the volume if the bytes do.
+    fn sectors_of(&self, range: ByteRange) -> ByteRange {
+        let sector = u64::from(self.sector_size);
+        let start = range.offset - range.offset % sector;
+        ByteRange::new(start, range.end().next_multiple_of(sector) - start)
     }
 
     /// The flags a command may carry, and whether it changes the volume.
@@ -231,6 +245,36 @@ impl Transmission {
         }
     }
 
+    /// What a request that was checked asks for.
+    fn accept(&self, request: &Request, contexts: &[StatusContext]) -> Verdict {
+        let range = range(request);
+        let force_unit_access = request.flags & protocol::CMD_FLAG_FUA != 0;
+        let plain = |command| Verdict::Do(Ticket::new(request, Kind::Plain), command);
+        match request.command {
+            protocol::CMD_READ => {
+                let range = self.sectors_of(range);
+                let ticket = Ticket { sectors: range, ..Ticket::new(request, Kind::Read) };
+                Verdict::Do(ticket, Command::Read { range })
+            }
+            protocol::CMD_WRITE => {
+                Verdict::Write { ticket: Ticket::new(request, Kind::Write), force_unit_access }
+            }
+            protocol::CMD_TRIM => plain(Command::Trim { range, force_unit_access }),
+            protocol::CMD_CACHE => plain(Command::Cache { range }),
+            protocol::CMD_WRITE_ZEROES => {
+                let may_deallocate = request.flags & protocol::CMD_FLAG_NO_HOLE == 0;
+                plain(Command::WriteZeroes { range, may_deallocate, force_unit_access })
+            }
+            protocol::CMD_BLOCK_STATUS => {
+                let one = request.flags & protocol::CMD_FLAG_REQ_ONE != 0;
+                let limit = if one { 1 } else { limits::NBD_STATUS_EXTENTS_MAX };
+                let ticket = Ticket::new(request, Kind::Status);
+                Verdict::Status { ticket, contexts: contexts.to_vec(), range, limit }
+            }
+            unknown => unreachable!("command {unknown} was checked before"),
+        }
+    }
+
     pub(super) fn succeed(&self, request: &Request, out: &mut Outgoing) {
         let (replies, to) = (Replies(self.style), addressee(request));
         match request.command {
@@ -246,7 +290,7 @@ impl Transmission {
         Replies(self.style).refuse(addressee(request), refusal, out);
     }
 
-    /// Lets `fill` put the bytes of a read into the reply. False leaves no trace.
+    /// Lets `fill` put the bytes of a read of whole sectors into the reply. False leaves no trace.
     pub(super) fn read_in_place(
         &self,
         ticket: &Ticket,
@@ -254,6 +298,9 @@ impl Transmission {
         out: &mut Outgoing,
     ) -> bool {
         assert_eq!(ticket.kind, Kind::Read, "only a read has bytes to fill");
+        if !ticket.is_whole_sectors() {
+            return false;
+        }
         let length = ticket.payload_bytes();
         let header = Replies(self.style).read_header(ticket.to, length, out);
         let filled = fill(out.reserve(length));
@@ -275,9 +322,16 @@ impl Transmission {
         match (ticket.kind, outcome) {
             (_, Err(error)) => replies.refuse(ticket.to, translate(&error), out),
             (Kind::Read, Ok(Some(bytes))) => {
-                assert_eq!(bytes.len(), ticket.payload_bytes(), "a read answers what was asked");
-                replies.read_header(ticket.to, bytes.len(), out);
-                out.push_buffer(bytes);
+                let sectors = ticket.sectors;
+                assert_eq!(bytes.len() as u64, sectors.length, "a read answers what was asked");
+                let length = ticket.payload_bytes();
+                replies.read_header(ticket.to, length, out);
+                let start = (ticket.to.offset - sectors.offset) as usize;
+                if ticket.is_whole_sectors() {
+                    out.push_buffer(bytes);
+                } else {
+                    out.push(&bytes[start..start + length]);
+                }
             }
             (Kind::Plain | Kind::Write, Ok(_)) => replies.succeed(ticket.to, out),
             (kind, Ok(_)) => unreachable!("{kind:?} was answered without its contents"),
@@ -317,34 +371,6 @@ fn addressee(request: &Request) -> Addressee {
 
 fn range(request: &Request) -> ByteRange {
     ByteRange::new(request.offset, request.length)
-}
-
-/// What a request that was checked asks for.
-fn accept(request: &Request, contexts: &[StatusContext]) -> Verdict {
-    let range = range(request);
-    let force_unit_access = request.flags & protocol::CMD_FLAG_FUA != 0;
-    let plain = |command| Verdict::Do(Ticket::new(request, Kind::Plain), command);
-    match request.command {
-        protocol::CMD_READ => {
-            Verdict::Do(Ticket::new(request, Kind::Read), Command::Read { range })
-        }
-        protocol::CMD_WRITE => {
-            Verdict::Write { ticket: Ticket::new(request, Kind::Write), force_unit_access }
-        }
-        protocol::CMD_TRIM => plain(Command::Trim { range, force_unit_access }),
-        protocol::CMD_CACHE => plain(Command::Cache { range }),
-        protocol::CMD_WRITE_ZEROES => {
-            let may_deallocate = request.flags & protocol::CMD_FLAG_NO_HOLE == 0;
-            plain(Command::WriteZeroes { range, may_deallocate, force_unit_access })
-        }
-        protocol::CMD_BLOCK_STATUS => {
-            let one = request.flags & protocol::CMD_FLAG_REQ_ONE != 0;
-            let limit = if one { 1 } else { limits::NBD_STATUS_EXTENTS_MAX };
-            let ticket = Ticket::new(request, Kind::Status);
-            Verdict::Status { ticket, contexts: contexts.to_vec(), range, limit }
-        }
-        unknown => unreachable!("command {unknown} was checked before"),
-    }
 }
 
 /// The runs as they are sent: neighbours of one status joined, clipped to what was asked.
