@@ -20,7 +20,7 @@ pub fn nbd(bytes: &[u8]) {
     });
     for piece in bytes.chunks(1000) {
         driver.feed(piece);
-        assert!(driver.session.space().len() <= 32 << 20, "memory is bounded");
+        assert!(driver.session.space().len() <= 64 << 20, "memory is bounded");
         assert!(driver.session.pending() <= 1 << 20, "answers are bounded");
     }
     driver.session.input_ended();

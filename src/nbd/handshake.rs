@@ -291,11 +291,11 @@ fn block_sizes(service: &dyn BlockService) -> [u8; 12] {
         .preferred_size()
         .max(least)
         .checked_next_power_of_two()
-        .map_or(limits::NBD_REQUEST_BYTES_MAX, |size| size.min(limits::NBD_REQUEST_BYTES_MAX));
+        .map_or(limits::NBD_BLOCK_BYTES_MAX, |size| size.min(limits::NBD_BLOCK_BYTES_MAX));
     let mut bytes = [0; 12];
     bytes[..4].copy_from_slice(&least.to_be_bytes());
     bytes[4..8].copy_from_slice(&preferred.to_be_bytes());
-    bytes[8..].copy_from_slice(&limits::NBD_REQUEST_BYTES_MAX.to_be_bytes());
+    bytes[8..].copy_from_slice(&limits::NBD_BLOCK_BYTES_MAX.to_be_bytes());
     bytes
 }
 

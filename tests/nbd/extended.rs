@@ -234,7 +234,7 @@ fn a_write_without_the_flag_has_its_payload_all_the_same() {
 
 #[test]
 fn a_payload_longer_than_the_maximum_ends_the_connection() {
-    for length in [(32 << 20) + 1, 1 << 32, u64::MAX] {
+    for length in [(64 << 20) + 1, 1 << 32, u64::MAX] {
         for command in [protocol::CMD_WRITE, protocol::CMD_BLOCK_STATUS, protocol::CMD_TRIM] {
             let mut driver = entered(&CONTEXTS);
             let flag = protocol::CMD_FLAG_PAYLOAD_LEN;

@@ -132,7 +132,7 @@ proptest! {
         });
         for piece in &pieces {
             let space = driver.session.space().len();
-            prop_assert!(space <= 32 << 20);
+            prop_assert!(space <= 64 << 20);
             driver.feed(piece);
             prop_assert!(driver.session.pending() <= (512 << 10) + (64 << 10) + 64);
             prop_assert!(driver.session.in_flight() <= 1);

@@ -228,11 +228,11 @@ fn a_read_only_export_refuses_everything_that_writes() {
 }
 
 #[test]
-fn an_oversized_write_is_drained_up_to_a_limit_and_then_ends_the_connection() {
+fn a_refused_write_is_drained_and_one_that_is_too_long_ends_the_connection() {
     let mut driver = entered(false);
     let mut bytes = wire::request(0, protocol::CMD_WRITE, 1, 0, (32 << 20) + 512);
     bytes.resize(bytes.len() + (32 << 20) + 512, 7);
-    assert_eq!(reply(&mut driver, &bytes, 0).error(), protocol::EINVAL);
+    assert_eq!(reply(&mut driver, &bytes, 0).error(), protocol::ENOSPC);
     assert_eq!(ask(&mut driver, 0, protocol::CMD_READ, 0, 512).error(), 0);
     let huge = wire::request(0, protocol::CMD_WRITE, 1, 0, (64 << 20) + 512);
     assert_eq!(reply(&mut driver, &huge, 0).error(), protocol::EINVAL);
