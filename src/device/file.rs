@@ -25,6 +25,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::at_once::{AtOnce, CacheReads};
 use super::direct::{Alignment, BOUNCE_BYTES, direct_alignment};
 use super::mounted::{refuse_if_mounted, refuse_if_read_only};
 use super::opening::{
@@ -51,6 +52,7 @@ pub struct FileDevice {
     /// Held while part of a direct I/O sector is rewritten.
     rewriting: Mutex<()>,
     zeroing: Zeroing,
+    cache_reads: CacheReads,
 }
 
 impl FileDevice {
@@ -141,6 +143,7 @@ impl FileDevice {
             poisoned: AtomicBool::new(false),
             rewriting: Mutex::new(()),
             zeroing: Zeroing::new(block_device),
+            cache_reads: CacheReads::default(),
         })
     }
 
@@ -388,6 +391,17 @@ impl Device for FileDevice {
         self.direct.is_none()
     }
 
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Option<Result<()>> {
+        if self.direct.is_some() || self.check_range(offset, buffer.len() as u64).is_err() {
+            return None;
+        }
+        match self.cache_reads.read(&self.file, offset, buffer) {
+            AtOnce::Read => Some(Ok(())),
+            AtOnce::WouldWait => None,
+            AtOnce::Untold => Some(self.read_at(offset, buffer)),
+        }
+    }
+
     fn zeroes_fast(&self) -> bool {
         !self.read_only && self.zeroing.is_fast(&self.file, self.size)
     }
@@ -558,6 +572,20 @@ mod tests {
             assert_eq!(refused.kind(), ErrorKind::Usage);
         }
         assert!(device.zero_at(u64::MAX - 511, 512).is_err());
+    }
+
+    #[test]
+    fn a_read_that_needs_no_disk_is_done_now_and_another_is_not() {
+        let (home, device) = made(false, 1 << 20);
+        device.write_at(4096, &[7; 8192]).expect("written");
+        let mut bytes = [0; 8192];
+        // Just written: in the page cache, on whatever file system this is.
+        device.read_now(4096, &mut bytes).expect("at once").expect("read");
+        assert_eq!(bytes, [7; 8192]);
+        assert!(device.read_now(1 << 20, &mut bytes).is_none(), "outside");
+        let options = OpenOptions { direct: true, ..OpenOptions::default() };
+        let direct = FileDevice::open(home.path().join("disk"), options).expect("opened");
+        assert!(direct.read_now(4096, &mut bytes).is_none(), "past the page cache");
     }
 
     #[test]

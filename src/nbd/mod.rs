@@ -11,6 +11,7 @@
 //! | `contexts.rs` | names of block status |
 //! | `incoming.rs`, `outgoing.rs` | the bytes on their way |
 //! | `mailbox.rs`, `connection.rs`, `server.rs` | threads and sockets |
+//! | `vigil.rs` | when a thread looks around, and when it sleeps |
 
 mod connection;
 mod contexts;
@@ -23,6 +24,7 @@ mod replies;
 mod server;
 mod session;
 mod transmission;
+mod vigil;
 
 pub use exports::{Export, ExportTable};
 pub use server::{ConnectionReport, Server, Totals};

@@ -479,9 +479,15 @@ impl Session {
         if whole.is_none() && length <= GATHER_BYTES {
             return Turn::Waits;
         }
-        let mut buffer = AlignedBuffer::zeroed(length);
         let filled = arrived.len().min(length);
-        buffer[..filled].copy_from_slice(&arrived[..filled]);
+        let buffer = match whole {
+            Some(whole) => AlignedBuffer::from_slice(whole),
+            None => {
+                let mut buffer = AlignedBuffer::zeroed(length);
+                buffer[..filled].copy_from_slice(&arrived[..filled]);
+                buffer
+            }
+        };
         self.incoming.consume(header + filled);
         self.requests += 1;
         self.took(&ticket);

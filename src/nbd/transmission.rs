@@ -12,9 +12,10 @@
 //!
 //! FUA means nothing to a command that writes nothing, but the specification has it accepted
 //! everywhere. Any other flag or command is `EINVAL`, and so is a range that is not a multiple of
-//! the sector size, but for a read: old clients do not ask for block sizes and read any bytes. A request of no bytes is answered with success and does nothing. In extended style a
-//! write has and a block status may have a payload (which names the contexts asked for); any other
-//! command with one is `EINVAL`. A fast zeroing that would not be fast is `ENOTSUP`.
+//! the sector size, but for a read: old clients do not ask for block sizes and read any bytes. A
+//! request of no bytes is answered with success and does nothing. In extended style a write has and
+//! a block status may have a payload (which names the contexts asked for); any other command with
+//! one is `EINVAL`. A fast zeroing that would not be fast is `ENOTSUP`.
 //!
 //! Guarantees: a request handed on lies inside the volume and is aligned and not empty.
 //! Does not know: how requests are framed, how answers are, what is in flight.

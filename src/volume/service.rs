@@ -92,6 +92,12 @@ pub trait BlockService: Send + Sync {
     /// Takes a request; the completion may run before this returns.
     fn submit(&self, command: Command, completion: Completion);
 
+    /// Takes all of these, in their order, and leaves the list empty; completions may run before
+    /// this returns.
+    fn submit_all(&self, requests: &mut Vec<(Command, Completion)>) {
+        requests.drain(..).for_each(|(command, completion)| self.submit(command, completion));
+    }
+
     /// Consecutive runs from `range.offset`, at least one, at most `limit`; together they cover
     /// the range or a beginning of it.
     fn status(

@@ -51,6 +51,15 @@ impl BlockService for PrimaryVolume {
         }
     }
 
+    fn submit_all(&self, requests: &mut Vec<(Command, Completion)>) {
+        match self.driver_or_refuse() {
+            Ok(driver) => driver.submit_all(requests),
+            Err(error) => {
+                requests.drain(..).for_each(|(_, completion)| completion(Err(error.clone())));
+            }
+        }
+    }
+
     fn status(
         &self,
         context: StatusContext,
