@@ -3,9 +3,11 @@
 /// Largest volume: 2^63 - 512 bytes, so that every offset and end fits a signed 64-bit `off_t`.
 pub const VOLUME_BYTES_MAX: u64 = (1 << 63) - 512;
 
-/// Largest payload of one NBD read or write, advertised as the maximum block size. The NBD
+/// Largest payload of one NBD read or write that is advertised, as the maximum block size: the NBD
 /// specification's own default for clients that do not ask.
-pub const NBD_REQUEST_BYTES_MAX: u32 = 32 << 20;
+pub const NBD_BLOCK_BYTES_MAX: u32 = 32 << 20;
+/// Largest that is taken: clients that ask for no block sizes send more (nbd-tester-client does).
+pub const NBD_REQUEST_BYTES_MAX: u32 = 64 << 20;
 
 /// Longest export name and longest option payload accepted while parsing a handshake.
 pub const NBD_NAME_BYTES_MAX: u32 = 4096;

@@ -13,10 +13,14 @@ pub fn nbd(bytes: &[u8]) {
     let tls = [Tls::Off, Tls::Required, Tls::Done][usize::from(mode / 2 % 3)];
     let mut driver = Driver::with(RamService::new(64 << 10, Pace::AtOnce), tls);
     driver.stalled = mode / 6 % 2 == 1;
-    driver.feed(&if mode % 2 == 0 { wire::flags() } else { wire::enter(b"db", true) });
+    driver.feed(&match (mode % 2, mode / 12 % 2) {
+        (0, _) => wire::flags(),
+        (_, 0) => wire::enter(b"db", true),
+        _ => wire::enter_extended(b"db", &["base:allocation", "qemu:dirty-bitmap:missing"]),
+    });
     for piece in bytes.chunks(1000) {
         driver.feed(piece);
-        assert!(driver.session.space().len() <= 32 << 20, "memory is bounded");
+        assert!(driver.session.space().len() <= 64 << 20, "memory is bounded");
         assert!(driver.session.pending() <= 1 << 20, "answers are bounded");
     }
     driver.session.input_ended();
@@ -49,6 +53,23 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         wire::request(0, protocol::CMD_DISC, 0, 0, 0),
     ]
     .concat();
+    let extended = [
+        vec![13],
+        wire::loaded(1, protocol::CMD_WRITE, 1, 512, &[3; 1024]),
+        wire::extended(4, protocol::CMD_READ, 2, 0, 2048),
+        wire::extended(0x12, protocol::CMD_WRITE_ZEROES, 3, 0, 4096),
+        wire::extended(0, protocol::CMD_TRIM, 6, 1024, 1 << 33),
+        wire::loaded(8, protocol::CMD_BLOCK_STATUS, 7, 0, &wire::filter(4096, &[2, 1])),
+        wire::extended(0, protocol::CMD_DISC, 0, 0, 0),
+    ]
+    .concat();
+    let negotiated = [
+        vec![0],
+        wire::option(protocol::OPT_EXTENDED_HEADERS, &[]),
+        wire::option(protocol::OPT_GO, &wire::query(b"db", &[])),
+        wire::extended(0, protocol::CMD_READ, 2, 0, 512),
+    ]
+    .concat();
     let encrypted = [vec![2], wire::option(protocol::OPT_STARTTLS, &[])].concat();
-    vec![handshake, transmission, encrypted]
+    vec![handshake, transmission, extended, negotiated, encrypted]
 }

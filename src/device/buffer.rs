@@ -2,18 +2,44 @@
 //! may use `unsafe`.
 //!
 //! Guarantees: memory is aligned to 4 KiB (2 MiB and on huge pages from 2 MiB of size), zeroed
-//! when made, freed once. A `Payload` is immutable: bytes on their way to a disk and to the link
+//! when made (but for `used` and `from_slice`), freed once. Single pages, which guests' requests take
+//! and give back by the hundred thousand, are kept for the next on the same thread. A `Payload` is immutable: bytes on their way to a disk and to the link
 //! at the same time cannot change (trap 20).
 
 #![expect(unsafe_code, reason = "aligned allocation has no safe form in std")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 const PAGE_BYTES: usize = 4096;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Pages kept by a thread: as many as a connection has requests under way.
+const KEPT_PAGES: usize = 128;
+
+/// Pages that were given back on this thread.
+struct Kept(Vec<NonNull<u8>>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        for page in self.0.drain(..) {
+            // SAFETY: a kept page came from `zeroed` with this layout and belongs to nobody.
+            unsafe { dealloc(page.as_ptr(), PAGE) }
+        }
+    }
+}
+
+thread_local! {
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept(Vec::new())) };
+}
+
+const PAGE: Layout = match Layout::from_size_align(PAGE_BYTES, PAGE_BYTES) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a page is a power of two"),
+};
 
 /// `len` bytes of aligned memory.
 #[derive(Debug)]
@@ -53,10 +79,24 @@ impl AlignedBuffer {
         Self { start, len, layout }
     }
 
+    /// `len` bytes of anything: for who overwrites all of them.
+    #[must_use]
+    pub fn used(len: usize) -> Self {
+        let kept = if (1..=PAGE_BYTES).contains(&len) {
+            KEPT.try_with(|kept| kept.borrow_mut().0.pop()).ok().flatten()
+        } else {
+            None
+        };
+        match kept {
+            Some(start) => Self { start, len, layout: PAGE },
+            None => Self::zeroed(len),
+        }
+    }
+
     /// A copy of `bytes`.
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Self {
-        let mut buffer = Self::zeroed(bytes.len());
+        let mut buffer = Self::used(bytes.len());
         buffer.copy_from_slice(bytes);
         buffer
     }
@@ -64,7 +104,19 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout.
+        let kept = self.layout == PAGE
+            && KEPT.try_with(|kept| {
+                let pages = &mut kept.borrow_mut().0;
+                let room = pages.len() < KEPT_PAGES;
+                if room {
+                    pages.push(self.start);
+                }
+                room
+            }) == Ok(true);
+        if kept {
+            return;
+        }
+        // SAFETY: allocated in `zeroed` with this very layout, and not kept.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
@@ -146,6 +198,20 @@ mod tests {
             assert!(buffer.iter().all(|byte| *byte == 0));
         }
         assert_eq!(AlignedBuffer::zeroed(4 << 20).as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
+    }
+
+    #[test]
+    fn a_page_that_was_given_back_is_used_again_and_a_zeroed_one_is_zeroed() {
+        let first = AlignedBuffer::from_slice(&[7; 4096]);
+        let place = first.as_ptr();
+        drop(first);
+        let again = AlignedBuffer::used(512);
+        assert_eq!((again.as_ptr(), again.len()), (place, 512));
+        drop(again);
+        assert!(AlignedBuffer::zeroed(4096).iter().all(|byte| *byte == 0));
+        let many: Vec<_> = (0..KEPT_PAGES + 9).map(|_| AlignedBuffer::zeroed(4096)).collect();
+        drop(many);
+        KEPT.with_borrow(|kept| assert_eq!(kept.0.len(), KEPT_PAGES));
     }
 
     #[test]

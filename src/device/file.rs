@@ -19,12 +19,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+<<<<<<< HEAD
 use std::sync::atomic::{AtomicU8, Ordering};
+=======
+use std::sync::atomic::{AtomicBool, Ordering};
+>>>>>>> nbd
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::at_once::{AtOnce, CacheReads};
 use super::direct::{Alignment, BOUNCE_BYTES, direct_alignment};
 use super::flushing::Flushes;
 use super::mounted::{refuse_if_mounted, refuse_if_read_only};
@@ -32,6 +37,7 @@ use super::opening::{
     OpenOptions, check_size, failed, flush_directory_of, lock, missing, open_file, suits_direct,
     wrong_type,
 };
+use super::zeroing::Zeroing;
 use super::{Access, AlignedBuffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
@@ -50,17 +56,8 @@ pub struct FileDevice {
     flushes: Flushes,
     /// Held while part of a direct I/O sector is rewritten.
     rewriting: Mutex<()>,
-    /// The first entry of `ZEROING` that was not refused so far.
-    zeroing: AtomicU8,
-}
-
-/// Ways to make zeros, best first. Both also work on block devices (since Linux 4.9).
-fn zeroing(way: u8) -> Option<FallocateFlags> {
-    match way {
-        0 => Some(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE),
-        1 => Some(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE),
-        _ => None,
-    }
+    zeroing: Zeroing,
+    cache_reads: CacheReads,
 }
 
 impl FileDevice {
@@ -150,7 +147,8 @@ impl FileDevice {
             read_only: options.read_only,
             flushes: Flushes::default(),
             rewriting: Mutex::new(()),
-            zeroing: AtomicU8::new(0),
+            zeroing: Zeroing::new(block_device),
+            cache_reads: CacheReads::default(),
         })
     }
 
@@ -346,19 +344,11 @@ impl Device for FileDevice {
         if length == 0 {
             return Ok(());
         }
-        let mut way = self.zeroing.load(Ordering::Relaxed);
-        while let Some(flags) = zeroing(way) {
-            match rustix::fs::fallocate(&self.file, flags, offset, length) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {
-                    way += 1;
-                    self.zeroing.store(way, Ordering::Relaxed);
-                }
-                Err(error) => return Err(self.error("write zeros", Some(offset), error.into())),
-            }
+        match self.zeroing.zero(&self.file, offset, length) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.write_zeros(offset, length),
+            Err(error) => Err(self.error("write zeros", Some(offset), error.into())),
         }
-        self.write_zeros(offset, length)
     }
 
     fn flush(&self) -> Result<()> {
@@ -401,6 +391,21 @@ impl Device for FileDevice {
 
     fn answers_at_once(&self) -> bool {
         self.direct.is_none()
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Option<Result<()>> {
+        if self.direct.is_some() || self.check_range(offset, buffer.len() as u64).is_err() {
+            return None;
+        }
+        match self.cache_reads.read(&self.file, offset, buffer) {
+            AtOnce::Read => Some(Ok(())),
+            AtOnce::WouldWait => None,
+            AtOnce::Untold => Some(self.read_at(offset, buffer)),
+        }
+    }
+
+    fn zeroes_fast(&self) -> bool {
+        !self.read_only && self.zeroing.is_fast(&self.file, self.size)
     }
 
     fn direct(&self, access: Access, offset: u64, memory: &[u8]) -> Option<BorrowedFd<'_>> {
@@ -569,6 +574,20 @@ mod tests {
             assert_eq!(refused.kind(), ErrorKind::Usage);
         }
         assert!(device.zero_at(u64::MAX - 511, 512).is_err());
+    }
+
+    #[test]
+    fn a_read_that_needs_no_disk_is_done_now_and_another_is_not() {
+        let (home, device) = made(false, 1 << 20);
+        device.write_at(4096, &[7; 8192]).expect("written");
+        let mut bytes = [0; 8192];
+        // Just written: in the page cache, on whatever file system this is.
+        device.read_now(4096, &mut bytes).expect("at once").expect("read");
+        assert_eq!(bytes, [7; 8192]);
+        assert!(device.read_now(1 << 20, &mut bytes).is_none(), "outside");
+        let options = OpenOptions { direct: true, ..OpenOptions::default() };
+        let direct = FileDevice::open(home.path().join("disk"), options).expect("opened");
+        assert!(direct.read_now(4096, &mut bytes).is_none(), "past the page cache");
     }
 
     #[test]

@@ -7,12 +7,14 @@
 //! | `FaultyDevice` | `faulty.rs` | any device, with errors injected by a plan |
 //! | `CrashingDevice` | `crashing.rs` | keeps only what was flushed, plus any subset of the rest |
 //!
-//! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`).
+//! Above them: `Queue`, many requests under way at a time (`queue.rs`, `uring.rs`), and
+//! `ThreadRing`, those of a thread that serves guests (`thread_ring.rs`).
 //! Beside them: byte streams and tar archives as folders (`stream.rs`, `tar/`), `Directory`,
 //! where state is kept (`directory.rs`, `crashing_directory.rs`), `Folder`, what a medium looks
 //! like (`folder.rs`, `faulty_folder.rs`), and `WorkerPool`, the threads that do device
 //! operations, which `share` spreads over them.
 
+mod at_once;
 #[cfg(test)]
 mod block_device_tests;
 mod buffer;
@@ -38,7 +40,9 @@ mod secrecy;
 mod sharing;
 mod stream;
 mod tar;
+mod thread_ring;
 mod uring;
+mod zeroing;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -65,6 +69,7 @@ pub use stream::{
     ByteSink, ByteStream, DescriptorSink, DescriptorStream, Stop, create_sink, discard, open_stream,
 };
 pub use tar::{Step, TarFolder, TarIndex, TarMember, TarWalker};
+pub use thread_ring::{ThreadRing, read_here, write_here};
 pub use uring::RingQueue;
 
 use crate::error::Result;
@@ -100,6 +105,16 @@ pub trait Device: Send + Sync + Debug {
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>> {
         let rest = self.size().saturating_sub(offset);
         Ok((rest > 0).then_some(ByteRange::new(offset, rest)))
+    }
+
+    /// Reads if that needs no wait for a disk; `None` if it may need one.
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Option<Result<()>> {
+        self.answers_at_once().then(|| self.read_at(offset, buffer))
+    }
+
+    /// Whether zeros are known to be made without being written.
+    fn zeroes_fast(&self) -> bool {
+        false
     }
 
     /// A descriptor on which the kernel may be given exactly this request beside us, if there is

@@ -10,8 +10,13 @@
 //! is never lent meanwhile; descriptors stay open that long, since each request holds its place.
 //! Does not know: what the bytes mean.
 //!
-//! The memory is registered with the ring where limits on locked memory allow it, which saves
-//! looking its pages up for every request.
+//! | ring | memory | for |
+//! |---|---|---|
+//! | `RingQueue` | one stretch, its own | moving much at a time (`queue.rs`) |
+//! | `OwningRing` | each request brings its own | guests' requests (`thread_ring.rs`) |
+//!
+//! The memory of a queue is registered with the ring where limits on locked memory allow it, which
+//! saves looking its pages up for every request.
 
 #![expect(unsafe_code, reason = "the kernel reads and writes memory that only we know the life of")]
 
@@ -19,14 +24,14 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 
 use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
-use super::AlignedBuffer;
 use super::queue::{Access, Done, Queue, Request};
+use super::{AlignedBuffer, Device, Payload};
 use crate::error::{Error, Result};
 use crate::limits::{RING_ENTRIES, RING_UNDER_WAY_MAX};
 
@@ -255,6 +260,129 @@ impl Drop for RingQueue {
         }
         // SAFETY: nothing is under way, and the memory is not used after this.
         unsafe { ManuallyDrop::drop(&mut self.memory) };
+    }
+}
+
+/// What a request of an `OwningRing` reads into or writes from.
+#[derive(Debug)]
+pub(super) enum Memory {
+    Read(AlignedBuffer),
+    Write(Payload),
+}
+
+/// A request that ended, with what it owned.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) tag: u64,
+    pub(super) device: Arc<dyn Device>,
+    pub(super) offset: u64,
+    pub(super) memory: Memory,
+    /// Whether the kernel did all of it.
+    pub(super) whole: bool,
+}
+
+/// A ring whose requests own their memory while they are under way. For the thread that makes it.
+pub(super) struct OwningRing {
+    ring: IoUring,
+    slots: Vec<Option<Ended>>,
+    free: Vec<usize>,
+    unsubmitted: usize,
+}
+
+impl fmt::Debug for OwningRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwningRing").field("under_way", &self.under_way()).finish_non_exhaustive()
+    }
+}
+
+impl OwningRing {
+    /// `bell` becomes readable when something ends.
+    pub(super) fn new(requests: usize, bell: BorrowedFd<'_>) -> Result<Self> {
+        let entries = u32::try_from(requests).expect("a small number");
+        let ring = build(entries).map_err(|source| refused(&source))?;
+        let registered = ring.submitter().register_eventfd(bell.as_raw_fd());
+        registered.map_err(|source| refused(&source))?;
+        let slots = (0..requests).map(|_| None).collect();
+        Ok(Self { ring, slots, free: (0..requests).collect(), unsubmitted: 0 })
+    }
+
+    pub(super) fn under_way(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a request that is handed over with the next `enter`; gives its memory back if the
+    /// kernel cannot be given it.
+    pub(super) fn push(
+        &mut self,
+        device: &Arc<dyn Device>,
+        offset: u64,
+        memory: Memory,
+        tag: u64,
+    ) -> std::result::Result<(), Memory> {
+        let (access, bytes): (_, &[u8]) = match &memory {
+            Memory::Read(buffer) => (Access::Read, buffer),
+            Memory::Write(payload) => (Access::Write, payload),
+        };
+        let Some(descriptor) = device.direct(access, offset, bytes) else { return Err(memory) };
+        let Some(&slot) = self.free.last() else { return Err(memory) };
+        let descriptor = types::Fd(descriptor.as_raw_fd());
+        let length = u32::try_from(bytes.len()).expect("a request is far below 4 GiB");
+        let start = bytes.as_ptr().cast_mut();
+        let entry = match access {
+            Access::Read => opcode::Read::new(descriptor, start, length).offset(offset).build(),
+            Access::Write => opcode::Write::new(descriptor, start, length).offset(offset).build(),
+        };
+        let entry = entry.user_data(slot as u64);
+        // SAFETY: the slot owns the memory, and the device with its descriptor, until the
+        // completion is taken; what is read into is borrowed by nobody meanwhile, and what is
+        // written from is immutable.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            return Err(memory);
+        }
+        self.free.pop();
+        let device = Arc::clone(device);
+        self.slots[slot] = Some(Ended { tag, device, offset, memory, whole: false });
+        self.unsubmitted += 1;
+        Ok(())
+    }
+
+    /// Hands over what was pushed, lets the kernel finish what it can, and takes what ended.
+    pub(super) fn enter(&mut self, wait: bool, ended: &mut Vec<Ended>) -> Result<()> {
+        const GETEVENTS: u32 = 1;
+        let (handed, least) = (self.unsubmitted as u32, u32::from(wait && self.under_way() > 0));
+        // SAFETY: no argument is passed.
+        match unsafe { self.ring.submitter().enter::<()>(handed, least, GETEVENTS, None) } {
+            Ok(taken) => self.unsubmitted -= taken.min(self.unsubmitted),
+            Err(error) if error.raw_os_error() == Some(Errno::INTR.raw_os_error()) => {}
+            // Memory is short for a moment: what is under way gives some back.
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(Error::device("wait for io_uring", &error)),
+        }
+        for entry in self.ring.completion() {
+            let slot = usize::try_from(entry.user_data()).expect("as pushed");
+            let mut request = self.slots[slot].take().expect("a request ends once");
+            self.free.push(slot);
+            let length = match &request.memory {
+                Memory::Read(buffer) => buffer.len(),
+                Memory::Write(payload) => payload.len(),
+            };
+            request.whole = usize::try_from(entry.result()) == Ok(length);
+            ended.push(request);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwningRing {
+    fn drop(&mut self) {
+        let mut ended = Vec::new();
+        while self.under_way() > 0 {
+            if self.enter(true, &mut ended).is_err() {
+                // Memory that the kernel may still touch is leaked rather than freed.
+                self.slots.drain(..).for_each(std::mem::forget);
+                return;
+            }
+        }
     }
 }
 

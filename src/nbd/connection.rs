@@ -3,7 +3,7 @@
 //!
 //! Guarantees: everything that has arrived is looked at before anything is answered, and all
 //! answers that are ready leave in one vectored send; requests that the volume takes time for are
-//! in flight together; nothing here blocks but `poll`.
+//! given to it together and are in flight together; nothing here blocks but `poll`.
 //! Does not know: the protocol (`session`), other connections.
 
 use std::fmt;
@@ -19,9 +19,11 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use super::mailbox::Mailbox;
 use super::session::{Event, Session};
 use super::transmission::Ticket;
+use super::vigil::{Vigil, Watcher};
 use crate::clock::{Instant, MonotonicClock};
+use crate::device::ThreadRing;
 use crate::limits;
-use crate::volume::service::{BlockService, Command, Outcome};
+use crate::volume::service::{BlockService, Command, Completion, Outcome};
 
 /// Pieces of one vectored send.
 const SLICES_MAX: usize = 64;
@@ -56,6 +58,11 @@ pub(super) struct Connection {
     started: Instant,
     stopped: Option<Instant>,
     letters: Vec<(Ticket, Outcome)>,
+    /// Requests that are given to the volume together.
+    batch: Vec<(Command, Completion)>,
+    /// What the volume does beside this thread.
+    ring: ThreadRing,
+    vigil: Vigil,
     /// The volume, once transmission has begun.
     service: Option<Arc<dyn BlockService>>,
     tls_begins: bool,
@@ -72,15 +79,18 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
+    /// For the thread that runs it. `bell` is another descriptor of the mailbox's.
     pub(super) fn new(
         socket: OwnedFd,
         session: Session,
         mailbox: Arc<Mailbox>,
         counters: Arc<Counters>,
         stopping: Arc<AtomicBool>,
+        bell: OwnedFd,
     ) -> Self {
         let clock = MonotonicClock::default();
         Self {
+            ring: ThreadRing::new(bell),
             socket,
             session,
             mailbox,
@@ -90,6 +100,8 @@ impl Connection {
             started: clock.now(),
             stopped: None,
             letters: Vec::new(),
+            batch: Vec::new(),
+            vigil: Vigil::default(),
             service: None,
             tls_begins: false,
             lost: false,
@@ -99,14 +111,16 @@ impl Connection {
 
     /// Runs until the client leaves, breaks the protocol or is told to go.
     pub(super) fn run(mut self) -> Ending {
+        let mut looked = false;
         loop {
             if self.stopping.load(Ordering::Acquire) && self.stopped.is_none() {
                 self.session.stop();
                 self.stopped = Some(self.clock.now());
             }
-            let mut busy = self.collect();
-            busy |= self.receive();
+            let mut busy = looked || self.look();
             self.work();
+            // What was given to the ring is handed over, and perhaps done by now.
+            self.ring.turn();
             busy |= self.collect();
             busy |= self.send();
             self.count();
@@ -118,10 +132,45 @@ impl Connection {
             }
             if busy {
                 self.rested = false;
+                looked = false;
             } else {
-                self.sleep();
+                looked = self.wait();
             }
         }
+    }
+
+    /// Takes what there is of completions and of the client; whether there was anything.
+    fn look(&mut self) -> bool {
+        let mut any = self.ring.turn();
+        any |= self.collect();
+        any | self.receive()
+    }
+
+    /// Nothing is there: looks around for a moment or sleeps. Whether it found and took something.
+    fn wait(&mut self) -> bool {
+        let begun_ns = self.clock.now_ns();
+        let look_ns = self.vigil.look_ns();
+        if look_ns > 0
+            && self.session.pending() == 0
+            && let Some(_watcher) = Watcher::begin()
+        {
+            loop {
+                let found = self.look();
+                let waited_ns = self.clock.now_ns() - begun_ns;
+                if found {
+                    self.vigil.waited(waited_ns);
+                    return true;
+                }
+                if waited_ns > look_ns || self.lost {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+        if self.sleep() {
+            self.vigil.waited(self.clock.now_ns() - begun_ns);
+        }
+        false
     }
 
     /// Hands completions to the session; whether there were any.
@@ -163,14 +212,18 @@ impl Connection {
         while let Some(event) = self.session.next_event() {
             match event {
                 Event::Request { ticket, command } => self.request(ticket, command),
-                Event::Status { ticket, range, limit } => {
-                    let service = Arc::clone(self.service());
-                    let list = |context: &_| service.status(*context, range, limit);
-                    let lists = self.session.contexts().iter().map(list).collect();
-                    self.session.answer_status(ticket, lists);
+                Event::Status { ticket, contexts, range, limit } => {
+                    let service = self.service();
+                    let list = |context| Ok((context, service.status(context, range, limit)?));
+                    let statuses = contexts.into_iter().map(list).collect();
+                    self.session.answer_status(ticket, statuses);
                 }
                 Event::StartTls => self.tls_begins = true,
             }
+        }
+        if !self.batch.is_empty() {
+            let service = self.service.as_ref().expect("looked up for the first request");
+            service.submit_all(&mut self.batch);
         }
         if self.service.is_none() && !self.session.handshaking() {
             self.service();
@@ -198,7 +251,7 @@ impl Connection {
             });
         }
         if let Some(ticket) = waiting {
-            service.submit(command, self.mailbox.completion(ticket));
+            self.batch.push((command, self.mailbox.completion(ticket)));
         }
     }
 
@@ -240,10 +293,10 @@ impl Connection {
         self.stopped.map(|stopped| stopped.plus_ms(limits::NBD_SHUTDOWN_GRACE_MS)).or(handshake)
     }
 
-    /// Waits for the socket, the mailbox or a deadline.
-    fn sleep(&mut self) {
+    /// Waits for the socket, the mailbox or a deadline; whether there was something to wait for.
+    fn sleep(&mut self) -> bool {
         if !self.mailbox.fall_asleep() {
-            return;
+            return false;
         }
         let mut interest = PollFlags::empty();
         if !self.session.space().is_empty() {
@@ -270,6 +323,7 @@ impl Connection {
             self.session.rest();
             self.rested = true;
         }
+        true
     }
 
     /// How long to wait at most: to the deadline, or until it is time to give memory back.

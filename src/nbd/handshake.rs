@@ -5,6 +5,8 @@
 //! | `ABORT` | acknowledged, end | the same |
 //! | `STARTTLS` | acknowledged, handed over to TLS | refused: policy without, invalid inside TLS |
 //! | `EXPORT_NAME` | end | transmission, or end when there is no such export |
+//! | `STRUCTURED_REPLY` after `EXTENDED_HEADERS` | refused: TLS required | refused: those stay |
+//! | `EXPORT_NAME` after `EXTENDED_HEADERS` | end | end |
 //! | the others of the specification | refused: TLS required | answered |
 //! | any other | refused: TLS required | refused: unsupported |
 //!
@@ -20,8 +22,9 @@ use super::contexts;
 use super::exports::{Export, ExportTable};
 use super::outgoing::Outgoing;
 use super::session::Tls;
+use super::transmission::offers_fast_zeroes;
 use crate::format::nbd as protocol;
-use crate::format::nbd::{ExportQuery, MetaQuery};
+use crate::format::nbd::{ExportQuery, MetaQuery, Style};
 use crate::limits;
 use crate::volume::service::{BlockService, StatusContext};
 
@@ -37,7 +40,7 @@ pub(super) enum Step {
 /// What the handshake leads to.
 pub(super) struct Chosen {
     pub(super) export: Arc<Export>,
-    pub(super) structured: bool,
+    pub(super) style: Style,
     pub(super) contexts: Vec<StatusContext>,
 }
 
@@ -46,7 +49,7 @@ pub(super) struct Chosen {
 pub(super) struct Handshake {
     pub(super) fixed: bool,
     pub(super) no_zeroes: bool,
-    structured: bool,
+    style: Style,
     selected: Option<(Arc<Export>, Vec<StatusContext>)>,
 }
 
@@ -83,11 +86,8 @@ impl Handshake {
             protocol::OPT_GO => {
                 self.describe(option, payload, around, out).map(|to| self.transmit(to))
             }
-            protocol::OPT_STRUCTURED_REPLY if !payload.is_empty() => Err(MALFORMED),
-            protocol::OPT_STRUCTURED_REPLY => {
-                self.structured = true;
-                Ok(Step::Stay)
-            }
+            protocol::OPT_STRUCTURED_REPLY => self.agree_on(Style::Structured, payload),
+            protocol::OPT_EXTENDED_HEADERS => self.agree_on(Style::Extended, payload),
             protocol::OPT_LIST_META_CONTEXT => self.list_contexts(payload, around, out),
             protocol::OPT_SET_META_CONTEXT => self.select_contexts(payload, around, out),
             _ => Err((protocol::REP_ERR_UNSUP, "this option is not known here")),
@@ -113,14 +113,27 @@ impl Handshake {
         reply(option, kind, &[words.as_bytes()], out);
     }
 
+    fn agree_on(&mut self, style: Style, payload: &[u8]) -> Result<Step, Refusal> {
+        if !payload.is_empty() {
+            return Err(MALFORMED);
+        }
+        if self.style > style {
+            let words = "extended headers were agreed on, which include structured replies";
+            return Err((protocol::REP_ERR_EXT_HEADER_REQD, words));
+        }
+        self.style = style;
+        Ok(Step::Stay)
+    }
+
     fn export_name(&self, name: &[u8], around: &Surroundings<'_>, out: &mut Outgoing) -> Step {
-        if around.stopping || around.tls == Tls::Required {
+        let extended = self.style == Style::Extended;
+        if around.stopping || around.tls == Tls::Required || extended {
             return Step::End;
         }
         let found = protocol::decode_string(name).and_then(|name| around.exports.find(name));
         let Some(export) = found else { return Step::End };
         let service = export.service().as_ref();
-        let flags = transmission_flags(service, self.structured);
+        let flags = self.transmission_flags(&export);
         out.push(&protocol::export_name_reply(service.size(), flags));
         if !self.no_zeroes {
             out.push(&[0; protocol::EXPORT_NAME_ZEROES]);
@@ -129,11 +142,37 @@ impl Handshake {
     }
 
     fn transmit(&self, export: Arc<Export>) -> Step {
-        let contexts = match &self.selected {
-            Some((of, contexts)) if Arc::ptr_eq(of, &export) => contexts.clone(),
-            _ => Vec::new(),
-        };
-        Step::Transmit(Chosen { export, structured: self.structured, contexts })
+        let contexts = self.contexts_of(&export).to_vec();
+        Step::Transmit(Chosen { export, style: self.style, contexts })
+    }
+
+    /// The contexts that were selected, if they were for this export.
+    fn contexts_of(&self, export: &Arc<Export>) -> &[StatusContext] {
+        match &self.selected {
+            Some((of, contexts)) if Arc::ptr_eq(of, export) => contexts,
+            _ => &[],
+        }
+    }
+
+    /// What a client may ask of the export. Flush, FUA and multi-conn hold everywhere: the volume
+    /// guarantees that a flush covers what was answered on any connection.
+    fn transmission_flags(&self, export: &Arc<Export>) -> u16 {
+        let service = export.service().as_ref();
+        let filters = self.style == Style::Extended && !self.contexts_of(export).is_empty();
+        let of_any = protocol::HAS_FLAGS
+            | protocol::SEND_FLUSH
+            | protocol::SEND_FUA
+            | protocol::CAN_MULTI_CONN
+            | given(self.style > Style::Simple, protocol::SEND_DF)
+            | given(filters, protocol::BLOCK_STATUS_PAYLOAD);
+        if service.read_only() {
+            return of_any | protocol::READ_ONLY;
+        }
+        of_any
+            | protocol::SEND_TRIM
+            | protocol::SEND_WRITE_ZEROES
+            | protocol::SEND_CACHE
+            | given(offers_fast_zeroes(service), protocol::SEND_FAST_ZERO)
     }
 
     /// `INFO` and `GO`: everything about the export but the acknowledgement.
@@ -147,7 +186,7 @@ impl Handshake {
         let query = ExportQuery::decode(payload).ok_or(MALFORMED)?;
         let export = around.exports.find(query.name).ok_or(UNKNOWN)?;
         let service = export.service().as_ref();
-        let flags = transmission_flags(service, self.structured);
+        let flags = self.transmission_flags(&export);
         let size_and_flags = protocol::export_name_reply(service.size(), flags);
         item(option, protocol::INFO_EXPORT, &size_and_flags, out);
         if query.canonical_name || query.name != export.name() {
@@ -203,7 +242,7 @@ impl Handshake {
         payload: &'a [u8],
         around: &Surroundings<'_>,
     ) -> Result<(Arc<Export>, MetaQuery<'a>), Refusal> {
-        if !self.structured {
+        if self.style == Style::Simple {
             return Err((protocol::REP_ERR_INVALID, "structured replies must be agreed on first"));
         }
         let query = MetaQuery::decode(payload).ok_or(MALFORMED)?;
@@ -241,18 +280,8 @@ fn list(payload: &[u8], exports: &ExportTable, out: &mut Outgoing) -> Result<Ste
     Ok(Step::Stay)
 }
 
-/// What a client may ask of the export. Flush, FUA and multi-conn hold everywhere: the volume
-/// guarantees that a flush covers what was answered on any connection.
-fn transmission_flags(service: &dyn BlockService, structured: bool) -> u16 {
-    let always = protocol::HAS_FLAGS
-        | protocol::SEND_FLUSH
-        | protocol::SEND_FUA
-        | protocol::CAN_MULTI_CONN
-        | if structured { protocol::SEND_DF } else { 0 };
-    if service.read_only() {
-        return always | protocol::READ_ONLY;
-    }
-    always | protocol::SEND_TRIM | protocol::SEND_WRITE_ZEROES | protocol::SEND_CACHE
+fn given(condition: bool, flag: u16) -> u16 {
+    if condition { flag } else { 0 }
 }
 
 /// Minimum, preferred and maximum size of a request.
@@ -262,11 +291,11 @@ fn block_sizes(service: &dyn BlockService) -> [u8; 12] {
         .preferred_size()
         .max(least)
         .checked_next_power_of_two()
-        .map_or(limits::NBD_REQUEST_BYTES_MAX, |size| size.min(limits::NBD_REQUEST_BYTES_MAX));
+        .map_or(limits::NBD_BLOCK_BYTES_MAX, |size| size.min(limits::NBD_BLOCK_BYTES_MAX));
     let mut bytes = [0; 12];
     bytes[..4].copy_from_slice(&least.to_be_bytes());
     bytes[4..8].copy_from_slice(&preferred.to_be_bytes());
-    bytes[8..].copy_from_slice(&limits::NBD_REQUEST_BYTES_MAX.to_be_bytes());
+    bytes[8..].copy_from_slice(&limits::NBD_BLOCK_BYTES_MAX.to_be_bytes());
     bytes
 }
 

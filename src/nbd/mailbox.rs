@@ -77,6 +77,11 @@ impl Mailbox {
     pub(super) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
+
+    /// Another descriptor of the bell, for whom the thread waits as well.
+    pub(super) fn shared_bell(&self) -> Result<OwnedFd> {
+        self.bell.try_clone().map_err(|error| Error::device("share a wake-up descriptor", &error))
+    }
 }
 
 /// Posts once, at the latest when it is dropped.

@@ -6,10 +6,12 @@
 //! | `exports.rs` | names to volumes, changeable while connections are open |
 //! | `session.rs` | one connection as bytes in, requests out, completions in, bytes out |
 //! | `handshake.rs` | the options before transmission |
-//! | `transmission.rs` | what a request must satisfy, how it is answered |
+//! | `transmission.rs` | what a request must satisfy, what becomes of it |
+//! | `replies.rs` | how an answer is laid out |
 //! | `contexts.rs` | names of block status |
 //! | `incoming.rs`, `outgoing.rs` | the bytes on their way |
 //! | `mailbox.rs`, `connection.rs`, `server.rs` | threads and sockets |
+//! | `vigil.rs` | when a thread looks around, and when it sleeps |
 
 mod connection;
 mod contexts;
@@ -18,11 +20,13 @@ mod handshake;
 mod incoming;
 mod mailbox;
 mod outgoing;
+mod replies;
 mod server;
 mod session;
 mod transmission;
+mod vigil;
 
 pub use exports::{Export, ExportTable};
 pub use server::{ConnectionReport, Server, Totals};
 pub use session::{Event, Session, Tls};
-pub use transmission::Ticket;
+pub use transmission::{Statuses, Ticket};

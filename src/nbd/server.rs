@@ -99,6 +99,7 @@ impl Server {
     pub fn serve(&self, socket: OwnedFd, tls: Tls) -> Result<u64> {
         tune(&socket)?;
         let mailbox = Mailbox::new()?;
+        let bell = mailbox.shared_bell()?;
         let counters = Arc::new(Counters::default());
         let connection = self.shared.next.fetch_add(1, Ordering::Relaxed);
         self.shared.admit(connection, &mailbox, &counters)?;
@@ -110,7 +111,7 @@ impl Server {
             .stack_size(512 << 10)
             .spawn(move || {
                 let _departure = Departure { shared: Arc::clone(&shared), connection };
-                let running = Connection::new(socket, session, mailbox, counters, stopping);
+                let running = Connection::new(socket, session, mailbox, counters, stopping, bell);
                 if let Ending::StartTls(socket) = running.run() {
                     shared.hand_over(socket);
                 }

@@ -26,14 +26,14 @@ use super::exports::{Export, ExportTable};
 use super::handshake::{Handshake, Step, Surroundings};
 use super::incoming::Incoming;
 use super::outgoing::Outgoing;
-use super::transmission::{Ticket, Transmission, Verdict};
+use super::transmission::{Statuses, Ticket, Transmission, Verdict};
 use crate::device::{AlignedBuffer, Payload};
 use crate::error::Result;
 use crate::extent::ByteRange;
 use crate::format::nbd as protocol;
-use crate::format::nbd::{OptionHeader, Request};
+use crate::format::nbd::{OptionHeader, Request, Style};
 use crate::limits;
-use crate::volume::service::{Command, Outcome, StatusContext, StatusExtent};
+use crate::volume::service::{Command, Outcome, StatusContext};
 
 /// Whether the bytes of a session travel in TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,8 @@ pub enum Event {
     /// Give the command to the volume and the outcome to `answer`. A read may be answered at
     /// once with `answer_in_place`.
     Request { ticket: Ticket, command: Command },
-    /// Ask the volume for each of `contexts()` and give the lists to `answer_status`.
-    Status { ticket: Ticket, range: ByteRange, limit: usize },
+    /// Ask the volume for each of the contexts and give the lists to `answer_status`.
+    Status { ticket: Ticket, contexts: Vec<StatusContext>, range: ByteRange, limit: usize },
     /// Send what is outgoing, then give the descriptor to whoever speaks TLS. A new session with
     /// `Tls::Done` follows inside: nothing agreed so far holds there.
     StartTls,
@@ -61,7 +61,7 @@ pub enum Event {
 
 /// Payloads up to this size are gathered among the incoming bytes and copied once into a buffer of
 /// their own; larger ones are received into theirs.
-const GATHER_BYTES: u32 = 32 << 10;
+const GATHER_BYTES: usize = 32 << 10;
 /// While payloads are large, so many bytes of the next are gathered with its header at most.
 const NARROW_BYTES: usize = 4 << 10;
 
@@ -216,16 +216,10 @@ impl Session {
         None
     }
 
-    /// Answers a block status with one list for each of `contexts()`.
-    pub fn answer_status(&mut self, ticket: Ticket, outcome: Result<Vec<Vec<StatusExtent>>>) {
+    /// Answers a block status with the runs of each context that it asked for.
+    pub fn answer_status(&mut self, ticket: Ticket, outcome: Result<Statuses>) {
         self.landed(&ticket);
         self.transmitting().answer_status(ticket, outcome);
-    }
-
-    /// The contexts selected for this connection.
-    #[must_use]
-    pub fn contexts(&self) -> &[StatusContext] {
-        self.transmission.as_ref().map_or(&[], |transmission| &transmission.contexts)
     }
 
     /// The export, once it is chosen.
@@ -402,62 +396,102 @@ impl Session {
         Turn::Went
     }
 
-    fn request(&mut self) -> Turn {
+    /// The next request; `None` if it is not all there, `Some(None)` if it is none.
+    fn decode(&self) -> Option<Option<Request>> {
         let readable = self.incoming.readable();
-        let Some(header) = readable.first_chunk() else { return Turn::Waits };
-        let Some(request) = Request::decode(header) else { return self.hang_up() };
+        match self.transmission().style {
+            Style::Extended => readable.first_chunk().map(Request::decode_extended),
+            Style::Simple | Style::Structured => readable.first_chunk().map(Request::decode),
+        }
+    }
+
+    fn request(&mut self) -> Turn {
+        let Some(decoded) = self.decode() else { return Turn::Waits };
+        let Some(request) = decoded else { return self.hang_up() };
+        let transmission = self.transmission();
+        let extended = transmission.style == Style::Extended;
+        if extended && request.payload > u64::from(limits::NBD_REQUEST_BYTES_MAX) {
+            return self.hang_up();
+        }
         if !self.may_take(&request) {
             return Turn::Waits;
         }
-        let transmission = self.transmission.as_ref().expect("requests follow the handshake");
-        let verdict = transmission.judge(&request, self.stopping);
+        let header = Request::header_bytes(transmission.style);
+        let (payload, payload_max) = (request.payload as usize, transmission.filter_bytes_max());
+        let filtered = extended
+            && request.command == protocol::CMD_BLOCK_STATUS
+            && (1..=payload_max).contains(&payload);
+        let verdict = if filtered {
+            let Some(filter) = self.incoming.readable().get(header..header + payload) else {
+                return Turn::Waits;
+            };
+            transmission.judge_filtered(&request, filter, self.stopping)
+        } else {
+            transmission.judge(&request, self.stopping)
+        };
         if let Verdict::Write { ticket, force_unit_access } = verdict {
             return self.write(&request, ticket, force_unit_access);
         }
-        let payload = if request.command == protocol::CMD_WRITE { request.length } else { 0 };
-        self.incoming.consume(protocol::REQUEST_BYTES);
+        self.incoming.consume(if filtered { header + payload } else { header });
         self.requests += 1;
+        let left = if filtered { 0 } else { request.payload };
+        self.follow_verdict(&request, verdict, left)
+    }
+
+    /// Does what was found about a request that is no write to be done. `left` bytes of its
+    /// payload have not been taken off the stream.
+    fn follow_verdict(&mut self, request: &Request, verdict: Verdict, left: u64) -> Turn {
+        let transmission = self.transmission.as_ref().expect("requests follow the handshake");
         match verdict {
             Verdict::Do(ticket, command) => {
                 self.took(&ticket);
                 return Turn::Event(Event::Request { ticket, command });
             }
-            Verdict::Status { ticket, range, limit } => {
+            Verdict::Status { ticket, contexts, range, limit } => {
                 self.took(&ticket);
-                return Turn::Event(Event::Status { ticket, range, limit });
+                return Turn::Event(Event::Status { ticket, contexts, range, limit });
             }
-            Verdict::Succeed => transmission.succeed(&request, &mut self.outgoing),
+            Verdict::Succeed => transmission.succeed(request, &mut self.outgoing),
             Verdict::Refuse(refusal) => {
-                transmission.refuse(request.cookie, refusal, &mut self.outgoing);
+                transmission.refuse(request, refusal, &mut self.outgoing);
             }
             Verdict::Disconnect => self.end(),
-            Verdict::Write { .. } => unreachable!("handled above"),
+            Verdict::Write { .. } => unreachable!("handled before"),
         }
-        if payload > limits::NBD_DRAIN_BYTES_MAX {
+        if left > u64::from(limits::NBD_DRAIN_BYTES_MAX) {
             return self.hang_up();
         }
-        if payload > 0 {
-            self.phase = Phase::Drain { left: payload };
+        if left > 0 && !matches!(self.phase, Phase::Ended) {
+            self.phase = Phase::Drain { left: left as u32 };
         }
         Turn::Went
     }
 
+    fn transmission(&self) -> &Transmission {
+        self.transmission.as_ref().expect("requests follow the handshake")
+    }
+
     fn write(&mut self, request: &Request, ticket: Ticket, force_unit_access: bool) -> Turn {
-        let readable = self.incoming.readable();
-        let arrived = &readable[protocol::REQUEST_BYTES..];
+        let header = Request::header_bytes(self.transmission().style);
+        let arrived = &self.incoming.readable()[header..];
         let length = request.length as usize;
         let whole = arrived.get(..length);
-        if whole.is_none() && request.length <= GATHER_BYTES {
+        if whole.is_none() && length <= GATHER_BYTES {
             return Turn::Waits;
         }
-        let mut buffer = AlignedBuffer::zeroed(length);
         let filled = arrived.len().min(length);
-        buffer[..filled].copy_from_slice(&arrived[..filled]);
-        self.incoming.consume(protocol::REQUEST_BYTES + filled);
+        let buffer = match whole {
+            Some(whole) => AlignedBuffer::from_slice(whole),
+            None => {
+                let mut buffer = AlignedBuffer::zeroed(length);
+                buffer[..filled].copy_from_slice(&arrived[..filled]);
+                buffer
+            }
+        };
+        self.incoming.consume(header + filled);
         self.requests += 1;
         self.took(&ticket);
-        let large = request.length > GATHER_BYTES;
-        self.window = if large { NARROW_BYTES } else { limits::NBD_INCOMING_BYTES };
+        self.window = if length > GATHER_BYTES { NARROW_BYTES } else { limits::NBD_INCOMING_BYTES };
         let partial = Partial { ticket, offset: request.offset, force_unit_access, buffer, filled };
         if filled < length {
             self.phase = Phase::Payload(partial);
@@ -517,7 +551,7 @@ impl Answering<'_> {
         self.transmission.read_in_place(ticket, fill, self.out)
     }
 
-    fn answer_status(self, ticket: Ticket, outcome: Result<Vec<Vec<StatusExtent>>>) {
+    fn answer_status(self, ticket: Ticket, outcome: Result<Statuses>) {
         self.transmission.answer_status(&ticket, outcome, self.out);
     }
 }

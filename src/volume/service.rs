@@ -82,8 +82,21 @@ pub trait BlockService: Send + Sync {
     /// On `Some(Err)` the caller submits as well (the read may heal from the backup).
     fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>>;
 
+    /// Whether zeroing the range would take less than writing it: no block of it must be fetched
+    /// first, and the device makes zeros without writing them.
+    fn zeroes_fast(&self, range: ByteRange) -> bool {
+        let _nothing_is_known_of = range;
+        false
+    }
+
     /// Takes a request; the completion may run before this returns.
     fn submit(&self, command: Command, completion: Completion);
+
+    /// Takes all of these, in their order, and leaves the list empty; completions may run before
+    /// this returns.
+    fn submit_all(&self, requests: &mut Vec<(Command, Completion)>) {
+        requests.drain(..).for_each(|(command, completion)| self.submit(command, completion));
+    }
 
     /// Consecutive runs from `range.offset`, at least one, at most `limit`; together they cover
     /// the range or a beginning of it.

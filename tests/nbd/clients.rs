@@ -183,6 +183,82 @@ fn nbdcopy_copies_in_and_out_over_several_connections() {
 }
 
 #[test]
+fn nbd_client_lists_the_exports() {
+    let listening = Listening::new(Pace::AtOnce);
+    let list = run("nbd-client", "nbd-client", &["-l", "-u", text(&listening.path("sock"))]);
+    assert!(list.contains("db") && list.contains("frozen"), "{list}");
+}
+
+#[test]
+fn qemu_nbd_lists_the_exports_and_hands_one_on() {
+    let listening = Listening::new(Pace::Elsewhere);
+    let socket = listening.path("sock");
+    let list = run("qemu-utils", "qemu-nbd", &["--list", "-k", text(&socket)]);
+    assert!(list.contains("export: 'frozen'") && list.contains("base:allocation"), "{list}");
+    let (behind, image) = (listening.path("behind"), listening.image("image"));
+    let mut relay = Command::new("qemu-nbd");
+    relay.args(["-f", "raw", "-x", "relayed", "-k", text(&behind), &listening.uri("db")]);
+    let mut relay = relay.spawn().expect("qemu-nbd is there, as above");
+    while !behind.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let relayed = format!("nbd+unix:///relayed?socket={}", behind.display());
+    // It serves one client and ends with it.
+    run("libnbd-bin", "nbdcopy", &["--flush", text(&image), &relayed]);
+    assert!(relay.wait().expect("ended").success());
+    assert!(listening.contents() == pattern());
+}
+
+/// What Debian's Python does with libnbd's binding: `h` is a connection to `db`, `uri` leads there.
+const BINDING: &str = r#"
+import nbd
+assert h.get_size() == 24 << 20 and h.can_multi_conn() and h.can_df() and not h.is_read_only()
+h.pwrite(b"a" * 4096, 4096, nbd.CMD_FLAG_FUA)
+h.zero(512, 4096); h.trim(512, 7680); h.cache(4096, 0)
+assert h.pread(4096, 4096) == bytes(512) + b"a" * 3072 + bytes(512)
+seen = []
+h.pread_structured(1024, 4096, lambda data, at, status, error: seen.append((at, status)))
+assert seen == [(4096, nbd.READ_DATA)], seen
+runs = {}
+h.block_status(1 << 20, 0, lambda name, at, entries, error: runs.update({name: entries}))
+assert runs["base:allocation"][0] == 1 << 16, runs
+assert sum(runs["qemu:dirty-bitmap:missing"][::2]) == 1 << 20, runs
+# Sixty-four writes under way at a time, and what another connection reads after a flush.
+buffers = [nbd.Buffer.from_bytearray(bytearray([at]) * 8192) for at in range(64)]
+cookies = [h.aio_pwrite(buffer, 1 << 20 | at << 13) for at, buffer in enumerate(buffers)]
+while h.aio_in_flight():
+    h.poll(-1)
+assert all(h.aio_command_completed(cookie) for cookie in cookies)
+h.flush()
+other = nbd.NBD(); other.connect_uri(uri)
+assert other.pread(64 << 13, 1 << 20) == b"".join(bytes([at]) * 8192 for at in range(64))
+h.set_strict_mode(0)
+for wrong in (lambda: h.pread(512, 24 << 20), lambda: h.pwrite(b"x", 1), lambda: h.trim(0, 0, 64)):
+    try:
+        wrong()
+    except nbd.Error as problem:
+        assert problem.errno in ("EINVAL", "ENOSPC"), problem
+    else:
+        raise AssertionError("not refused")
+assert h.pread(1, 5000) == b"a"
+other.shutdown(); h.shutdown()
+"#;
+
+#[test]
+fn nbdsh_and_its_python_binding_read_write_and_are_refused() {
+    for pace in [Pace::AtOnce, Pace::Elsewhere] {
+        let listening = Listening::new(pace);
+        let uri = listening.uri("db");
+        let begin = "h.add_meta_context('base:allocation'); \
+                     h.add_meta_context('qemu:dirty-bitmap:missing')";
+        let connect = format!("uri = {uri:?}; h.connect_uri(uri)");
+        // Debian's Python has the binding, not one of a virtual environment.
+        let words = ["PATH=/usr/bin:/bin", "nbdsh", "-c", begin, "-c", &connect, "-c", BINDING];
+        run("python3-libnbd", "env", &words);
+    }
+}
+
+#[test]
 fn fio_verifies_what_it_wrote() {
     for pace in [Pace::AtOnce, Pace::Elsewhere] {
         let listening = Listening::new(pace);

@@ -36,8 +36,9 @@ fn every_option() -> Vec<(u32, Vec<u8>)> {
         (protocol::OPT_STRUCTURED_REPLY, vec![]),
         (protocol::OPT_LIST_META_CONTEXT, wire::meta(b"db", &[])),
         (protocol::OPT_SET_META_CONTEXT, wire::meta(b"db", &["base:allocation"])),
+        (protocol::OPT_EXTENDED_HEADERS, vec![]),
     ];
-    options.extend([0, 4, 11, 12, 77, u32::MAX].map(|unknown| (unknown, vec![])));
+    options.extend([0, 4, 12, 13, 77, u32::MAX].map(|unknown| (unknown, vec![])));
     options
 }
 
@@ -92,7 +93,7 @@ fn every_option_is_answered_inside_tls_and_without_it() {
         for (option, payload) in every_option() {
             let replies = kinds(tls, &[structured(), wire::option(option, &payload)]);
             let last = *replies.last().expect("answered");
-            let known = (1..=10).contains(&option) && option != 4;
+            let known = (1..=11).contains(&option) && option != 4;
             let expected = if known { protocol::REP_ACK } else { protocol::REP_ERR_UNSUP };
             assert_eq!(last, expected, "option {option}");
         }
@@ -101,7 +102,7 @@ fn every_option_is_answered_inside_tls_and_without_it() {
 
 #[test]
 fn an_option_with_a_payload_it_cannot_have_is_invalid() {
-    for (option, payload) in every_option().into_iter().take(6) {
+    for (option, payload) in every_option().into_iter().take(7) {
         for wrong in [vec![7; 1], vec![0xff; 100], [payload.clone(), vec![0]].concat()] {
             let sent = [structured(), wire::option(option, &wrong)];
             let last = *kinds(Tls::Off, &sent).last().expect("answered");

@@ -1,6 +1,7 @@
 //! The NBD room seen from outside: the session as bytes, the server on sockets, real clients.
 
 mod clients;
+mod extended;
 mod handshake;
 mod ram_service;
 mod robustness;

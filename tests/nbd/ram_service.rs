@@ -1,5 +1,6 @@
 //! A volume in memory, as tests want it: at once, later from another thread, or only when told.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 
@@ -25,10 +26,14 @@ pub enum Pace {
 }
 
 pub struct RamService {
-    chunks: Vec<RwLock<Vec<u8>>>,
+    /// By their number; those that are not there read as zeros.
+    chunks: RwLock<BTreeMap<u64, Vec<u8>>>,
     size: u64,
     pub sector_size: u32,
     pub read_only: bool,
+    pub contexts: Vec<StatusContext>,
+    /// Zeroing of whole 4 KiB is said to be fast.
+    pub zeroes_fast: bool,
     pub pace: Pace,
     /// Requests that touch this byte fail with this errno.
     pub bad_byte: Option<(u64, i32)>,
@@ -38,15 +43,13 @@ pub struct RamService {
 
 impl RamService {
     pub fn new(size: u64, pace: Pace) -> Self {
-        let chunk = |index: u64| {
-            let length = CHUNK_BYTES.min(size - index * CHUNK_BYTES);
-            RwLock::new(vec![0; length as usize])
-        };
         Self {
-            chunks: (0..size.div_ceil(CHUNK_BYTES)).map(chunk).collect(),
+            chunks: RwLock::default(),
             size,
             sector_size: 512,
             read_only: false,
+            contexts: vec![StatusContext::Allocation, StatusContext::Missing],
+            zeroes_fast: false,
             pace,
             bad_byte: None,
             flushes: AtomicU64::new(0),
@@ -54,13 +57,15 @@ impl RamService {
         }
     }
 
-    /// Lets `work` see or change the range, chunk by chunk; it is told where in the range it is.
+    /// Lets `work` change the range, chunk by chunk; it is told where in the range it is.
     fn each(&self, range: ByteRange, mut work: impl FnMut(usize, &mut [u8])) {
+        let mut chunks = self.chunks.write().expect("no panics");
         let mut at = range.offset;
         while at < range.end() {
             let within = at % CHUNK_BYTES;
             let length = (CHUNK_BYTES - within).min(range.end() - at) as usize;
-            let mut chunk = self.chunks[(at / CHUNK_BYTES) as usize].write().expect("no panics");
+            let chunk =
+                chunks.entry(at / CHUNK_BYTES).or_insert_with(|| vec![0; CHUNK_BYTES as usize]);
             let within = within as usize;
             work((at - range.offset) as usize, &mut chunk[within..within + length]);
             at += length as u64;
@@ -68,13 +73,17 @@ impl RamService {
     }
 
     fn read(&self, range: ByteRange, buffer: &mut [u8]) {
+        let chunks = self.chunks.read().expect("no panics");
         let mut at = range.offset;
         while at < range.end() {
             let within = (at % CHUNK_BYTES) as usize;
             let from = (at - range.offset) as usize;
-            let chunk = self.chunks[(at / CHUNK_BYTES) as usize].read().expect("no panics");
-            let length = (chunk.len() - within).min(buffer.len() - from);
-            buffer[from..from + length].copy_from_slice(&chunk[within..within + length]);
+            let length = (CHUNK_BYTES as usize - within).min(buffer.len() - from);
+            let part = &mut buffer[from..from + length];
+            match chunks.get(&(at / CHUNK_BYTES)) {
+                Some(chunk) => part.copy_from_slice(&chunk[within..within + length]),
+                None => part.fill(0),
+            }
             at += length as u64;
         }
     }
@@ -165,7 +174,11 @@ impl BlockService for RamService {
     }
 
     fn contexts(&self) -> Vec<StatusContext> {
-        vec![StatusContext::Allocation, StatusContext::Missing]
+        self.contexts.clone()
+    }
+
+    fn zeroes_fast(&self, range: ByteRange) -> bool {
+        self.zeroes_fast && (range.offset | range.length).is_multiple_of(4096)
     }
 
     fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
@@ -188,7 +201,8 @@ impl BlockService for RamService {
         }
     }
 
-    /// `Allocation`: true to the contents; `Missing`: every other 64 KiB, the first not.
+    /// `Allocation`: true to the contents; `Missing`: every other 64 KiB, the first not; others:
+    /// nothing anywhere.
     fn status(
         &self,
         context: StatusContext,
@@ -197,10 +211,15 @@ impl BlockService for RamService {
     ) -> Result<Vec<StatusExtent>> {
         let mut extents = Vec::new();
         let mut at = range.offset;
+        if !matches!(context, StatusContext::Allocation | StatusContext::Missing) {
+            let length = range.length;
+            return Ok(vec![StatusExtent { length, hole: false, zero: false, marked: false }]);
+        }
         while at < range.end() && extents.len() < limit {
             let end = ((at / STATUS_BYTES + 1) * STATUS_BYTES).min(range.end());
             let run = ByteRange::new(at, end - at);
-            let zero = self.contents(run).iter().all(|byte| *byte == 0);
+            let absent = !self.chunks.read().expect("no panics").contains_key(&(at / CHUNK_BYTES));
+            let zero = absent || self.contents(run).iter().all(|byte| *byte == 0);
             extents.push(match context {
                 StatusContext::Allocation => {
                     StatusExtent { length: run.length, hole: zero, zero, marked: false }

@@ -87,9 +87,18 @@ fn plausible() -> impl Strategy<Value = Vec<u8>> {
         (0u32..13, noise.clone()).prop_map(|(option, payload)| wire::option(option, &payload)),
         Just(wire::option(protocol::OPT_GO, &wire::query(b"db", &[0, 1, 2, 3]))),
         Just(wire::option(protocol::OPT_STRUCTURED_REPLY, &[])),
+        Just(wire::option(protocol::OPT_EXTENDED_HEADERS, &[])),
+        (any::<u16>(), 0u16..10, any::<u64>(), number.clone(), noise.clone()).prop_map(
+            |(flags, command, offset, length, payload)| {
+                let length =
+                    if flags & 0x20 == 0 { u64::from(length) << 9 } else { payload.len() as u64 };
+                let offset = if offset % 4 == 0 { offset } else { 0 };
+                [wire::extended(flags & 0x3f, command, 7, offset, length), payload].concat()
+            }
+        ),
         (any::<u16>(), 0u16..10, number.clone(), number).prop_map(
             |(flags, command, offset, length)| wire::request(
-                flags & 0x1f,
+                flags & 0x3f,
                 command,
                 7,
                 u64::from(offset),
@@ -110,20 +119,20 @@ proptest! {
     #[test]
     fn no_bytes_make_a_session_panic_or_hold_much(
         pieces in prop::collection::vec(plausible(), 0..40),
-        entered in any::<bool>(),
+        entered in 0..3,
         tls in prop::sample::select(vec![Tls::Off, Tls::Required, Tls::Done]),
         stalled in any::<bool>(),
     ) {
         let mut driver = Driver::with(RamService::new(64 << 10, Pace::AtOnce), tls);
         driver.stalled = stalled;
-        if entered {
-            driver.feed(&wire::enter(b"db", true));
-        } else {
-            driver.feed(&wire::flags());
-        }
+        driver.feed(&match entered {
+            0 => wire::flags(),
+            1 => wire::enter(b"db", true),
+            _ => wire::enter_extended(b"db", &["base:allocation"]),
+        });
         for piece in &pieces {
             let space = driver.session.space().len();
-            prop_assert!(space <= 32 << 20);
+            prop_assert!(space <= 64 << 20);
             driver.feed(piece);
             prop_assert!(driver.session.pending() <= (512 << 10) + (64 << 10) + 64);
             prop_assert!(driver.session.in_flight() <= 1);

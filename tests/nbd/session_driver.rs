@@ -88,10 +88,10 @@ impl Driver {
         match event {
             Event::Request { ticket, command } if self.keep => self.kept.push((ticket, command)),
             Event::Request { ticket, command } => self.perform(ticket, command),
-            Event::Status { ticket, range, limit } => {
-                let list = |context: &_| self.service.status(*context, range, limit);
-                let lists = self.session.contexts().iter().map(list).collect();
-                self.session.answer_status(ticket, lists);
+            Event::Status { ticket, contexts, range, limit } => {
+                let list = |context| Ok((context, self.service.status(context, range, limit)?));
+                let statuses = contexts.into_iter().map(list).collect();
+                self.session.answer_status(ticket, statuses);
             }
             Event::StartTls => self.tls_began = true,
         }

@@ -100,18 +100,41 @@ fn ranges_outside_the_volume_are_refused_with_the_error_of_their_command() {
 }
 
 #[test]
-fn a_range_that_is_not_a_multiple_of_the_sector_is_invalid() {
+fn a_range_that_is_not_a_multiple_of_the_sector_is_invalid_but_for_a_read() {
     let mut service = RamService::new(SIZE, Pace::AtOnce);
     service.sector_size = 4096;
     let mut driver = entered_with(service, true);
     for (offset, length) in [(512, 4096), (4096, 512), (1, 1), (0, 4095)] {
-        let refused = ask(&mut driver, 0, protocol::CMD_READ, offset, length);
+        let refused = ask(&mut driver, 0, protocol::CMD_TRIM, offset, length);
         assert_eq!(refused.error(), protocol::EINVAL, "{offset}+{length}");
         let payload = vec![1; length as usize];
         let refused = reply(&mut driver, &wire::write(0, 9, offset, &payload), 0);
         assert_eq!(refused.error(), protocol::EINVAL, "{offset}+{length}");
     }
     assert_eq!(driver.service.contents(ByteRange::new(0, SIZE)), vec![0; SIZE as usize]);
+}
+
+#[test]
+fn a_read_of_any_bytes_is_answered_with_them() {
+    let bytes: Vec<u8> = (0..16384u32).map(|at| (at % 251) as u8).collect();
+    for structured in [false, true] {
+        let mut service = RamService::new(SIZE, Pace::AtOnce);
+        service.sector_size = 4096;
+        let mut driver = entered_with(service, structured);
+        assert_eq!(reply(&mut driver, &wire::write(0, 1, 4096, &bytes), 0).error(), 0);
+        for (offset, length) in [(4097, 1), (4096, 511), (5000, 10_000), (8191, 2), (12_288, 1)] {
+            let found = match ask(&mut driver, 0, protocol::CMD_READ, offset, length) {
+                Reply::Simple { error: 0, bytes, .. } => bytes,
+                Reply::Chunk { kind: protocol::REPLY_OFFSET_DATA, body, .. } => {
+                    assert_eq!(body[..8], offset.to_be_bytes());
+                    body[8..].to_vec()
+                }
+                other => panic!("{other:?}"),
+            };
+            let start = offset as usize - 4096;
+            assert!(found == bytes[start..start + length as usize], "{offset}+{length}");
+        }
+    }
 }
 
 #[test]
@@ -205,11 +228,11 @@ fn a_read_only_export_refuses_everything_that_writes() {
 }
 
 #[test]
-fn an_oversized_write_is_drained_up_to_a_limit_and_then_ends_the_connection() {
+fn a_refused_write_is_drained_and_one_that_is_too_long_ends_the_connection() {
     let mut driver = entered(false);
     let mut bytes = wire::request(0, protocol::CMD_WRITE, 1, 0, (32 << 20) + 512);
     bytes.resize(bytes.len() + (32 << 20) + 512, 7);
-    assert_eq!(reply(&mut driver, &bytes, 0).error(), protocol::EINVAL);
+    assert_eq!(reply(&mut driver, &bytes, 0).error(), protocol::ENOSPC);
     assert_eq!(ask(&mut driver, 0, protocol::CMD_READ, 0, 512).error(), 0);
     let huge = wire::request(0, protocol::CMD_WRITE, 1, 0, (64 << 20) + 512);
     assert_eq!(reply(&mut driver, &huge, 0).error(), protocol::EINVAL);

@@ -67,6 +67,41 @@ pub fn write(flags: u16, cookie: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A request of extended style.
+pub fn extended(flags: u16, command: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    let mut bytes = protocol::EXTENDED_REQUEST_MAGIC.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// The same with a payload.
+pub fn loaded(flags: u16, command: u16, cookie: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
+    let flags = flags | protocol::CMD_FLAG_PAYLOAD_LEN;
+    let mut bytes = extended(flags, command, cookie, offset, payload.len() as u64);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Payload of a block status that names the contexts it asks for.
+pub fn filter(length: u64, contexts: &[u32]) -> Vec<u8> {
+    let mut bytes = length.to_be_bytes().to_vec();
+    contexts.iter().for_each(|context| bytes.extend_from_slice(&context.to_be_bytes()));
+    bytes
+}
+
+/// Flags and `GO` in extended style, with these contexts.
+pub fn enter_extended(name: &[u8], contexts: &[&str]) -> Vec<u8> {
+    let mut bytes = flags();
+    bytes.extend(option(protocol::OPT_EXTENDED_HEADERS, &[]));
+    bytes.extend(option(protocol::OPT_SET_META_CONTEXT, &meta(name, contexts)));
+    bytes.extend(option(protocol::OPT_GO, &query(name, &[])));
+    bytes
+}
+
 /// One reply to an option: the option, the kind, the body.
 pub type OptionReply = (u32, u32, Vec<u8>);
 
@@ -75,6 +110,7 @@ pub type OptionReply = (u32, u32, Vec<u8>);
 pub enum Reply {
     Simple { cookie: u64, error: u32, bytes: Vec<u8> },
     Chunk { cookie: u64, done: bool, kind: u16, body: Vec<u8> },
+    Wide { cookie: u64, offset: u64, done: bool, kind: u16, body: Vec<u8> },
 }
 
 /// Reads a server's bytes from the front.
@@ -121,14 +157,21 @@ impl Reader<'_> {
 
     /// One message; a simple reply without error carries `data` bytes.
     pub fn reply(&mut self, data: usize) -> Reply {
-        if self.number(4) as u32 == protocol::SIMPLE_REPLY_MAGIC {
+        let magic = self.number(4) as u32;
+        if magic == protocol::SIMPLE_REPLY_MAGIC {
             let (error, cookie) = (self.number(4) as u32, self.number(8));
             let bytes = self.take(if error == 0 { data } else { 0 }).to_vec();
             return Reply::Simple { cookie, error, bytes };
         }
         let (flags, kind) = (self.number(2), self.number(2) as u16);
-        let (cookie, length) = (self.number(8), self.number(4) as usize);
-        Reply::Chunk { cookie, done: flags & 1 == 1, kind, body: self.take(length).to_vec() }
+        let (cookie, done) = (self.number(8), flags & 1 == 1);
+        if magic == protocol::EXTENDED_REPLY_MAGIC {
+            let (offset, length) = (self.number(8), self.number(8) as usize);
+            return Reply::Wide { cookie, offset, done, kind, body: self.take(length).to_vec() };
+        }
+        assert_eq!(magic, protocol::STRUCTURED_REPLY_MAGIC);
+        let length = self.number(4) as usize;
+        Reply::Chunk { cookie, done, kind, body: self.take(length).to_vec() }
     }
 }
 
@@ -137,16 +180,19 @@ impl Reply {
     pub fn error(&self) -> u32 {
         match self {
             Self::Simple { error, .. } => *error,
-            Self::Chunk { kind: protocol::REPLY_ERROR, body, .. } => {
+            Self::Chunk { kind: protocol::REPLY_ERROR, body, .. }
+            | Self::Wide { kind: protocol::REPLY_ERROR, body, .. } => {
                 u32::from_be_bytes(body[..4].try_into().expect("four bytes"))
             }
-            Self::Chunk { .. } => 0,
+            Self::Chunk { .. } | Self::Wide { .. } => 0,
         }
     }
 
     pub fn cookie(&self) -> u64 {
         match self {
-            Self::Simple { cookie, .. } | Self::Chunk { cookie, .. } => *cookie,
+            Self::Simple { cookie, .. }
+            | Self::Chunk { cookie, .. }
+            | Self::Wide { cookie, .. } => *cookie,
         }
     }
 }

@@ -12,4 +12,6 @@ pub use constants::*;
 pub use handshake::{
     ExportQuery, MetaQuery, OptionHeader, decode_string, export_name_reply, greeting, option_reply,
 };
-pub use transmission::{Request, chunk_header, simple_reply};
+pub use transmission::{
+    Request, StatusFilter, Style, chunk_header, extended_chunk_header, simple_reply,
+};

@@ -59,15 +59,15 @@ pub struct Driver {
     /// Signalled when the machine may have become idle.
     idle: Condvar,
     /// Reads of current blocks are refused too.
-    refused: AtomicBool,
-    fast_reads: AtomicU64,
-    fast_read_bytes: AtomicU64,
+    pub(super) refused: AtomicBool,
+    pub(super) fast_reads: AtomicU64,
+    pub(super) fast_read_bytes: AtomicU64,
     this: Weak<Driver>,
 }
 
 pub(super) struct State {
     pub(super) machine: Primary,
-    completions: HashMap<u64, Completion>,
+    pub(super) completions: HashMap<u64, Completion>,
     cuts: HashMap<u64, crossbeam_channel::Sender<Result<(u64, u64)>>>,
     pub(super) questions: Questions,
     pub(super) media: MediaReaders,
@@ -137,78 +137,24 @@ impl Driver {
         self.this.upgrade().expect("a driver lives in an Arc")
     }
 
-    // Requests.
-
-    /// Reads at once if the range is wholly current and the device answers at once.
-    pub fn read_now(&self, range: ByteRange, buffer: &mut [u8]) -> Option<Result<()>> {
-        if !self.device.answers_at_once() || !self.may_read_fast(range) {
-            return None;
-        }
-        self.count_fast_read(range);
-        Some(self.device.read_at(range.offset, buffer))
-    }
-
-    fn may_read_fast(&self, range: ByteRange) -> bool {
-        !self.refused.load(Ordering::Acquire)
-            && self.map.current().all_equal(self.map.geometry().touched(range), true)
-    }
-
-    fn count_fast_read(&self, range: ByteRange) {
-        self.fast_reads.fetch_add(1, Ordering::Relaxed);
-        self.fast_read_bytes.fetch_add(range.length, Ordering::Relaxed);
-    }
-
-    pub fn submit(&self, command: Command, completion: Completion) {
-        match command {
-            Command::Read { range }
-                if !self.device.answers_at_once() && self.may_read_fast(range) =>
-            {
-                self.read_from_device(range, completion);
-            }
-            command => self.request(command, completion),
-        }
-    }
-
-    /// A wholly current range on a device that makes one wait: on a device thread, without the
-    /// machine, unless the read fails.
-    fn read_from_device(&self, range: ByteRange, completion: Completion) {
-        let driver = self.own();
-        self.engine.spawn(move || {
-            let mut buffer = AlignedBuffer::zeroed(range.length as usize);
-            match driver.device.read_at(range.offset, &mut buffer) {
-                Ok(()) => {
-                    driver.count_fast_read(range);
-                    completion(Ok(Some(buffer)));
-                }
-                Err(_) => driver.request(Command::Read { range }, completion),
-            }
-        });
-    }
-
-    fn request(&self, command: Command, completion: Completion) {
-        let mut state = self.lock();
-        if let Some(error) = &state.closed {
-            let error = error.clone();
-            drop(state);
-            completion(Err(error));
-            return;
-        }
-        state.next_id += 1;
-        let id = state.next_id;
-        state.completions.insert(id, completion);
-        self.run(state, Event::Request { id, command }, Caller::Guest);
-    }
-
     /// Tells the machine of an event and does what it says, with whatever follows from that.
     pub fn event(&self, event: Event, caller: Caller) {
         self.run(self.lock(), event, caller);
     }
 
-    fn run<'a>(&'a self, mut state: MutexGuard<'a, State>, event: Event, caller: Caller) {
+    pub(super) fn run<'a>(&'a self, state: MutexGuard<'a, State>, event: Event, caller: Caller) {
+        self.run_all(state, VecDeque::from([event]), caller);
+    }
+
+    pub(super) fn run_all<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        mut events: VecDeque<Event>,
+        caller: Caller,
+    ) {
         if state.still {
             return;
         }
-        let mut events = VecDeque::from([event]);
         loop {
             let mut actions = Vec::new();
             while let Some(event) = events.pop_front() {
@@ -253,11 +199,15 @@ impl Driver {
         assert!(events.is_empty(), "others do device work on device threads");
     }
 
-    /// Does a device action here if that is quick, else on a device thread.
+    /// Does a device action here if that is quick, else beside this thread if it has a ring, else
+    /// on a device thread.
     fn carry_out(&self, action: Action, caller: Caller, events: &mut VecDeque<Event>) {
         let quick = matches!(action, Action::ReadLocal { .. } | Action::WriteLocal { .. });
         if quick && caller == Caller::Guest && self.device.answers_at_once() {
             events.push_back(self.perform(action));
+            return;
+        }
+        if caller == Caller::Guest && self.write_beside(&action) {
             return;
         }
         let driver = self.own();

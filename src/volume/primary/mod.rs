@@ -17,7 +17,7 @@
 //! | `sampling.rs` | whether the device is the one that the map speaks of |
 //! | `merging.rs` | the volume as the target of a merge |
 //! | `driver.rs`, `volume.rs` | threads and completions; the files and the operator's word |
-//! | `serving.rs` | what it offers to applications |
+//! | `serving.rs`, `guests.rs` | what it offers to applications; how their requests reach it |
 //! | `mirror.rs` | sequences and durable acknowledgements of one backup |
 
 mod acquaintance;
@@ -29,6 +29,7 @@ mod driver;
 mod event;
 mod fetch;
 mod flushes;
+mod guests;
 mod hot;
 mod media;
 mod media_readers;

@@ -18,9 +18,15 @@ use crate::error::{Error, Result};
 use crate::extent::{BlockRange, ByteRange, ExtentMap, subtract};
 use crate::volume::content::Content;
 
+/// So much is brought at a time for a request that only wants blocks to be here: it may be of the
+/// whole volume.
+const CACHE_SEGMENT_BYTES: u64 = 32 << 20;
+
 #[derive(Debug)]
 pub(super) struct Read {
     range: ByteRange,
+    /// Bytes behind the range that are to be brought after it.
+    rest: u64,
     /// Only bring the blocks, return nothing.
     cache: bool,
     pieces: Vec<(ByteRange, Content)>,
@@ -32,8 +38,10 @@ pub(super) struct Read {
 
 impl Read {
     pub(super) fn new(range: ByteRange, cache: bool, deadline: Instant) -> Self {
+        let length = if cache { range.length.min(CACHE_SEGMENT_BYTES) } else { range.length };
         Self {
-            range,
+            range: ByteRange::new(range.offset, length),
+            rest: range.length - length,
             cache,
             pieces: Vec::new(),
             delivered: ExtentMap::new(),
@@ -89,6 +97,18 @@ impl Primary {
 
     /// Everything is here or was delivered: read what is here, lay the rest over it.
     fn read_rest(&mut self, id: u64, mut read: Read, actions: &mut Vec<Action>) {
+        if read.cache && read.rest > 0 {
+            // What was brought is written before more is: memory must not depend on the request.
+            if self.claims_wait(id, self.geometry.touched(read.range)) {
+                self.operations.insert(id, Operation::Read(read));
+                return;
+            }
+            let deadline = self.now.plus_ms(self.options.missing_deadline_ms);
+            let next = Read::new(ByteRange::new(read.range.end(), read.rest), true, deadline);
+            self.operations.insert(id, Operation::Read(next));
+            self.ready.push_back(id);
+            return;
+        }
         if read.cache {
             self.complete(id, Ok(None), actions);
             return;
@@ -166,5 +186,67 @@ impl Primary {
         read.reading = false;
         self.operations.insert(id, Operation::Read(read));
         self.ready.push_back(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::event::{Event, MirrorPolicy, Options, OutgoingMessage};
+    use super::*;
+    use crate::device::RamDevice;
+    use crate::map::{MapIdentity, OverwriteMap};
+    use crate::units::{BlockSize, Geometry};
+    use crate::volume::service::Command;
+
+    /// Answers what is fetched until nothing is any more; how many blocks were claimed at most.
+    fn fetch_all(machine: &mut Primary, mut actions: Vec<Action>) -> u64 {
+        let mut most = 0;
+        loop {
+            let claims = machine.claims.on(machine.geometry.all_blocks());
+            most = most.max(claims.map(|(run, _, _)| run.count()).sum());
+            let events: Vec<Event> = std::mem::take(&mut actions)
+                .into_iter()
+                .filter_map(|action| match action {
+                    Action::Send(OutgoingMessage::Fetch { tag, range, .. }) => {
+                        Some(Event::Fetched { tag, result: Ok(Content::Zeros(range.length)) })
+                    }
+                    Action::WriteLocal { token, .. } => {
+                        Some(Event::WriteDone { token, result: Ok(()) })
+                    }
+                    _ => None,
+                })
+                .collect();
+            if events.is_empty() {
+                return most;
+            }
+            for event in events {
+                machine.apply(event, Instant::default(), &mut actions);
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_to_bring_a_whole_volume_claims_a_segment_of_it_at_a_time() {
+        let geometry = Geometry::new(200 << 20, BlockSize::DEFAULT).expect("valid");
+        let identity = MapIdentity { volume: uuid::Uuid::nil(), geometry, generation: 1 };
+        let device = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry)));
+        let map = Arc::new(OverwriteMap::create(device, identity).expect("created"));
+        let options = Options {
+            policy: MirrorPolicy::Flush,
+            backup: true,
+            strict: false,
+            missing_deadline_ms: 1000,
+        };
+        let mut machine = Primary::new(Arc::clone(&map), options);
+        let mut actions = Vec::new();
+        machine.apply(Event::LinkUp, Instant::default(), &mut actions);
+        let command = Command::Cache { range: ByteRange::new(0, 200 << 20) };
+        machine.apply(Event::Request { id: 1, command }, Instant::default(), &mut actions);
+        let most = fetch_all(&mut machine, actions);
+        assert_eq!(most, CACHE_SEGMENT_BYTES / 4096);
+        assert_eq!(map.missing_bytes(), 0, "all of it was brought");
+        assert!(machine.operations.is_empty(), "and answered");
     }
 }

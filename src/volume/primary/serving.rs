@@ -9,7 +9,7 @@ use super::driver::Driver;
 use super::volume::PrimaryVolume;
 use crate::bitmap::Bitmap;
 use crate::error::{Error, Result};
-use crate::extent::{BlockRange, ByteRange};
+use crate::extent::{BlockRange, ByteRange, subtract};
 use crate::volume::service::{BlockService, Command, Completion, StatusContext, StatusExtent};
 
 impl BlockService for PrimaryVolume {
@@ -37,10 +37,26 @@ impl BlockService for PrimaryVolume {
         self.live.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.read_now(range, buffer)
     }
 
+    fn zeroes_fast(&self, range: ByteRange) -> bool {
+        let Some(driver) = self.live() else { return false };
+        let edges = subtract(self.geometry.touched(range), [self.geometry.covered(range)]);
+        let no_fetch = |edge: &BlockRange| driver.map.current().all_equal(*edge, true);
+        self.device.zeroes_fast() && edges.iter().all(no_fetch)
+    }
+
     fn submit(&self, command: Command, completion: Completion) {
         match self.driver_or_refuse() {
             Ok(driver) => driver.submit(command, completion),
             Err(error) => completion(Err(error)),
+        }
+    }
+
+    fn submit_all(&self, requests: &mut Vec<(Command, Completion)>) {
+        match self.driver_or_refuse() {
+            Ok(driver) => driver.submit_all(requests),
+            Err(error) => {
+                requests.drain(..).for_each(|(_, completion)| completion(Err(error.clone())));
+            }
         }
     }
 
@@ -119,5 +135,61 @@ impl PrimaryVolume {
             at = end;
         }
         Ok(extents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::event::{MirrorPolicy, Options};
+    use super::super::volume::Lost;
+    use super::*;
+    use crate::device::{Device, FileDevice, FileDirectory, OpenOptions, RamDevice};
+    use crate::units::{BlockSize, Geometry};
+    use crate::volume::engine::Engine;
+
+    const MIB: u64 = 1 << 20;
+
+    fn volume(home: &std::path::Path, device: Arc<dyn Device>) -> Arc<PrimaryVolume> {
+        let options = Options {
+            policy: MirrorPolicy::Flush,
+            backup: false,
+            strict: false,
+            missing_deadline_ms: 1000,
+        };
+        PrimaryVolume::open(
+            "v",
+            Arc::new(FileDirectory::open(home.join("state"), true).expect("opened")),
+            device,
+            true,
+            Geometry::new(MIB, BlockSize::DEFAULT).expect("valid"),
+            options,
+            Engine::new().expect("started"),
+        )
+        .expect("opened")
+    }
+
+    #[test]
+    fn zeroing_is_fast_where_the_device_makes_holes_and_no_edge_is_missing() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let made = OpenOptions { create_size: Some(MIB), ..OpenOptions::default() };
+        let file = FileDevice::open(home.path().join("disk"), made).expect("made");
+        let volume = volume(home.path(), Arc::new(file));
+        let (whole, within) = (ByteRange::new(0, MIB), ByteRange::new(4608, 8192));
+        assert!(volume.zeroes_fast(whole) && volume.zeroes_fast(within), "all is current");
+        let patience = std::time::Duration::from_secs(1);
+        let lost = Lost::Ranges(vec![ByteRange::new(8192, 4096)]);
+        volume.restore(&lost, patience).expect("declared");
+        assert!(volume.zeroes_fast(within), "the missing block is wholly zeroed");
+        assert!(!volume.zeroes_fast(ByteRange::new(4608, 4096)), "an edge must be fetched");
+        assert!(volume.zeroes_fast(whole));
+    }
+
+    #[test]
+    fn zeroing_of_a_device_that_writes_zeros_is_not_fast() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let volume = volume(home.path(), Arc::new(RamDevice::new(MIB)));
+        assert!(!volume.zeroes_fast(ByteRange::new(0, MIB)));
     }
 }

@@ -135,7 +135,8 @@ impl Primary {
         waits
     }
 
-    fn claims_wait(&mut self, id: u64, blocks: BlockRange) -> bool {
+    /// Waits for whoever holds these blocks, but for fetches; whether anybody does.
+    pub(super) fn claims_wait(&mut self, id: u64, blocks: BlockRange) -> bool {
         let held: Vec<_> = self
             .claims
             .on(blocks)
