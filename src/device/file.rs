@@ -19,11 +19,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-<<<<<<< HEAD
-use std::sync::atomic::{AtomicU8, Ordering};
-=======
-use std::sync::atomic::{AtomicBool, Ordering};
->>>>>>> nbd
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::SeekFrom;

@@ -95,7 +95,7 @@ impl World {
         }
         let mirrored = self.session.is_some()
             && !resyncing
-            && self.setting.options.policy != MirrorPolicy::Async;
+            && !matches!(self.setting.options.policy, MirrorPolicy::Async(_));
         self.oracle.begin_flush(id, mirrored);
         self.ask(id, Asked::Flush { mirrored }, Command::Flush);
     }

@@ -6,7 +6,7 @@ use super::chance::Chance;
 use super::stamp::SECTOR;
 use super::steps::STEPS;
 use crate::units::{BlockSize, Geometry, MIB};
-use crate::volume::primary::{MirrorPolicy, Options};
+use crate::volume::primary::{LagBound, MirrorPolicy, Options};
 
 /// The first bit of a map page that lies in the second sector of its slot.
 const PAGE_BREAK: u64 = (512 - 64) * 8;
@@ -89,7 +89,7 @@ impl Setting {
             MirrorPolicy::Flush,
             MirrorPolicy::Flush,
             MirrorPolicy::Write,
-            MirrorPolicy::Async,
+            MirrorPolicy::Async(LagBound { bytes: 1 << 20, ms: 5_000 }),
         ]);
         // Harm is rarer in some lives: else nothing ever comes to its end.
         let roughness = chance.pick(&[1, 3, 10]);

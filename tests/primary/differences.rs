@@ -6,12 +6,12 @@ use dualrestore::limits::COMPARISONS_MAX;
 use dualrestore::units::{BlockSize, Geometry};
 
 use crate::backup::Lane;
-use crate::chance::Chance;
 use crate::stage::{
     BLOCK, FLUSH, begin, block, is_digest, is_read, is_write, linked, old, sectors, world,
 };
-use crate::stamp::SECTOR;
 use crate::world::World;
+use dualrestore::sim::Chance;
+use dualrestore::sim::stamp::SECTOR;
 
 const PAGE: u64 = 4096;
 

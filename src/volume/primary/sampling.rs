@@ -152,8 +152,9 @@ mod tests {
     }
 
     impl Outbox for Asked {
-        fn send(&self, _: OutgoingMessage) {
+        fn send(&self, _: OutgoingMessage) -> Vec<u64> {
             let _enough = self.sent.try_send(());
+            Vec::new()
         }
         fn ask_digest(&self, tag: u64, _: ByteRange) {
             self.asked.send(tag).expect("the test listens");
