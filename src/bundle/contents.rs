@@ -8,12 +8,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::pieces::{Content, Opener, Piece};
+use super::pieces::{Content, Opener, Piece, read_together};
 use super::reader::{Bundle, Pieces};
-use crate::device::{AlignedBuffer, Payload};
+use crate::device::Payload;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::format::bundle::ChunkKind;
 use crate::limits::BUNDLE_CHUNK_BYTES_MAX;
 
 const CHUNK_BYTES: usize = BUNDLE_CHUNK_BYTES_MAX as usize;
@@ -107,7 +106,7 @@ impl BundleChunks {
                     let bytes = first.bytes(&mut self.opener)?;
                     return Ok(Some((first.range.offset, bytes)));
                 }
-                Content::Stored { .. } | Content::Plain(_) => self.read_together(first)?,
+                Content::Stored { .. } | Content::Plain(_) => self.read_on(first)?,
             }
         }
         self.ready.pop_front().transpose()
@@ -118,36 +117,20 @@ impl BundleChunks {
     }
 
     /// Reads a piece and those that follow it at once, and verifies each.
-    fn read_together(&mut self, first: Piece) -> Result<()> {
+    fn read_on(&mut self, first: Piece) -> Result<()> {
         let mut group = vec![first];
         let mut bytes = group[0].bytes_to_read();
         while let Some(piece) = self.next_piece()? {
             let last = &group[group.len() - 1];
-            if !follows(last, &piece) || bytes + piece.bytes_to_read() > CHUNK_BYTES {
+            if !last.is_followed_by(&piece) || bytes + piece.bytes_to_read() > CHUNK_BYTES {
                 self.next = Some(piece);
                 break;
             }
             bytes += piece.bytes_to_read();
             group.push(piece);
         }
-        let mut memory = AlignedBuffer::zeroed(bytes);
-        let (file, position) = match &group[0].content {
-            Content::Stored { file, position, .. } => (file, *position),
-            _ => return Err(Error::usage("a bundle has stored pieces only")),
-        };
-        let together = file.read_at(position, &mut memory);
-        let mut at = 0;
-        let mut opened = Vec::with_capacity(group.len());
-        for piece in &group {
-            let place = at..at + piece.bytes_to_read();
-            at = place.end;
-            let stored = &mut memory[place];
-            // One failed read of several pieces says little of each.
-            let read = if together.is_ok() { Ok(()) } else { piece.read(stored) };
-            let checked = read.and_then(|()| piece.open(&mut self.opener, stored, &mut []));
-            opened.push(checked.map(|_| ()));
-        }
-        self.join(&group, opened, &Payload::new(memory));
+        let (memory, opened) = read_together(&group, &mut self.opener)?;
+        self.join(&group, opened, &memory);
         Ok(())
     }
 
@@ -173,42 +156,6 @@ impl BundleChunks {
         }
         let last = run.map(|(offset, at, held)| (offset, memory.slice(at, held)));
         self.ready.extend(last.map(Ok));
-    }
-}
-
-/// Whether the bytes of a piece follow those of another in the volume and in the file, so that both
-/// are one stretch of memory.
-fn follows(one: &Piece, next: &Piece) -> bool {
-    let (
-        Content::Stored { file, position, descriptor, .. },
-        Content::Stored {
-            file: next_file,
-            position: next_position,
-            descriptor: next_descriptor,
-            ..
-        },
-    ) = (&one.content, &next.content)
-    else {
-        return false;
-    };
-    Arc::ptr_eq(file, next_file)
-        && descriptor.kind == ChunkKind::Data
-        && next_descriptor.kind == ChunkKind::Data
-        && one.range.end() == next.range.offset
-        && one.range.length as usize == one.bytes_to_read()
-        && position + one.range.length == *next_position
-}
-
-impl Piece {
-    /// Reads and verifies the bytes of a piece that has some, in memory of their own.
-    pub(super) fn bytes(&self, opener: &mut Opener) -> Result<Payload> {
-        let length = usize::try_from(self.range.length).expect("a piece with bytes is small");
-        let mut stored = AlignedBuffer::zeroed(self.bytes_to_read());
-        self.read(&mut stored)?;
-        let mut plain = AlignedBuffer::zeroed(if self.unpacks() { length } else { 0 });
-        self.open(opener, &mut stored, &mut plain)?;
-        let bytes = if self.unpacks() { plain } else { stored };
-        Ok(Payload::new(bytes).slice(0, length))
     }
 }
 

@@ -123,7 +123,8 @@ impl Extraction<'_> {
             for event in &events {
                 seen.add(event.range);
             }
-            if seen.len() > BUNDLE_SELECTION_RUNS_MAX {
+            // Twice what a selection may have: jobs of several threads end in any order.
+            if seen.len() > 2 * BUNDLE_SELECTION_RUNS_MAX {
                 return Err(Error::format("the bundle is in too many separate runs"));
             }
             self.stop.check()?;

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::bundle::source::{Identity, Lineage};
-use crate::device::{Device, FolderFile};
+use crate::device::{AlignedBuffer, Device, FolderFile, Payload};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{Checks, ChunkKind, Descriptor, Place, padded};
@@ -88,6 +88,60 @@ impl Piece {
             Content::Zero | Content::Missing(_) => Err(Error::usage("the piece has no bytes")),
         }
     }
+}
+
+impl Piece {
+    /// Reads and verifies the bytes of a piece that has some, in memory of their own.
+    pub(super) fn bytes(&self, opener: &mut Opener) -> Result<Payload> {
+        let length = usize::try_from(self.range.length).expect("a piece with bytes is small");
+        let mut stored = AlignedBuffer::zeroed(self.bytes_to_read());
+        self.read(&mut stored)?;
+        let mut plain = AlignedBuffer::zeroed(if self.unpacks() { length } else { 0 });
+        self.open(opener, &mut stored, &mut plain)?;
+        let bytes = if self.unpacks() { plain } else { stored };
+        Ok(Payload::new(bytes).slice(0, length))
+    }
+
+    /// Whether the bytes of another follow in the volume and in the file, so that both are one
+    /// stretch of memory when they are read.
+    pub(super) fn is_followed_by(&self, next: &Self) -> bool {
+        let Content::Stored { file, position, descriptor, .. } = &self.content else {
+            return false;
+        };
+        let Content::Stored { file: next_file, position: next_position, descriptor: after, .. } =
+            &next.content
+        else {
+            return false;
+        };
+        Arc::ptr_eq(file, next_file)
+            && (descriptor.kind, after.kind) == (ChunkKind::Data, ChunkKind::Data)
+            && self.range.end() == next.range.offset
+            && self.range.length == self.bytes_to_read() as u64
+            && position + self.range.length == *next_position
+    }
+}
+
+/// Reads pieces of which each is followed by the next at once, and verifies each by itself.
+pub(super) fn read_together(
+    group: &[Piece],
+    opener: &mut Opener,
+) -> Result<(Payload, Vec<Result<()>>)> {
+    let Some(Content::Stored { file, position, .. }) = group.first().map(|piece| &piece.content)
+    else {
+        return Err(Error::usage("expected stored pieces, found others"));
+    };
+    let mut memory = AlignedBuffer::zeroed(group.iter().map(Piece::bytes_to_read).sum());
+    let together = file.read_at(*position, &mut memory);
+    let mut at = 0;
+    let mut opened = Vec::with_capacity(group.len());
+    for piece in group {
+        let stored = &mut memory[at..at + piece.bytes_to_read()];
+        at += stored.len();
+        // One failed read of several pieces says little of each.
+        let read = if together.is_ok() { Ok(()) } else { piece.read(stored) };
+        opened.push(read.and_then(|()| piece.open(opener, stored, &mut []).map(|_| ())));
+    }
+    Ok((Payload::new(memory), opened))
 }
 
 /// Verifies and unpacks chunks; one per thread, for it keeps the decompressor's memory.

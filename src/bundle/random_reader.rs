@@ -18,14 +18,14 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::pieces::{Content, Opener, Piece};
+use super::pieces::{Content, Opener, Piece, read_together};
 use super::reader::Bundle;
 use super::segment_reader::{FoundBatch, SegmentReader};
-use crate::device::{AlignedBuffer, Payload};
+use crate::device::{AlignedBuffer, FolderFile, Payload};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::IndexEntry;
-use crate::limits::{MEDIUM_CHUNK_BYTES, MEDIUM_INDEX_BYTES};
+use crate::limits::{BUNDLE_CHUNK_BYTES_MAX, MEDIUM_CHUNK_BYTES, MEDIUM_INDEX_BYTES};
 
 /// See the module.
 pub struct RandomReader {
@@ -54,6 +54,9 @@ struct Kept {
     chunks: Cache<ChunkKey, Payload>,
     loading: HashSet<ChunkKey>,
 }
+
+/// The segment that is open during one read, and its file.
+type OpenFile = Option<(usize, Arc<dyn FolderFile>)>;
 
 /// What is looked for at an offset.
 enum Found {
@@ -129,8 +132,9 @@ impl RandomReader {
         let wanted = ByteRange::new(offset, buffer.len() as u64);
         let mut at = offset;
         let mut data = false;
+        let mut file = None;
         while at < wanted.end() {
-            let found = self.find(at)?;
+            let found = self.find(at, &mut file)?;
             let (Found::Zeros(range) | Found::Chunk(Piece { range, .. })) = &found;
             let part = range.intersect(ByteRange::new(at, wanted.end() - at));
             let part = part.expect("what was found holds the offset");
@@ -158,22 +162,65 @@ impl RandomReader {
         if range.is_empty() {
             return Ok(Payload::copy_of(&[]));
         }
-        if let Found::Chunk(piece) = self.find(range.offset)?
-            && range.end() <= piece.range.end()
-        {
-            let start = (range.offset - piece.range.offset) as usize;
-            return Ok(self.chunk(&piece)?.slice(start, range.length as usize));
+        let mut file = None;
+        let mut bytes = None;
+        let mut at = range.offset;
+        while at < range.end() {
+            let (stretch, held) = self.stretch(ByteRange::new(at, range.end() - at), &mut file)?;
+            let part = stretch.intersect(range).expect("what was found holds the offset");
+            let start = (part.offset - stretch.offset) as usize;
+            let held = held.map(|held| held.slice(start, part.length as usize));
+            if let (Some(whole), true) = (&held, part == range) {
+                return Ok(whole.clone());
+            }
+            let all = bytes.get_or_insert_with(|| AlignedBuffer::zeroed(range.length as usize));
+            if let Some(held) = held {
+                let place = (part.offset - range.offset) as usize;
+                all[place..place + held.len()].copy_from_slice(&held);
+            }
+            at = part.end();
         }
-        let mut bytes = AlignedBuffer::zeroed(range.length as usize);
-        let _zeros_are_there = self.read_at(range.offset, &mut bytes)?;
-        Ok(Payload::new(bytes))
+        Ok(Payload::new(bytes.expect("the range is not empty")))
+    }
+
+    /// What there is where the range begins: zeros, a chunk, or as many that follow each other as
+    /// are wanted and may be read together; and its bytes, `None` for zeros.
+    fn stretch(
+        &self,
+        wanted: ByteRange,
+        file: &mut OpenFile,
+    ) -> Result<(ByteRange, Option<Payload>)> {
+        let first = match self.find(wanted.offset, file)? {
+            Found::Zeros(range) => return Ok((range, None)),
+            Found::Chunk(piece) => piece,
+        };
+        let mut range = first.range;
+        let mut group = vec![first];
+        while range.end() < wanted.end() {
+            let Ok(Found::Chunk(next)) = self.find(range.end(), file) else { break };
+            let more = range.length + next.range.length;
+            if !group[group.len() - 1].is_followed_by(&next) || more > BUNDLE_CHUNK_BYTES_MAX {
+                break;
+            }
+            range.length = more;
+            group.push(next);
+        }
+        if let [one] = &group[..] {
+            return Ok((range, Some(self.chunk(one)?)));
+        }
+        let mut opener = self.take_opener()?;
+        let read = read_together(&group, &mut opener);
+        self.openers().push(opener);
+        let (bytes, opened) = read?;
+        opened.into_iter().collect::<Result<()>>()?;
+        Ok((range, Some(bytes)))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, at: u64) -> Result<Found> {
+    fn find(&self, at: u64, opened: &mut OpenFile) -> Result<Found> {
         let after = self.fences.partition_point(|fence| fence.range.offset <= at);
         let fence = after.checked_sub(1).map(|last| self.fences[last]);
         let fence = fence.filter(|fence| at < fence.range.end()).ok_or_else(|| {
@@ -184,8 +231,12 @@ impl RandomReader {
             let found = self.batch(fence.segment, entry.position)?;
             let held = found.batch.descriptors.iter().position(|held| holds(held.range, at));
             let Some(number) = held else { continue };
-            let file = self.bundle.folder().open(&self.bundle.segments()[fence.segment].name)?;
+            let file = match opened.take() {
+                Some((segment, file)) if segment == fence.segment => file,
+                _ => self.bundle.folder().open(&self.bundle.segments()[fence.segment].name)?,
+            };
             let piece = found.piece(number, &file);
+            *opened = Some((fence.segment, file));
             return match piece.content {
                 Content::Zero => Ok(Found::Zeros(piece.range)),
                 Content::Missing(why) => Err(Error::integrity(why).at_offset(at)),
