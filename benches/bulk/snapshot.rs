@@ -6,8 +6,7 @@
 //! of one repetition follow each other, so that their ratios mean something on a machine that
 //! swings.
 //!
-//! `cargo run --release -p dualrestore-benches --bin bulk_snapshot -- DIRECTORY [MIB [TIMES
-//! [LOAD]]]`
+//! `cargo run --release -p dualrestore-benches --bin bulk_snapshot -- PLACE [MIB [TIMES [LOAD]]]`
 //! where LOAD is the name of a load, or a part of several. `snapshot.py` runs it beside QEMU.
 
 #![expect(clippy::disallowed_methods, reason = "a program of its own, not the core")]
