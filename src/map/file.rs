@@ -197,7 +197,8 @@ impl MapFile {
         let mut damage = Damage::default();
         let mut durable = lock(&self.durable);
         let pair = 2 * SLOT_BYTES as u64;
-        let mut buffer = AlignedBuffer::zeroed(READ_BYTES as usize);
+        // A small map is read whole; nothing larger is made for it.
+        let mut buffer = AlignedBuffer::zeroed(READ_BYTES.min(end - HEADER_BYTES) as usize);
         let mut at = HEADER_BYTES;
         while let Some(data) = self.device.next_data(at)?.filter(|data| data.offset < end) {
             // Whole pairs of slots, from the one that the stretch begins in.

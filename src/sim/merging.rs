@@ -10,7 +10,6 @@ use super::rare::RareState;
 use super::shelf::Carried;
 use super::stamp::{self, SECTOR};
 use super::world::World;
-use crate::bundle::PieceSource;
 use crate::device::AlignedBuffer;
 use crate::error::{ErrorKind, Result};
 use crate::extent::BlockRange;
@@ -50,9 +49,9 @@ impl World {
         let Some(driver) = running.volume.live() else { return };
         let at = self.chance.index(self.shelf.len());
         let from = self.shelf[at].clone();
-        let found = from.reader.bundle().identity();
+        let found = from.source().identity();
         let is_old = found.generation < driver.map().identity().generation;
-        let target = LiveTarget::for_source(Arc::clone(&running.volume), from.reader.bundle());
+        let target = LiveTarget::for_source(Arc::clone(&running.volume), from.source());
         self.look();
         let target = match target {
             Ok(target) => target,
@@ -66,7 +65,7 @@ impl World {
         };
         // What was looked at meanwhile may have ended the process.
         let same = self.primary.driver().is_some_and(|now| Arc::ptr_eq(&now, &driver));
-        let checked = crate::merge::check_all(&[from.reader.bundle()], &target);
+        let checked = crate::merge::check_all(&[from.source()], &target);
         if !same || checked.is_err() {
             return;
         }
@@ -145,7 +144,7 @@ impl World {
         let Some(blocks) = merging.left.pop() else { return true };
         let whole = self.setting.geometry.bytes_of(blocks);
         let mut bytes = AlignedBuffer::zeroed(whole.length as usize);
-        match merging.from.reader.read_at(whole.offset, &mut bytes) {
+        match merging.from.read(whole, &mut bytes) {
             Ok(_) => {}
             Err(error) if merging.from.damaged && error.kind() != ErrorKind::Usage => {
                 self.rare.note(RareState::DamagedChunkRefused);

@@ -36,6 +36,8 @@ pub struct Setting {
     pub quick_disks: bool,
     /// Room for old bytes at the backup, where it is scarce.
     pub store_bytes: Option<u64>,
+    /// Bundles are written and read as the product does; else they are what it would read.
+    pub real_bundles: bool,
     /// Some bundles lose bits on their way.
     pub rotten_bundles: bool,
     /// Of eight steps of the works, how many look at jobs first.
@@ -116,6 +118,7 @@ impl Setting {
             },
             quick_disks: chance.one_in(2),
             store_bytes: chance.one_in(6).then(|| 180_000 + chance.below(300_000)),
+            real_bundles: chance.one_in(16),
             rotten_bundles: chance.one_in(4),
             jobs_first: 1 + chance.below(7),
             works_max: chance.pick(&[8, 24, 24, 60]),

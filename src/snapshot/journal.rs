@@ -224,6 +224,10 @@ impl Journal {
             return (None, Ok(()));
         }
         let outcome = self.finish_settling(1 - self.current);
+        if let Some(Outcome { changed: Err(error), .. }) = &outcome {
+            let error = error.clone();
+            return (outcome, Err(error));
+        }
         // Before the other half is written over, it must be known that nothing there counts.
         let said = match self.halves[self.current].used + PAGE <= self.half_bytes {
             true => self.write(Uuid::nil(), 0, Vec::new(), 0),
@@ -261,7 +265,8 @@ impl Journal {
     fn finish_settling(&mut self, half: usize) -> Option<Outcome> {
         let half = &mut self.halves[half];
         let outcome = half.settling.take().map(|settling| settling.outcome());
-        if outcome.is_some() {
+        // Where the map failed, the records are all that knows of the changes.
+        if outcome.as_ref().is_some_and(|outcome| outcome.changed.is_ok()) {
             half.used = 0;
             self.settled = self.settled.max(half.last);
         }
@@ -276,8 +281,11 @@ impl Journal {
         let newer = self.finish_settling(self.current);
         let half = &mut self.halves[self.current];
         (half.used, half.last) = (used, last);
-        self.settled = self.sequence;
-        older.into_iter().chain(newer).collect()
+        let outcomes: Vec<Outcome> = older.into_iter().chain(newer).collect();
+        if outcomes.iter().all(|outcome| outcome.changed.is_ok()) {
+            self.settled = self.sequence;
+        }
+        outcomes
     }
 
     /// Writes a record, whose old bytes are in the buffer already; durable when it returns. There

@@ -180,8 +180,11 @@ impl SnapshotChain {
     }
 
     /// Makes durable elsewhere what only the journal says. To be done before a map or snapshot is
-    /// replaced or removed.
+    /// replaced or removed, which nothing is once that has failed.
     pub(super) fn settle_all(&self, held: &mut Changing) -> Result<()> {
+        if let Some(error) = &held.uncertain {
+            return Err(error.clone());
+        }
         let Some(journal) = &mut held.journal else { return Ok(()) };
         for outcome in journal.settle(&held.changed) {
             if let Err(error) = outcome.changed {

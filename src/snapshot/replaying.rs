@@ -81,11 +81,39 @@ impl SnapshotChain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{CrashingDirectory, Device, Directory, Power, RamDevice};
+    use crate::device::{
+        CrashingDirectory, Device, Directory, Fault, FaultPlan, FaultyDevice, Operation, Power,
+        RamDevice, Strikes,
+    };
     use crate::format::journal::JOURNAL_RUNS_MAX;
     use crate::snapshot::CutOrder;
     use crate::units::{BlockSize, Geometry};
     use uuid::Uuid;
+
+    /// A file behind a plan.
+    #[derive(Debug)]
+    struct Shared(Arc<dyn Device>);
+
+    impl Device for Shared {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn sector_size(&self) -> u32 {
+            self.0.sector_size()
+        }
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            self.0.read_at(offset, buffer)
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+            self.0.write_at(offset, data)
+        }
+        fn zero_at(&self, offset: u64, length: u64) -> Result<()> {
+            self.0.zero_at(offset, length)
+        }
+        fn flush(&self) -> Result<()> {
+            self.0.flush()
+        }
+    }
 
     const BLOCK: u64 = 1024;
     const BLOCKS: u64 = 64;
@@ -103,8 +131,20 @@ mod tests {
     impl Rig {
         /// A chain with a snapshot of a volume full of ones.
         fn new() -> (Self, SnapshotChain) {
+            Self::with_maps(&FaultPlan::new())
+        }
+
+        /// With this plan for the maps of changes.
+        fn with_maps(plan: &FaultPlan) -> (Self, SnapshotChain) {
+            let plan = plan.clone();
             let geometry = Geometry::new(BLOCKS * BLOCK, BlockSize::new(1024).expect("valid"));
-            let home = Arc::new(CrashingDirectory::new(Power::steady()));
+            let home = CrashingDirectory::new(Power::steady()).with_wrapper(Arc::new(
+                move |name, file| match name.starts_with("changed-") {
+                    true => Arc::new(FaultyDevice::new(Shared(file), plan.clone())),
+                    false => file,
+                },
+            ));
+            let home = Arc::new(home);
             let disk = Arc::new(RamDevice::from_bytes(vec![1; (BLOCKS * BLOCK) as usize]));
             let rig = Self { home, disk, geometry: geometry.expect("valid") };
             let chain =
@@ -162,6 +202,37 @@ mod tests {
         // And once more, now with nothing to replay but what is durable anyway.
         let chain = rig.crash();
         assert!(rig.is_whole(&chain).expect("intact"));
+    }
+
+    #[test]
+    fn law_7_a_change_is_known_after_its_map_failed_when_the_journal_was_settled() {
+        // At the first commit of the map or a later one, and whatever is asked after it failed.
+        for (skipped, cut_again) in [(0, false), (0, true), (4, false), (4, true)] {
+            let plan = FaultPlan::new();
+            let (mut rig, chain) = Rig::with_maps(&plan);
+            plan.add(Fault::once(Operation::Write, 5).striking(Strikes::After(skipped)));
+            let mut written = 0;
+            while chain.prepare(&[BlockRange::one(written)]).is_ok() {
+                rig.disk.write_at(written * BLOCK, &[2; BLOCK as usize]).expect("ram");
+                written += 1;
+                assert!(written < BLOCKS, "the fault strikes");
+            }
+            let order = |id| CutOrder {
+                snapshot: Uuid::from_u128(id),
+                label: String::new(),
+                created_ms: 0,
+                selection: Vec::new(),
+            };
+            for id in (10..13).filter(|_| cut_again) {
+                chain.cut(&order(id), 9).expect_err("nothing is replaced that forgot changes");
+            }
+            drop(chain);
+            let chain = rig.crash();
+            let changed = chain.changed_since(snapshot()).expect("known");
+            let all = BlockRange::new(0, written);
+            assert_eq!(changed.count_set(all), written, "after {skipped}, {cut_again}");
+            assert!(rig.is_whole(&chain).expect("intact"));
+        }
     }
 
     /// The journal with bytes overwritten, as rot would.
