@@ -187,6 +187,12 @@ pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that
 /// wait for a disk; parts of one job (runs of a scattered map).
 pub const JOBS_UNDER_WAY: usize = 16;
+/// The same of all sources that are merged side by side: 64 MiB. Sources that are read at a time:
+/// more disks than a machine has slots for, each with jobs enough to be kept busy.
+pub const JOBS_TOGETHER: usize = 32;
+pub const MERGE_LANES_MAX: usize = 8;
+/// Sources of one merge: the media of a bundle on a shelf.
+pub const MERGE_SOURCES_MAX: usize = 256;
 pub const JOB_THREADS: usize = 8;
 pub const JOB_PARTS_MAX: usize = 128;
 /// Bytes of an image in a job that only copies from memory to memory: they fit the cache of one

@@ -45,8 +45,6 @@ __all__ = [
     "disk_behind",
     "guard_secrets",
     "merge",
-    "merge_check",
-    "merge_check_volume",
     "merge_into_volume",
     "merge_revert",
     "tar_key",
@@ -273,43 +271,35 @@ def disk_behind(path: str) -> dict[str, Any] | None:
     is none, or the kernel does not say."""
 
 def merge(
-    source: _Place,
+    sources: Sequence[tuple[_Place, Trust | None]],
     target: str,
     map: OverwriteMap,
     *,
-    trust: Trust | None = None,
     engine: str = "auto",
     undo: str | None = None,
     dry_run: bool = False,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
-    """Merges a bundle directory or a raw image into a file or device that nobody serves.
+    """Merges bundles or raw images into a file or device that nobody serves. Those on different
+    disks are read side by side. None is where one may not be.
 
-    `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, shortfall, seconds, engine}`. `bytes_skipped`: of the
-    selection, because they were current. A damaged chunk stays missing and is counted.
-    `bytes_in_doubt`: missing, and after a crash only the link may supply them. `engine`: `auto`,
-    `io_uring` or `threads`. `undo`: a file that keeps what is overwritten. `dry_run`: nothing is
-    read of the chunks nor written; the report says what would be."""
+    `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, bytes_stale,
+    chunks_repaired, chunks_damaged, bytes_total, bytes_read, shortfall, seconds, engine,
+    side_by_side, sources: [{bytes_total, bytes_written, bytes_read, chunks_total, chunks_repaired,
+    chunks_damaged, damaged: [[offset, length], ..], shortfall, error}, ..]}`. `bytes_skipped`: of
+    the selection, because they were current. A damaged chunk that no source has whole stays missing
+    and is counted. `bytes_in_doubt`: missing, and after a crash only the link may supply them.
+    `error`: the exception for which a source was given up; the others were merged. `engine`:
+    `auto`, `io_uring` or `threads`. `undo`: a file that keeps what is overwritten. `dry_run`:
+    nothing is read of the chunks nor written; the report says what would be."""
 
 def merge_revert(undo: str, target: str, map: OverwriteMap) -> int:
     """Puts back what merges with that `undo` overwrote; its blocks are missing again. Bytes."""
 
-def merge_check(
-    sources: Sequence[tuple[_Place, Trust | None]], target: str, map: OverwriteMap
-) -> None:
-    """Raises what `merge` of any of the sources would raise before its first byte."""
-
-def merge_check_volume(
-    sources: Sequence[tuple[_Place, Trust | None]], volume: PrimaryVolume
-) -> None:
-    """The same for `merge_into_volume`."""
-
 def merge_into_volume(
-    source: _Place,
+    sources: Sequence[tuple[_Place, Trust | None]],
     volume: PrimaryVolume,
     *,
-    trust: Trust | None = None,
     engine: str = "auto",
     progress: _Progress | None = None,
 ) -> dict[str, Any]:

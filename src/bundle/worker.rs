@@ -343,7 +343,8 @@ impl<C> Shared<'_, C> {
             self.failures.store(0, Ordering::Release);
             return Ok(());
         };
-        let gone = matches!(error.kind(), ErrorKind::Link | ErrorKind::Interrupted);
+        let lost = matches!(error.kind(), ErrorKind::Link | ErrorKind::Interrupted);
+        let gone = lost || error.says_gone();
         if gone || self.failures.fetch_add(1, Ordering::AcqRel) + 1 >= MERGE_READ_FAILURES_MAX {
             return Err(error.clone());
         }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `boundary.rs` | the one way in: detach, map errors, poll signals |
 //! | `buffers.rs` | bytes across the boundary |
-//! | `maps.rs`, `bundles.rs`, `selecting.rs` | files |
+//! | `maps.rs`, `bundles.rs`, `selecting.rs`, `merging.rs` | files |
 //! | `extracting.rs`, `reading.rs` | what bundles hold, as images and as memory |
 //! | `places.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
@@ -20,6 +20,7 @@ mod extracting;
 mod keys;
 mod links;
 mod maps;
+mod merging;
 mod places;
 mod reading;
 mod selecting;
@@ -34,10 +35,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::buffers::{BundleChunk, ByteBuffer};
     #[pymodule_export]
-    use crate::python::bundles::{
-        bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
-        merge_into_volume, merge_revert,
-    };
+    use crate::python::bundles::{bundle_create, bundle_show, bundle_verify};
     #[pymodule_export]
     use crate::python::disks::disk_behind;
     #[pymodule_export]
@@ -50,6 +48,8 @@ mod _core {
     use crate::python::links::{LinkConnection, LinkHub};
     #[pymodule_export]
     use crate::python::maps::OverwriteMap;
+    #[pymodule_export]
+    use crate::python::merging::{merge, merge_into_volume, merge_revert};
     #[pymodule_export]
     use crate::python::places::tar_key;
     #[pymodule_export]

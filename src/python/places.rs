@@ -9,7 +9,7 @@
 //! | pipe, descriptor | a bundle as a tar | a bundle as a tar |
 
 use std::fmt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::keys::Trust;
 use crate::bundle::{Bundle, PieceSource, TarStream};
 use crate::device::{
     DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
-    check_raw_sink, create_sink, open_stream,
+    check_raw_sink, create_sink, disk_behind, open_stream,
 };
 use crate::error::Result;
 use crate::format::bundle::{Manifest, locked};
@@ -59,7 +59,37 @@ fn is_pipe(path: &Path) -> bool {
     })
 }
 
+/// What a source lies on, as far as that can be told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Whereabouts {
+    Disk(PathBuf),
+    /// Without a disk that the kernel names (memory, network, overlay): its number.
+    FileSystem(u64),
+}
+
 impl Place {
+    /// Whether its bytes come when they come, once.
+    pub fn is_stream(&self) -> bool {
+        match self {
+            Self::Descriptor(_) => true,
+            Self::Path(path) => is_pipe(Path::new(path)),
+        }
+    }
+
+    /// `None`: nothing else is read from there. Of a device that is made of several disks the first
+    /// stands for all.
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        let Self::Path(path) = self else { return None };
+        let path = Path::new(path);
+        if is_pipe(path) {
+            return None;
+        }
+        if let Ok(Some(disk)) = disk_behind(path) {
+            return Some(Whereabouts::Disk(disk.device));
+        }
+        path.metadata().ok().map(|found| Whereabouts::FileSystem(found.dev()))
+    }
+
     fn open_by(
         &self,
         stop: &Stop,

@@ -49,6 +49,7 @@ from dualrestore.model import (
     BundleVerification,
     Disk,
     MergeReport,
+    merged,
     read,
 )
 
@@ -70,8 +71,6 @@ __all__ = [
     "Progress",
     "SnapshotSource",
     "Trust",
-    "check_merge",
-    "check_merge_into_volume",
     "disk_behind",
     "extract_bundle",
     "guard_secrets",
@@ -386,8 +385,12 @@ def _known(
     return place_of(source), trust
 
 
+Source = Path | Descriptor | Bundle
+"""What can be merged: a bundle (a directory, a tar, one that was opened) or a raw image."""
+
+
 def merge(
-    source: Path | Descriptor | Bundle,
+    source: Source | Sequence[Source | Known],
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
@@ -397,28 +400,39 @@ def merge(
     undo: Path | None = None,
     dry_run: bool = False,
 ) -> MergeReport:
-    """Writes what is missing in a file or device, and only that, from a bundle or raw image.
+    """Writes what is missing in a file or device, and only that, from a bundle or raw image, or
+    from several at once.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
     chunk is verified before its blocks are written. May be interrupted and repeated. An encrypted
     bundle is given as `Bundle.open(path, identity=..)`.
 
+    Of several sources those on different disks are read side by side; what is damaged in one comes
+    from another. Where some fail the others are merged whole; then the error of the first is
+    raised, with a `report` of what was done.
+
     `engine` is `io_uring`, `threads`, or `auto` for the one that suits. `undo` is a file that keeps
     what is overwritten, for `merge_revert`. With `dry_run` nothing is written, and no chunk is
     read: the report says what would be.
     """
-    path, known = _known(source, trust)
+    known = _all_known(source, trust)
     report = _core.merge(
-        path,
+        known,
         fspath(target),
         map.inner,
-        trust=known,
         engine=engine,
         undo=None if undo is None else fspath(undo),
         dry_run=dry_run,
         progress=progress,
     )
-    return read(MergeReport, report)
+    return merged([str(place) for place, _ in known], report)
+
+
+def _all_known(
+    source: Source | Sequence[Source | Known], trust: Trust | None
+) -> list[tuple[str | int, Trust | None]]:
+    several = [source] if isinstance(source, str | int | PathLike | Bundle) else source
+    return [_known(*one) if isinstance(one, tuple) else _known(one, trust) for one in several]
 
 
 def merge_revert(undo: Path, target: Path, map: OverwriteMap) -> int:  # noqa: A002 - as above
@@ -429,18 +443,8 @@ def merge_revert(undo: Path, target: Path, map: OverwriteMap) -> int:  # noqa: A
     return _core.merge_revert(fspath(undo), fspath(target), map.inner)
 
 
-def check_merge(sources: Sequence[Known], target: Path, overwrite_map: OverwriteMap) -> None:
-    """Raises what `merge` of any of the sources would raise before its first byte."""
-    _core.merge_check(all_known(sources), fspath(target), overwrite_map.inner)
-
-
-def check_merge_into_volume(sources: Sequence[Known], volume: PrimaryVolume) -> None:
-    """The same for `merge_into_volume`."""
-    _core.merge_check_volume(all_known(sources), volume)
-
-
 def merge_into_volume(
-    source: Path | Descriptor | Bundle,
+    source: Source | Sequence[Source | Known],
     volume: PrimaryVolume,
     progress: Progress | None = None,
     *,
@@ -448,6 +452,6 @@ def merge_into_volume(
     engine: str = "auto",
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
-    place, known = _known(source, trust)
-    report = _core.merge_into_volume(place, volume, trust=known, engine=engine, progress=progress)
-    return read(MergeReport, report)
+    known = _all_known(source, trust)
+    report = _core.merge_into_volume(known, volume, engine=engine, progress=progress)
+    return merged([str(place) for place, _ in known], report)

@@ -20,8 +20,9 @@
 | GET `/metrics` | | Prometheus |
 
 *Lines* are JSON documents, one a line: any number of `{"progress": {..}}`, at the end `{"report":
-{..}}` or `{"error": {"kind", "message", "errno"}}`. A client that goes away ends its job, which
-may be asked for again. Errors of the other calls: `{"error": ..}` with status 400, 404, 409 or 500.
+{..}}` or `{"error": {"kind", "message", "errno", "report"}}`, the report of a merge of several
+sources that some of them failed. A client that goes away ends its job, which may be asked for
+again. Errors of the other calls: `{"error": ..}` with status 400, 404, 409 or 500.
 
 Guarantees: bodies are limited and unknown keys refused. Whoever can open the socket may do
 everything; its file mode is the protection. Does not know: how volumes work.
@@ -46,6 +47,7 @@ from dualrestore.errors import (
     IdentityError,
     LockedError,
     UsageError,
+    error_document,
 )
 from dualrestore.jobs.attach import attach, detach
 from dualrestore.jobs.bundle import BundleOptions, create_bundle
@@ -59,7 +61,7 @@ from dualrestore.jobs.snapshot import (
 from dualrestore.jobs.verify import verify_volume
 from dualrestore.model import Record, SnapshotReport, read
 from dualrestore.servers.alarms import warnings_in
-from dualrestore.servers.ledger import Job, Ledger, Work, describe_error
+from dualrestore.servers.ledger import Job, Ledger, Work
 from dualrestore.servers.metrics import CONTENT_TYPE, metrics_text
 from dualrestore.servers.node import Node
 from dualrestore.servers.page import PAGE_CSS, PAGE_HTML, PAGE_JS
@@ -222,7 +224,7 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except DualRestoreError as problem:
-            return _json({"error": describe_error(problem)}, _status_of(problem))
+            return _json({"error": error_document(problem)}, _status_of(problem))
 
     return answer
 

@@ -1,5 +1,6 @@
 """`dualrestore merge`: bundles into a live volume, or offline into a file with a map."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,10 @@ from dualrestore.cli.arguments import Invocation, config_option, input_place, js
 from dualrestore.cli.secrets import opening_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dualrestore.cli.printer import Printer
-    from dualrestore.model import MergeReport
+    from dualrestore.model import MergeReport, SourceReport
 
     Progress = Callable[[dict[str, int]], None]
 
@@ -60,12 +61,14 @@ def command(
     """Write what is missing, and only that, from bundles (or a raw image) into a target.
 
     A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), or a raw image.
-    With --map the target is a file or device that nobody serves; without it, a volume of the
+    Several are merged at once, those on different disks side by side; if one fails the others go
+    on. With --map the target is a file or device that nobody serves; without it, a volume of the
     daemon, under its live I/O. May be interrupted and repeated.
 
     \b
     Example:
       dualrestore merge out.drb primary.img --map over.map
+      dualrestore merge /media/a/db /media/b/db /media/c/db primary.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --identity key.txt
       ssh backup cat db.tar | dualrestore merge - primary.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --undo kept
@@ -85,6 +88,8 @@ def command(
     if len(words) == 1:
         raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
     *sources, target = words
+    if sources.count("-") > 1:
+        raise UsageError("expected - once, for there is one standard input, found it several times")
     if map_path is None and "-" in sources:
         raise UsageError("expected paths to merge into a volume of the daemon, found -")
     places = [input_place(source) for source in sources]
@@ -93,7 +98,7 @@ def command(
         check_sources(places)
     trusts = trusts_of(places, opener, signers)
     printer = Printer(as_json=invocation.as_json)
-    with printer.progress("merge") as progress:
+    with printer.progress("merge") as progress, _told(printer, target):
         if map_path is not None:
             from dualrestore.jobs.merge import OfflineOptions, merge_offline
 
@@ -112,6 +117,21 @@ def command(
         document["dry_run"] = True
     printer.report(document, lines)
     return _ended(printer, report)
+
+
+@contextmanager
+def _told(printer: "Printer", target: str) -> "Iterator[None]":
+    """Where some of several sources failed, what the others did is told before the error is."""
+    from dualrestore.errors import DualRestoreError
+    from dualrestore.model import MergeReport, read
+
+    try:
+        yield
+    except DualRestoreError as problem:
+        if problem.report is not None:
+            report = read(MergeReport, problem.report)
+            printer.report(report.document(), _lines(target, report))
+        raise
 
 
 def _merge_live(
@@ -168,9 +188,11 @@ def _lines(target: str, report: "MergeReport") -> list[str]:
     ]
     if report.chunks_repaired or report.chunks_damaged:
         lines.append(
-            f"damaged on the medium: {report.chunks_repaired} chunks repaired over the link, "
-            f"{report.chunks_damaged} left missing"
+            f"damaged on the medium: {report.chunks_repaired} chunks came another way (another "
+            f"medium, the link), {report.chunks_damaged} left missing"
         )
+    if len(report.sources) > 1:
+        lines += [_source_line(one) for one in report.sources]
     if report.bytes_fetched:
         lines.append(
             f"fetched {format_size(report.bytes_fetched)} over the link: after a crash the medium "
@@ -187,3 +209,20 @@ def _lines(target: str, report: "MergeReport") -> list[str]:
             "made, as the backup says; the link brings them"
         )
     return lines
+
+
+def _source_line(one: "SourceReport") -> str:
+    """What one of several sources did."""
+    from dualrestore.sizes import format_size
+
+    line = f"  {one.source}: wrote {format_size(one.bytes_written)}"
+    if one.chunks_repaired or one.chunks_damaged:
+        line += (
+            f"; {one.chunks_repaired + one.chunks_damaged} chunks damaged, {one.chunks_damaged} of "
+            "them left missing"
+        )
+    if one.shortfall is not None:
+        line += f"; {one.shortfall}"
+    if one.error is not None:
+        line += f"; FAILED: {one.error['message']}"
+    return line
