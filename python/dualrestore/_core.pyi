@@ -53,8 +53,8 @@ __all__ = [
 _Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
 
-_Place: TypeAlias = str | int
-"""A path, or a descriptor that a tar goes through from front to back."""
+_Place: TypeAlias = str | int | tuple[int, str]
+"""A path, or a descriptor that a tar goes through from front to back (and its name)."""
 
 _Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""

@@ -37,6 +37,20 @@ class BundleExtent(NamedTuple):
         return self.offset + self.length
 
 
+class Stream(int):
+    """A descriptor that a tar comes through, with what it is called in messages."""
+
+    name: str
+
+    def __new__(cls, descriptor: int, name: str) -> "Stream":
+        stream = super().__new__(cls, descriptor)
+        stream.name = name
+        return stream
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A report or status that can be shown as a document."""
 
@@ -402,10 +416,11 @@ def volume_status(document: dict[str, Any]) -> PrimaryStatus | BackupStatus:
     return read(BackupStatus, document)
 
 
-def merged(sources: Sequence[str], told: dict[str, Any]) -> MergeReport:
+def merged(places: Sequence[Any], told: dict[str, Any]) -> MergeReport:
     """The report of the core, with the sources by name. Raises what made one of them fail."""
-    for name, one in zip(sources, told["sources"], strict=True):
-        one["source"] = name
+    for place, one in zip(places, told["sources"], strict=True):
+        name = place[1] if isinstance(place, tuple) else place
+        one["source"] = f"descriptor {name}" if isinstance(name, int) else str(name)
         one["error"] = None if one["error"] is None else error_document(one["error"])
     report = read(MergeReport, told)
     report.raise_failed()

@@ -32,6 +32,8 @@ use crate::merge::ImagePieces;
 pub enum Place {
     Descriptor(i32),
     Path(String),
+    /// A descriptor with a name for messages.
+    Named(i32, String),
 }
 
 impl fmt::Display for Place {
@@ -40,7 +42,7 @@ impl fmt::Display for Place {
             Self::Descriptor(0) => f.write_str("standard input"),
             Self::Descriptor(1) => f.write_str("standard output"),
             Self::Descriptor(number) => write!(f, "descriptor {number}"),
-            Self::Path(path) => f.write_str(path),
+            Self::Path(name) | Self::Named(_, name) => f.write_str(name),
         }
     }
 }
@@ -71,7 +73,7 @@ impl Place {
     /// Whether its bytes come when they come, once.
     pub fn is_stream(&self) -> bool {
         match self {
-            Self::Descriptor(_) => true,
+            Self::Descriptor(_) | Self::Named(..) => true,
             Self::Path(path) => is_pipe(Path::new(path)),
         }
     }
@@ -100,7 +102,7 @@ impl Place {
             Ok(OpenedBundle::Stream(Box::new(opened)))
         };
         let path = match self {
-            Self::Descriptor(number) => {
+            Self::Descriptor(number) | Self::Named(number, _) => {
                 let copy = copy_descriptor(*number).map_err(|error| {
                     crate::error::Error::usage(format!("descriptor {number}: {error}"))
                 })?;
@@ -171,7 +173,7 @@ impl Place {
     ) -> Result<(TarFolder, Option<PathBuf>)> {
         let name = self.to_string();
         let (sink, made) = match self {
-            Self::Descriptor(number) => {
+            Self::Descriptor(number) | Self::Named(number, _) => {
                 let copy = copy_descriptor(*number).map_err(|error| {
                     crate::error::Error::usage(format!("descriptor {number}: {error}"))
                 })?;

@@ -32,6 +32,7 @@ from dualrestore.core.places import (
     Descriptor,
     Known,
     Path,
+    Placed,
     Progress,
     all_known,
     is_stream,
@@ -377,9 +378,7 @@ def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
     return _core.bundle_show(place_of(source))
 
 
-def _known(
-    source: Path | Descriptor | Bundle, trust: Trust | None
-) -> tuple[str | int, Trust | None]:
+def _known(source: "Source", trust: Trust | None) -> tuple[Placed, Trust | None]:
     if isinstance(source, Bundle):
         return source.path, trust or source.trust
     return place_of(source), trust
@@ -400,8 +399,7 @@ def merge(
     undo: Path | None = None,
     dry_run: bool = False,
 ) -> MergeReport:
-    """Writes what is missing in a file or device, and only that, from a bundle or raw image, or
-    from several at once.
+    """Writes what is missing in a file or device, and only that, from bundles or raw images.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
     chunk is verified before its blocks are written. May be interrupted and repeated. An encrypted
@@ -425,20 +423,20 @@ def merge(
         dry_run=dry_run,
         progress=progress,
     )
-    return merged([str(place) for place, _ in known], report)
+    return merged([place for place, _ in known], report)
 
 
 def _all_known(
     source: Source | Sequence[Source | Known], trust: Trust | None
-) -> list[tuple[str | int, Trust | None]]:
-    several = [source] if isinstance(source, str | int | PathLike | Bundle) else source
-    return [_known(*one) if isinstance(one, tuple) else _known(one, trust) for one in several]
+) -> list[tuple[Placed, Trust | None]]:
+    if isinstance(source, str | int | PathLike | Bundle):
+        return [_known(source, trust)]
+    return [_known(*one) if isinstance(one, tuple) else _known(one, trust) for one in source]
 
 
 def merge_revert(undo: Path, target: Path, map: OverwriteMap) -> int:  # noqa: A002 - as above
-    """Puts back what merges with that `undo` overwrote, and returns the bytes.
-
-    The blocks are missing again. What else was written to the target since is lost there.
+    """Puts back what merges with that `undo` overwrote, which is missing again; returns the bytes.
+    What else was written to the target since is lost there.
     """
     return _core.merge_revert(fspath(undo), fspath(target), map.inner)
 
@@ -454,4 +452,4 @@ def merge_into_volume(
     """The same into a volume that is being served, under its live I/O."""
     known = _all_known(source, trust)
     report = _core.merge_into_volume(known, volume, engine=engine, progress=progress)
-    return merged([str(place) for place, _ in known], report)
+    return merged([place for place, _ in known], report)

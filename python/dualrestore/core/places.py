@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 
 from dualrestore._core import Trust
+from dualrestore.model import Stream
 
 Path = str | PathLike[str]
 Descriptor = int
@@ -23,11 +24,17 @@ def is_stream(place: Path | Descriptor) -> bool:
     return path.is_fifo() or path.is_socket() or path.is_char_device()
 
 
-def place_of(place: Path | Descriptor) -> str | int:
+Placed = str | int | tuple[int, str]
+"""In the core's types: a path, a descriptor, one with its name."""
+
+
+def place_of(place: Path | Descriptor) -> Placed:
     """In the core's types."""
+    if isinstance(place, Stream):
+        return int(place), place.name
     return place if isinstance(place, int) else fspath(place)
 
 
-def all_known(sources: Sequence[Known]) -> list[tuple[str | int, Trust | None]]:
+def all_known(sources: Sequence[Known]) -> list[tuple[Placed, Trust | None]]:
     """The same of sources."""
     return [(place_of(place), trust) for place, trust in sources]

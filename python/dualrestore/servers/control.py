@@ -29,7 +29,8 @@ everything; its file mode is the protection. Does not know: how volumes work.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -59,12 +60,13 @@ from dualrestore.jobs.snapshot import (
     snapshot_through_primary,
 )
 from dualrestore.jobs.verify import verify_volume
-from dualrestore.model import Record, SnapshotReport, read
 from dualrestore.servers.alarms import warnings_in
+from dualrestore.model import Record, SnapshotReport, Stream, read
 from dualrestore.servers.ledger import Job, Ledger, Work
 from dualrestore.servers.metrics import CONTENT_TYPE, metrics_text
 from dualrestore.servers.node import Node
 from dualrestore.servers.page import PAGE_CSS, PAGE_HTML, PAGE_JS
+from dualrestore.transport.handing import HandedStream, Reception
 
 BODY_BYTES_MAX = 4 * 2**20
 CELLS_MAX = 65536
@@ -110,13 +112,18 @@ class Snapshot(_Body):
 
 
 class Trusted(_Body):
-    """`key`: the line that `key.age` wraps; `manifest`: SHA-256 of the signed one, hexadecimal."""
+    """`key`: the line that `key.age` wraps; `manifest`: SHA-256 of the signed one, hexadecimal;
+    `ask`: whoever handed the stream over opens its `key.age`.
+    """
 
     key: str | None = None
     manifest: str | None = None
+    ask: bool = False
 
-    def trust(self) -> Trust:
+    def trust(self, handed: HandedStream | None = None) -> Trust:
         """As the core takes it."""
+        if self.ask and handed is not None:
+            return Trust(unlock=lambda wrapped: BundleKey.parse(handed.unlock(wrapped)))
         try:
             manifest = None if self.manifest is None else bytes.fromhex(self.manifest)
         except ValueError:
@@ -132,10 +139,16 @@ class Encrypted(_Body):
     wrapped_key: bytes
 
 
-class Merge(_Body):
-    """Paths on the daemon's host, and what each is held to."""
+class HandedOver(_Body):
+    """The token of a stream that the client handed over (`transport.handing`)."""
 
-    sources: list[str]
+    stream: str
+
+
+class Merge(_Body):
+    """Paths on the daemon's host, or streams, and what each is held to."""
+
+    sources: list[str | HandedOver]
     trusts: list[Trusted | None] | None = None
 
 
@@ -204,19 +217,34 @@ async def _body(request: Request, kind: type[BodyType]) -> BodyType:
         raise UsageError(f"expected a {kind.__name__} request, found: {problem}") from problem
 
 
-def _trusts(given: list[Trusted | None] | None, count: int) -> list[Trust | None]:
+def _trusts(
+    given: list[Trusted | None] | None, handed: Sequence[HandedStream | None]
+) -> list[Trust | None]:
+    """`handed`: for each bundle, the stream that it is."""
+    count = len(handed)
     if given is not None and len(given) != count:
         raise UsageError(f"expected {count} trusts, one for each bundle, found {len(given)}")
-    return [None if one is None else one.trust() for one in given or [None] * count]
+    pairs = zip(given or [None] * count, handed, strict=True)
+    return [None if trust is None else trust.trust(stream) for trust, stream in pairs]
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/"):
+        raise UsageError(f"expected an absolute path, found {text!r}")
+    return Path(text)
+
+
+def _source(source: str | HandedOver, stream: HandedStream | None) -> Path | int:
+    if isinstance(source, str):
+        return _path(source)
+    assert stream is not None, "it was claimed"
+    return Stream(stream.descriptor, "standard input")
 
 
 def _paths(texts: list[str]) -> list[Path]:
-    for text in texts:
-        if not text.startswith("/"):
-            raise UsageError(f"expected an absolute path, found {text!r}")
     if not texts:
         raise UsageError("expected at least one path, found none")
-    return [Path(text) for text in texts]
+    return [_path(text) for text in texts]
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:
@@ -232,9 +260,10 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
 class Control:
     """The endpoints, over one node and one ledger."""
 
-    def __init__(self, node: Node, ledger: Ledger) -> None:
+    def __init__(self, node: Node, ledger: Ledger, reception: Reception) -> None:
         self._node = node
         self._ledger = ledger
+        self._reception = reception
         self.stopping = asyncio.Event()
 
     def document(self) -> dict[str, Any]:
@@ -298,18 +327,38 @@ class Control:
     async def merge(self, request: Request) -> Response:
         body = await _body(request, Merge)
         name = request.path_params["name"]
-        volume, sources = self._node.primary(name), _paths(body.sources)
-        trusts = _trusts(body.trusts, len(sources))
+        volume = self._node.primary(name)
+        if not body.sources:
+            raise UsageError("expected at least one source, found none")
+        held = contextlib.ExitStack()
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
-            return merge_live(sources, volume, report, trusts=trusts)
+            with held:
+                return merge_live(sources, volume, report, trusts=trusts)
 
-        return self._lines("merge", name, work)
+        try:
+            handed = [self._claimed(one, held) for one in body.sources]
+            trusts = _trusts(body.trusts, handed)
+            sources = [
+                _source(one, stream) for one, stream in zip(body.sources, handed, strict=True)
+            ]
+            return self._lines("merge", name, work)
+        except BaseException:
+            held.close()
+            raise
+
+    def _claimed(self, source: str | HandedOver, held: contextlib.ExitStack) -> HandedStream | None:
+        if isinstance(source, str):
+            return None
+        stream = self._reception.claim(source.stream)
+        held.callback(stream.close)
+        return stream
 
     async def attach(self, request: Request) -> Response:
         body = await _body(request, Attach)
         volume = self._node.primary(request.path_params["name"])
-        bundles, trusts = _paths(body.bundles), _trusts(body.trusts, len(body.bundles))
+        bundles = _paths(body.bundles)
+        trusts = _trusts(body.trusts, [None] * len(bundles))
         keys = [None if trust is None else trust.key for trust in trusts]
         return _json(await asyncio.to_thread(attach, bundles, volume, keys))
 

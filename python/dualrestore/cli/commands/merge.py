@@ -1,6 +1,7 @@
 """`dualrestore merge`: bundles into a live volume, or offline into a file with a map."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ from dualrestore.cli.arguments import Invocation, config_option, input_place, js
 from dualrestore.cli.secrets import opening_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from dualrestore.cli.printer import Printer
+    from dualrestore.core import Trust
+    from dualrestore.keys import Opener
     from dualrestore.model import MergeReport, SourceReport
 
     Progress = Callable[[dict[str, int]], None]
@@ -74,9 +77,10 @@ def command(
       dualrestore merge out.drb primary.img --map over.map --undo kept
       dualrestore merge --revert kept primary.img --map over.map
       dualrestore -c primary.toml merge /media/truck/db.drb db
+      ssh backup cat db.tar | dualrestore -c primary.toml merge - db
     """
     from dualrestore.cli.printer import Printer
-    from dualrestore.cli.secrets import opener_of, trust_documents
+    from dualrestore.cli.secrets import opener_of
     from dualrestore.core import trusts_of
     from dualrestore.errors import UsageError
     from dualrestore.jobs.merge import check_sources
@@ -90,8 +94,6 @@ def command(
     *sources, target = words
     if sources.count("-") > 1:
         raise UsageError("expected - once, for there is one standard input, found it several times")
-    if map_path is None and "-" in sources:
-        raise UsageError("expected paths to merge into a volume of the daemon, found -")
     places = [input_place(source) for source in sources]
     opener = opener_of(identity, passphrase_file)
     if opener is not None or signers is not None:
@@ -107,10 +109,7 @@ def command(
                 places, Path(target), map_path, progress, trusts=trusts, options=how
             )
         else:
-            body: dict[str, Any] = {"sources": [str(Path(source).absolute()) for source in sources]}
-            if any(trusts):
-                body["trusts"] = trust_documents(trusts)
-            report = _merge_live(invocation, target, body, progress)
+            report = _merge_live(invocation, target, places, (trusts, opener), progress)
     lines, document = _lines(target, report), report.document()
     if dry_run:
         lines.insert(0, "dry run, nothing was written; this is what would be:")
@@ -135,11 +134,18 @@ def _told(printer: "Printer", target: str) -> "Iterator[None]":
 
 
 def _merge_live(
-    invocation: Invocation, target: str, body: dict[str, Any], progress: "Progress"
+    invocation: Invocation,
+    target: str,
+    places: "Sequence[Path | int]",
+    held_to: "tuple[Sequence[Trust | None], Opener | None]",
+    progress: "Progress",
 ) -> "MergeReport":
+    """By the daemon, which is handed standard input if that is a source."""
     from dualrestore.cli.daemon import daemon_of
+    from dualrestore.cli.secrets import trust_documents
     from dualrestore.errors import UsageError
     from dualrestore.model import MergeReport, read
+    from dualrestore.transport.handing import Handing
 
     if "/" in target:
         raise UsageError(
@@ -147,7 +153,20 @@ def _merge_live(
             "volume of the daemon"
         )
     client = daemon_of(invocation)
-    return read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
+    trusts, opener = held_to
+    unwrap = None if opener is None else partial(opener.unwrap, place="the stream's key.age")
+    with ExitStack() as handed:
+        sources: list[Any] = []
+        for place in places:
+            if isinstance(place, int):
+                handing = handed.enter_context(Handing(client.control, place, unwrap))
+                sources.append({"stream": handing.token})
+            else:
+                sources.append(str(place.absolute()))
+        body: dict[str, Any] = {"sources": sources}
+        if any(trusts):
+            body["trusts"] = trust_documents(trusts)
+        return read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
 
 
 def _ended(printer: "Printer", report: "MergeReport") -> int:
