@@ -10,7 +10,9 @@
 //! | `contexts.rs` | names of block status |
 //! | `incoming.rs`, `outgoing.rs` | the bytes on their way |
 //! | `mailbox.rs`, `connection.rs`, `server.rs` | threads and sockets |
+//! | `client/` | the other side: somebody's export as a device |
 
+mod client;
 mod connection;
 mod contexts;
 mod exports;
@@ -22,6 +24,7 @@ mod server;
 mod session;
 mod transmission;
 
+pub use client::{Agreed, ClientHandshake, NbdDevice, SocketWire, Wire};
 pub use exports::{Export, ExportTable};
 pub use server::{ConnectionReport, Server, Totals};
 pub use session::{Event, Session, Tls};
