@@ -34,6 +34,7 @@ __all__ = [
     "LinkConnection",
     "LinkHub",
     "NbdServer",
+    "NbdSource",
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
@@ -53,8 +54,8 @@ __all__ = [
 _Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
 
-_Place: TypeAlias = str | int | tuple[int, str]
-"""A path, or a descriptor that a tar goes through from front to back (and its name)."""
+_Place: TypeAlias = str | int | tuple[int, str] | NbdSource
+"""A path, a descriptor that a tar goes through from front to back (and its name), or an export."""
 
 _Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
@@ -160,6 +161,28 @@ class SnapshotSource:
     def snapshot(self) -> str: ...
 
 @final
+class NbdSource:
+    """An export of an NBD server, open for reading, by threads at once over one connection."""
+
+    def __new__(
+        cls, descriptor: int, export: str, name: str, *, greeted: bool = False
+    ) -> NbdSource:
+        """Takes ownership of a connected stream socket, and speaks the handshake. `greeted`:
+        greeting and flags were said, and what follows is in TLS. `name` is for messages."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def cut(self) -> dict[str, Any] | None:
+        """`{volume, generation, sequence, snapshot}` of a snapshot that a dualrestore backup
+        exports; None of any other export."""
+
+    def close(self) -> None:
+        """Ends reads that wait, and closes the connection."""
+
+@final
 class BundleKey:
     """The key of an encrypted bundle. Stays in the core, and is wiped when the object goes.
 
@@ -201,7 +224,7 @@ def guard_secrets() -> None:
     """From now on the process writes no core dump, and others of its user cannot look into it."""
 
 def bundle_create(
-    source: str | SnapshotSource,
+    source: str | SnapshotSource | NbdSource,
     media: Sequence[_Place],
     *,
     selection: Sequence[_Range] | None = None,

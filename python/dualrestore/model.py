@@ -419,7 +419,7 @@ def volume_status(document: dict[str, Any]) -> PrimaryStatus | BackupStatus:
 def merged(places: Sequence[Any], told: dict[str, Any]) -> MergeReport:
     """The report of the core, with the sources by name. Raises what made one of them fail."""
     for place, one in zip(places, told["sources"], strict=True):
-        name = place[1] if isinstance(place, tuple) else place
+        name = place[1] if isinstance(place, tuple) else getattr(place, "name", place)
         one["source"] = f"descriptor {name}" if isinstance(name, int) else str(name)
         one["error"] = None if one["error"] is None else error_document(one["error"])
     report = read(MergeReport, told)

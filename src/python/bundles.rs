@@ -14,6 +14,7 @@ use super::boundary::{
 };
 use super::keys::{BundleKey, Trust};
 use super::places::{OpenedBundle, Place};
+use super::remote::NbdSource;
 use super::selecting::Words;
 use crate::bundle::{
     BundleProgress, BundleReport, BundleWriter, Compression, Crew, Encryption, Identity,
@@ -27,11 +28,12 @@ use crate::limits::TAR_SEGMENT_BYTES_MAX;
 
 const PROBLEMS_MAX: usize = 100;
 
-/// An image by its path, or a snapshot.
+/// An image by its path, a snapshot, or what a server exports.
 #[derive(FromPyObject)]
 pub enum BundleInput {
     Path(String),
     Snapshot(Py<SnapshotSource>),
+    Export(Py<NbdSource>),
 }
 
 #[pyfunction]
@@ -69,6 +71,7 @@ pub fn bundle_create<'py>(
             let device = Arc::new(py.detach(|| FileDevice::open(path, options))?);
             Arc::new(ImageSource::new(device, block_size)?)
         }
+        BundleInput::Export(export) => export.get().source(block_size_of(block_size)?)?,
         BundleInput::Snapshot(snapshot) => {
             let into_tar = media.iter().any(Place::is_tar_destination);
             snapshot_view = Some(snapshot.get().view());

@@ -6,7 +6,7 @@
 //! | `buffers.rs` | bytes across the boundary |
 //! | `maps.rs`, `bundles.rs`, `selecting.rs`, `merging.rs` | files |
 //! | `extracting.rs`, `reading.rs` | what bundles hold, as images and as memory |
-//! | `places.rs` | where bundles come from and go to |
+//! | `places.rs`, `remote.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
@@ -23,6 +23,7 @@ mod maps;
 mod merging;
 mod places;
 mod reading;
+mod remote;
 mod selecting;
 mod volumes;
 
@@ -54,6 +55,8 @@ mod _core {
     use crate::python::places::tar_key;
     #[pymodule_export]
     use crate::python::reading::{BundleChunkIterator, BundleExtents, BundleReader};
+    #[pymodule_export]
+    use crate::python::remote::NbdSource;
     #[pymodule_export]
     use crate::python::volumes::PrimaryVolume;
 }

@@ -7,6 +7,7 @@
 //! | another file or disk | a raw image | |
 //! | new file named `.tar`, disk | | a bundle as a tar |
 //! | pipe, descriptor | a bundle as a tar | a bundle as a tar |
+//! | export of an NBD server | a snapshot, or a raw image | |
 
 use std::fmt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -18,12 +19,13 @@ use pyo3::types::PyBytes;
 
 use super::buffers::copy_descriptor;
 use super::keys::Trust;
+use super::remote::NbdSource;
 use crate::bundle::{Bundle, PieceSource, TarStream};
 use crate::device::{
     DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
     check_raw_sink, create_sink, disk_behind, open_stream,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::bundle::{Manifest, locked};
 use crate::merge::ImagePieces;
 
@@ -34,6 +36,8 @@ pub enum Place {
     Path(String),
     /// A descriptor with a name for messages.
     Named(i32, String),
+    /// Of somebody's NBD server.
+    Export(Py<NbdSource>),
 }
 
 impl fmt::Display for Place {
@@ -43,6 +47,7 @@ impl fmt::Display for Place {
             Self::Descriptor(1) => f.write_str("standard output"),
             Self::Descriptor(number) => write!(f, "descriptor {number}"),
             Self::Path(name) | Self::Named(_, name) => f.write_str(name),
+            Self::Export(export) => f.write_str(export.get().name()),
         }
     }
 }
@@ -75,6 +80,7 @@ impl Place {
         match self {
             Self::Descriptor(_) | Self::Named(..) => true,
             Self::Path(path) => is_pipe(Path::new(path)),
+            Self::Export(_) => false,
         }
     }
 
@@ -103,12 +109,14 @@ impl Place {
         };
         let path = match self {
             Self::Descriptor(number) | Self::Named(number, _) => {
-                let copy = copy_descriptor(*number).map_err(|error| {
-                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
-                })?;
+                let copy = copy_descriptor(*number)
+                    .map_err(|error| Error::usage(format!("descriptor {number}: {error}")))?;
                 return stream(DescriptorStream::new(copy, stop.clone())?);
             }
             Self::Path(path) => Path::new(path),
+            Self::Export(_) => {
+                return Err(Error::usage(format!("expected a bundle, found the export {self}")));
+            }
         };
         // What came of a tar that was cut off is of use too.
         if is_pipe(path) || Bundle::is_cut_off(path)? {
@@ -136,14 +144,19 @@ impl Place {
 
     /// What a merge takes from here.
     pub fn merge_source(&self, stop: &Stop, trust: &Trust) -> Result<Box<dyn PieceSource>> {
+        let unproven = || {
+            locked("expected a bundle, which is encrypted or signed, found an image")
+                .at_path(Path::new(&self.to_string()))
+        };
+        if let Self::Export(export) = self {
+            return if trust.is_any() { Err(unproven()) } else { export.get().pieces() };
+        }
         if let Self::Path(path) = self {
             let path = Path::new(path);
             let is_raw = !path.is_dir() && !is_pipe(path) && !TarIndex::is_one(path)?;
             if is_raw {
                 if trust.is_any() {
-                    let words =
-                        "expected a bundle, which is encrypted or signed, found a plain image";
-                    return Err(locked(words).at_path(path));
+                    return Err(unproven());
                 }
                 let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
                 let device = Arc::new(FileDevice::open_for_bulk(path, options)?);
@@ -173,10 +186,12 @@ impl Place {
     ) -> Result<(TarFolder, Option<PathBuf>)> {
         let name = self.to_string();
         let (sink, made) = match self {
+            Self::Export(_) => {
+                return Err(Error::usage(format!("{self}: no bundle is written into an export")));
+            }
             Self::Descriptor(number) | Self::Named(number, _) => {
-                let copy = copy_descriptor(*number).map_err(|error| {
-                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
-                })?;
+                let copy = copy_descriptor(*number)
+                    .map_err(|error| Error::usage(format!("descriptor {number}: {error}")))?;
                 let sink = DescriptorSink::new(copy, stop.clone());
                 (sink.map_err(|error| error.within(Path::new(&name)))?, None)
             }

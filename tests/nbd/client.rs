@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dualrestore::device::Device;
+use dualrestore::device::{Device, Stop};
 use dualrestore::error::{ErrorKind, Result};
 use dualrestore::extent::ByteRange;
 use dualrestore::format::nbd as protocol;
@@ -46,7 +46,7 @@ fn write(service: &RamService, offset: u64, bytes: &[u8]) {
 }
 
 fn opened(socket: UnixStream) -> Result<NbdDevice> {
-    let wire = SocketWire::new(OwnedFd::from(socket))?;
+    let wire = SocketWire::new(OwnedFd::from(socket), Stop::default())?;
     NbdDevice::open(Box::new(wire), "db", false)
 }
 

@@ -8,7 +8,7 @@ Does not know: daemons, the command line.
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from os import fspath, major, minor
+from os import PathLike, fspath, major, minor
 from stat import S_ISBLK
 from typing import Any, Self
 from uuid import uuid4
@@ -22,6 +22,7 @@ from dualrestore._core import (
     LinkConnection,
     LinkHub,
     NbdServer,
+    NbdSource,
     PrimaryVolume,
     SnapshotSource,
     Trust,
@@ -34,7 +35,6 @@ from dualrestore.core.places import (
     Path,
     Placed,
     Progress,
-    all_known,
     is_stream,
     place_of,
 )
@@ -66,6 +66,7 @@ __all__ = [
     "LinkConnection",
     "LinkHub",
     "NbdServer",
+    "NbdSource",
     "OverwriteMap",
     "Path",
     "PrimaryVolume",
@@ -284,7 +285,7 @@ class Bundle(ReadableBundle):
 
 
 def write_bundle(
-    source: Path | SnapshotSource,
+    source: Path | SnapshotSource | NbdSource,
     media: Sequence[Path | Descriptor],
     selection: Sequence[tuple[int, int]] | None = None,
     *,
@@ -316,7 +317,7 @@ def write_bundle(
             check_signable(medium, sign)
     name, mark = _known_as(source)
     report = _core.bundle_create(
-        source if isinstance(source, SnapshotSource) else fspath(source),
+        source if isinstance(source, SnapshotSource | NbdSource) else fspath(source),
         [place_of(medium) for medium in media],
         selection=selection,
         partitions=list(partitions),
@@ -340,10 +341,12 @@ def write_bundle(
     return read(BundleReport, report)
 
 
-def _known_as(source: Path | SnapshotSource) -> tuple[str, str]:
+def _known_as(source: Path | SnapshotSource | NbdSource) -> tuple[str, str]:
     """What a source is called, and what differs once it has changed."""
     if isinstance(source, SnapshotSource):
         return f"snapshot {source.snapshot}", "a snapshot"
+    if isinstance(source, NbdSource):
+        return source.name, f"{source.size} bytes of {source.cut or 'an export'}"
     place = pathlib.Path(source).resolve()
     try:
         found = place.stat()
@@ -384,8 +387,8 @@ def _known(source: "Source", trust: Trust | None) -> tuple[Placed, Trust | None]
     return place_of(source), trust
 
 
-Source = Path | Descriptor | Bundle
-"""What can be merged: a bundle (a directory, a tar, one that was opened) or a raw image."""
+Source = Path | Descriptor | Bundle | NbdSource
+"""A bundle (a directory, a tar, one that was opened), a raw image, or what a server exports."""
 
 
 def merge(
@@ -429,7 +432,7 @@ def merge(
 def _all_known(
     source: Source | Sequence[Source | Known], trust: Trust | None
 ) -> list[tuple[Placed, Trust | None]]:
-    if isinstance(source, str | int | PathLike | Bundle):
+    if isinstance(source, str | int | PathLike | Bundle | NbdSource):
         return [_known(source, trust)]
     return [_known(*one) if isinstance(one, tuple) else _known(one, trust) for one in source]
 

@@ -5,28 +5,51 @@ right (law 7), and repeating any of it changes nothing, so an interrupted merge 
 again. A descriptor is a tar that is gone through once.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from dualrestore.errors import UsageError
 from dualrestore.model import MergeReport
+from dualrestore.transport.nbd_uri import NbdUri
 
 if TYPE_CHECKING:
     from dualrestore.core import Known, PrimaryVolume, Progress, Trust
 
+Source = Path | int | NbdUri
+"""A bundle or image by its path, a tar by its descriptor, or an export by its URI."""
 
-def check_sources(sources: Sequence[Path | int]) -> None:
+
+def check_sources(sources: Sequence[Source]) -> None:
     """Raises `UsageError` for one that is not there."""
     for source in sources:
         if isinstance(source, Path) and not source.exists():
             raise UsageError(f"{source}: expected a bundle or image, found nothing")
 
 
-def _known(sources: Sequence[Path | int], trusts: "Sequence[Trust | None] | None") -> "list[Known]":
+def is_local(source: Source) -> TypeGuard[Path | int]:
+    """Whether it needs no server."""
+    return not isinstance(source, NbdUri)
+
+
+@contextlib.contextmanager
+def _opened(
+    sources: Sequence[Source], trusts: "Sequence[Trust | None] | None", pki: Path | None
+) -> "Iterator[list[Known]]":
+    """As the core takes them, connected to as long as it lasts."""
     check_sources(sources)
-    return list(zip(sources, trusts or [None] * len(sources), strict=True))
+    known: list[Known] = []
+    with contextlib.ExitStack() as connected:
+        for source, trust in zip(sources, trusts or [None] * len(sources), strict=True):
+            if isinstance(source, NbdUri):
+                from dualrestore.transport.nbd_source import open_export
+
+                known.append((connected.enter_context(open_export(source, pki)), trust))
+            else:
+                known.append((source, trust))
+        yield known
 
 
 @dataclass(frozen=True)
@@ -47,24 +70,25 @@ def revert(undo: Path, target: Path, map_path: Path) -> int:
 
 
 def merge_offline(
-    sources: Sequence[Path | int],
+    sources: Sequence[Source],
     target: Path,
     map_path: Path,
     progress: "Progress | None" = None,
     *,
     trusts: "Sequence[Trust | None] | None" = None,
     options: OfflineOptions | None = None,
+    pki: Path | None = None,
 ) -> MergeReport:
     """Into a file or device that nobody serves, by the map beside it. `trusts`: what each source is
-    held to (see `core.trusts_of`).
+    held to (see `core.trusts_of`); `pki`: certificates for exports that name none.
     """
     how = options or OfflineOptions()
-    known = _known(sources, trusts)
     from dualrestore.core import OverwriteMap, merge
 
+    check_sources(sources)
     if not target.exists():
         raise UsageError(f"{target}: expected the file or device to merge into, found nothing")
-    with OverwriteMap.open(map_path) as overwrite_map:
+    with OverwriteMap.open(map_path) as overwrite_map, _opened(sources, trusts, pki) as known:
         return merge(
             known,
             target,
@@ -77,13 +101,15 @@ def merge_offline(
 
 
 def merge_live(
-    sources: Sequence[Path | int],
+    sources: Sequence[Source],
     volume: "PrimaryVolume",
     progress: "Progress | None" = None,
     *,
     trusts: "Sequence[Trust | None] | None" = None,
+    pki: Path | None = None,
 ) -> MergeReport:
     """Into a volume under live I/O."""
     from dualrestore.core import merge_into_volume
 
-    return merge_into_volume(_known(sources, trusts), volume, progress)
+    with _opened(sources, trusts, pki) as known:
+        return merge_into_volume(known, volume, progress)

@@ -52,7 +52,7 @@ from dualrestore.errors import (
 )
 from dualrestore.jobs.attach import attach, detach
 from dualrestore.jobs.bundle import BundleOptions, create_bundle
-from dualrestore.jobs.merge import merge_live
+from dualrestore.jobs.merge import Source, merge_live
 from dualrestore.jobs.restore import restore
 from dualrestore.jobs.snapshot import (
     SnapshotOptions,
@@ -60,13 +60,14 @@ from dualrestore.jobs.snapshot import (
     snapshot_through_primary,
 )
 from dualrestore.jobs.verify import verify_volume
-from dualrestore.servers.alarms import warnings_in
 from dualrestore.model import Record, SnapshotReport, Stream, read
+from dualrestore.servers.alarms import warnings_in
 from dualrestore.servers.ledger import Job, Ledger, Work
 from dualrestore.servers.metrics import CONTENT_TYPE, metrics_text
 from dualrestore.servers.node import Node
 from dualrestore.servers.page import PAGE_CSS, PAGE_HTML, PAGE_JS
 from dualrestore.transport.handing import HandedStream, Reception
+from dualrestore.transport.nbd_uri import is_nbd_uri, parse_nbd_uri
 
 BODY_BYTES_MAX = 4 * 2**20
 CELLS_MAX = 65536
@@ -146,7 +147,9 @@ class HandedOver(_Body):
 
 
 class Merge(_Body):
-    """Paths on the daemon's host, or streams, and what each is held to."""
+    """Paths on the daemon's host, NBD URIs as seen from there, or streams, and what each is held
+    to.
+    """
 
     sources: list[str | HandedOver]
     trusts: list[Trusted | None] | None = None
@@ -234,9 +237,9 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _source(source: str | HandedOver, stream: HandedStream | None) -> Path | int:
+def _source(source: str | HandedOver, stream: HandedStream | None) -> Source:
     if isinstance(source, str):
-        return _path(source)
+        return parse_nbd_uri(source) if is_nbd_uri(source) else _path(source)
     assert stream is not None, "it was claimed"
     return Stream(stream.descriptor, "standard input")
 
@@ -330,11 +333,11 @@ class Control:
         volume = self._node.primary(name)
         if not body.sources:
             raise UsageError("expected at least one source, found none")
-        held = contextlib.ExitStack()
+        held, pki = contextlib.ExitStack(), self._node.configuration.node.tls
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
             with held:
-                return merge_live(sources, volume, report, trusts=trusts)
+                return merge_live(sources, volume, report, trusts=trusts, pki=pki)
 
         try:
             handed = [self._claimed(one, held) for one in body.sources]

@@ -2,7 +2,7 @@
 //!
 //! | of the threads that wait | does what |
 //! |---|---|
-//! | one, the leader | receives: its own bytes straight into their place, those of others into buffers |
+//! | one, the leader | receives: its own bytes into their place, those of others into buffers |
 //! | the others | sleep until their reply is whole, or they are to lead |
 //!
 //! The leader goes once its own reply is whole, and wakes the one that has waited longest; a server

@@ -383,7 +383,7 @@ mod tests {
             vec![[&greeting()[..16], &[0, 0]].concat()],
             vec![greeting().to_vec(), acknowledged(protocol::OPT_GO)],
             vec![greeting().to_vec(), option_reply(8, 1 << 31, u32::MAX).to_vec()],
-            go(&[end.clone()]),
+            go(std::slice::from_ref(&end)),
             go(&[export(VOLUME_BYTES_MAX + 512)]),
             go(&[block_size(3, 512)]),
             go(&[block_size(0, 512)]),

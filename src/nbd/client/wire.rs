@@ -39,15 +39,15 @@ pub struct SocketWire {
 }
 
 impl SocketWire {
-    /// The socket is used by nobody else from now on.
-    pub fn new(socket: OwnedFd) -> Result<Self> {
+    /// The socket is used by nobody else from now on. `stop` ends every wait.
+    pub fn new(socket: OwnedFd, stop: Stop) -> Result<Self> {
         let failed = |error: Errno| Error::device("prepare the NBD socket", &error.into());
         rustix::io::ioctl_fionbio(&socket, false).map_err(failed)?;
         for direction in [Timeout::Recv, Timeout::Send] {
             let wait = Some(Duration::from_millis(WAIT_MS));
             set_socket_timeout(&socket, direction, wait).map_err(failed)?;
         }
-        Ok(Self { socket, stop: Stop::default() })
+        Ok(Self { socket, stop })
     }
 }
 

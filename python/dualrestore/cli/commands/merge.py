@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dualrestore.cli.arguments import Invocation, config_option, input_place, json_option
+from dualrestore.cli.arguments import (
+    Invocation,
+    config_option,
+    json_option,
+    node_certificates,
+    source_place,
+)
 from dualrestore.cli.secrets import opening_options
 
 if TYPE_CHECKING:
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 
     from dualrestore.cli.printer import Printer
     from dualrestore.core import Trust
+    from dualrestore.jobs.merge import Source
     from dualrestore.keys import Opener
     from dualrestore.model import MergeReport, SourceReport
 
@@ -63,10 +70,11 @@ def command(
 ) -> int:
     """Write what is missing, and only that, from bundles (or a raw image) into a target.
 
-    A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), or a raw image.
-    Several are merged at once, those on different disks side by side; if one fails the others go
-    on. With --map the target is a file or device that nobody serves; without it, a volume of the
-    daemon, under its live I/O. May be interrupted and repeated.
+    A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), a raw image, or an
+    export of an NBD server, such as NAME@SNAPSHOT of a backup. Several are merged at once, those on
+    different disks side by side; if one fails the others go on. With --map the target is a file or
+    device that nobody serves; without it, a volume of the daemon, under its live I/O. May be
+    interrupted and repeated.
 
     \b
     Example:
@@ -74,16 +82,17 @@ def command(
       dualrestore merge /media/a/db /media/b/db /media/c/db primary.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --identity key.txt
       ssh backup cat db.tar | dualrestore merge - primary.img --map over.map
+      dualrestore merge "nbds://backup/db@7f3a?tls-certificates=/etc/pki" disk.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --undo kept
       dualrestore merge --revert kept primary.img --map over.map
       dualrestore -c primary.toml merge /media/truck/db.drb db
       ssh backup cat db.tar | dualrestore -c primary.toml merge - db
+      dualrestore -c primary.toml merge "nbd+unix:///db@7f3a?socket=/run/backup.sock" db
     """
     from dualrestore.cli.printer import Printer
     from dualrestore.cli.secrets import opener_of
-    from dualrestore.core import trusts_of
     from dualrestore.errors import UsageError
-    from dualrestore.jobs.merge import check_sources
+    from dualrestore.jobs.merge import is_local
 
     if revert is not None:
         return _revert(invocation, revert, words, map_path)
@@ -92,21 +101,17 @@ def command(
     if len(words) == 1:
         raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
     *sources, target = words
-    if sources.count("-") > 1:
-        raise UsageError("expected - once, for there is one standard input, found it several times")
-    places = [input_place(source) for source in sources]
     opener = opener_of(identity, passphrase_file)
-    if opener is not None or signers is not None:
-        check_sources(places)
-    trusts = trusts_of(places, opener, signers)
+    places, trusts = _sources(sources, opener, signers)
     printer = Printer(as_json=invocation.as_json)
     with printer.progress("merge") as progress, _told(printer, target):
         if map_path is not None:
             from dualrestore.jobs.merge import OfflineOptions, merge_offline
 
             how = OfflineOptions(engine, undo, dry_run)
+            pki = None if all(map(is_local, places)) else node_certificates(invocation)
             report = merge_offline(
-                places, Path(target), map_path, progress, trusts=trusts, options=how
+                places, Path(target), map_path, progress, trusts=trusts, options=how, pki=pki
             )
         else:
             report = _merge_live(invocation, target, places, (trusts, opener), progress)
@@ -116,6 +121,29 @@ def command(
         document["dry_run"] = True
     printer.report(document, lines)
     return _ended(printer, report)
+
+
+def _sources(
+    words: "Sequence[str]", opener: "Opener | None", signers: Path | None
+) -> "tuple[list[Source], list[Trust | None]]":
+    """What the words mean, and what each is held to."""
+    from dualrestore.core import trusts_of
+    from dualrestore.errors import UsageError
+    from dualrestore.jobs.merge import check_sources, is_local
+
+    if words.count("-") > 1:
+        raise UsageError("expected - once, for there is one standard input, found it several times")
+    places = [source_place(word) for word in words]
+    if opener is None and signers is None:
+        return places, [None] * len(places)
+    check_sources(places)
+    bundles = [place for place in places if is_local(place)]
+    if len(bundles) < len(places):
+        raise UsageError(
+            "expected bundles with --identity, --passphrase-file or --signers, found an export of "
+            "an NBD server, which is neither encrypted nor signed: merge it by itself"
+        )
+    return places, trusts_of(bundles, opener, signers)
 
 
 @contextmanager
@@ -136,7 +164,7 @@ def _told(printer: "Printer", target: str) -> "Iterator[None]":
 def _merge_live(
     invocation: Invocation,
     target: str,
-    places: "Sequence[Path | int]",
+    places: "Sequence[Source]",
     held_to: "tuple[Sequence[Trust | None], Opener | None]",
     progress: "Progress",
 ) -> "MergeReport":
@@ -162,7 +190,7 @@ def _merge_live(
                 handing = handed.enter_context(Handing(client.control, place, unwrap))
                 sources.append({"stream": handing.token})
             else:
-                sources.append(str(place.absolute()))
+                sources.append(str(place.absolute() if isinstance(place, Path) else place))
         body: dict[str, Any] = {"sources": sources}
         if any(trusts):
             body["trusts"] = trust_documents(trusts)
