@@ -155,6 +155,20 @@ impl Error {
         self.inner.errno
     }
 
+    /// Whether it says that there is no medium any more, and not only that a place of it is bad.
+    #[must_use]
+    pub fn says_gone(&self) -> bool {
+        const ENOENT: i32 = 2;
+        const ENXIO: i32 = 6;
+        const ENODEV: i32 = 19;
+        const ENOTDIR: i32 = 20;
+        const ENOMEDIUM: i32 = 123;
+        const ESTALE: i32 = 116;
+        const ENOTCONN: i32 = 107;
+        let gone = [ENOENT, ENXIO, ENODEV, ENOTDIR, ENOMEDIUM, ESTALE, ENOTCONN];
+        self.kind() == ErrorKind::Device && self.errno().is_some_and(|errno| gone.contains(&errno))
+    }
+
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.inner.path.as_deref()

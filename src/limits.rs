@@ -45,6 +45,16 @@ pub const NBD_SHUTDOWN_MS: u64 = 5_000;
 /// How much of that is left to requests in flight.
 pub const NBD_SHUTDOWN_GRACE_MS: u64 = 3_000;
 
+/// As a client: answers to one option, chunks of one reply (a sector each), bytes of block status
+/// and of an error in one chunk, what of an export one block status is asked of, and the longest
+/// silence of a server that owes a reply.
+pub const NBD_REPLIES_MAX: u32 = 64;
+pub const NBD_CHUNKS_MAX: u32 = 64 << 10;
+pub const NBD_STATUS_BYTES_MAX: usize = 4 + (64 << 10) * 8;
+pub const NBD_ERROR_BYTES_MAX: usize = 14 + 4096;
+pub const NBD_STATUS_RANGE_BYTES: u64 = 1 << 30;
+pub const NBD_SILENCE_MS: u64 = 60_000;
+
 /// Largest payload of a link frame: the largest block.
 pub const LINK_PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 /// What is sent in one frame where blocks are not larger. Small, so that nothing waits long behind
@@ -203,6 +213,12 @@ pub const BUNDLE_CHUNKS_AHEAD: usize = 16;
 /// Jobs of a merge or a verification under way at a time, of 2 MiB of memory each; threads that
 /// wait for a disk; parts of one job (runs of a scattered map).
 pub const JOBS_UNDER_WAY: usize = 16;
+/// The same of all sources that are merged side by side: 64 MiB. Sources that are read at a time:
+/// more disks than a machine has slots for, each with jobs enough to be kept busy.
+pub const JOBS_TOGETHER: usize = 32;
+pub const MERGE_LANES_MAX: usize = 8;
+/// Sources of one merge: the media of a bundle on a shelf.
+pub const MERGE_SOURCES_MAX: usize = 256;
 pub const JOB_THREADS: usize = 8;
 pub const JOB_PARTS_MAX: usize = 128;
 /// Bytes of an image in a job that only copies from memory to memory: they fit the cache of one

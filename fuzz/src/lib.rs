@@ -22,7 +22,7 @@ pub mod wire;
 pub use bundle::{bundle_manifest, bundle_segment};
 pub use link::{link_backup, link_primary};
 pub use mutation::Mutator;
-pub use nbd::nbd;
+pub use nbd::{nbd, nbd_client};
 pub use state::{catalogue, intent_log, map};
 
 /// A parser to be tried.
@@ -37,8 +37,9 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "nbd", run: nbd, seeds: nbd::seeds, length_max: 64 << 10 },
+    Target { name: "nbd_client", run: nbd_client, seeds: nbd::client_seeds, length_max: 64 << 10 },
     Target { name: "link_primary", run: link_primary, seeds: link::seeds, length_max: 64 << 10 },
     Target { name: "link_backup", run: link_backup, seeds: link::seeds, length_max: 64 << 10 },
     Target {

@@ -1,7 +1,11 @@
-//! The NBD server's session: handshake and transmission.
+//! The NBD server's session, and the client: handshake and transmission.
 
+use std::sync::{Mutex, PoisonError};
+
+use dualrestore::device::Device;
+use dualrestore::error::Result;
 use dualrestore::format::nbd as protocol;
-use dualrestore::nbd::Tls;
+use dualrestore::nbd::{NbdDevice, Tls, Wire};
 
 use crate::ram_service::{Pace, RamService};
 use crate::session_driver::Driver;
@@ -72,4 +76,90 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     .concat();
     let encrypted = [vec![2], wire::option(protocol::OPT_STARTTLS, &[])].concat();
     vec![handshake, transmission, extended, negotiated, encrypted]
+}
+
+/// A server that has said all that it will ever say.
+#[derive(Debug)]
+struct Said(Mutex<Vec<u8>>);
+
+impl Wire for Said {
+    fn receive(&self, place: &mut [u8], _: bool, _: u64) -> Result<usize> {
+        let mut rest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = rest.len().min(place.len());
+        place[..count].copy_from_slice(&rest[..count]);
+        rest.drain(..count);
+        Ok(count)
+    }
+
+    fn send(&self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn interrupt(&self) {}
+}
+
+/// The first byte says whether TLS has begun.
+pub fn nbd_client(bytes: &[u8]) {
+    let Some((mode, bytes)) = bytes.split_first() else { return };
+    let said = Box::new(Said(Mutex::new(bytes.to_vec())));
+    let Ok(device) = NbdDevice::open(said, "db", mode % 2 == 1) else { return };
+    let mut place = vec![0; 4096];
+    let size = device.size();
+    for at in [0, 8192] {
+        let read = device.read_at(at, &mut place);
+        assert!(read.is_err() || at + 4096 <= size, "only what there is is read");
+        let told = device.next_data(at);
+        if let Ok(Some(data)) = told {
+            assert!(data.offset >= at && data.end() <= size && !data.is_empty(), "{data:?}");
+        }
+    }
+}
+
+/// What our own server says to such a client.
+fn said(structured: bool) -> Vec<u8> {
+    let service = RamService::new(64 << 10, Pace::AtOnce);
+    let mut driver = Driver::with(service, Tls::Off);
+    driver.feed(&wire::flags());
+    if structured {
+        driver.feed(&wire::option(protocol::OPT_STRUCTURED_REPLY, &[]));
+        let contexts = wire::meta(b"db", &["base:allocation"]);
+        driver.feed(&wire::option(protocol::OPT_SET_META_CONTEXT, &contexts));
+    }
+    driver.feed(&wire::option(protocol::OPT_GO, &wire::query(b"db", &[2, 3])));
+    let entered = driver.sent.len();
+    driver.feed(&wire::write(0, 99, 0, &[7; 8192]));
+    let written = driver.sent.len();
+    driver.feed(&wire::request(0, protocol::CMD_READ, 1, 0, 4096));
+    driver.feed(&wire::request(0, protocol::CMD_BLOCK_STATUS, 2, 0, 64 << 10));
+    driver.feed(&wire::request(0, protocol::CMD_READ, 3, 8192, 4096));
+    // The answer to the write is not the client's.
+    [&driver.sent[..entered], &driver.sent[written..]].concat()
+}
+
+pub(crate) fn client_seeds() -> Vec<Vec<u8>> {
+    let (chunks, simple) = (said(true), said(false));
+    let refused = protocol::option_reply(protocol::OPT_STRUCTURED_REPLY, 1 << 31 | 1, 0);
+    let greeting = protocol::greeting();
+    vec![
+        [&[0][..], &chunks].concat(),
+        // A client that asks for chunks is refused first.
+        [&[0][..], &greeting, &refused, &simple[greeting.len()..]].concat(),
+        [&[1][..], &chunks[greeting.len()..]].concat(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_comes_to_the_data_with_each_of_its_seeds() {
+        for (number, seed) in client_seeds().iter().enumerate() {
+            let said = Box::new(Said(Mutex::new(seed[1..].to_vec())));
+            let device = NbdDevice::open(said, "db", seed[0] == 1).expect("agreed");
+            let mut place = [0; 4096];
+            device.read_at(0, &mut place).expect("read");
+            assert_eq!(place, [7; 4096], "{number}");
+        }
+    }
 }

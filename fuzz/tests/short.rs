@@ -45,6 +45,11 @@ fn no_client_breaks_an_nbd_session() {
 }
 
 #[test]
+fn no_nbd_server_breaks_a_client() {
+    run("nbd_client");
+}
+
+#[test]
 fn no_backup_breaks_a_primary() {
     run("link_primary");
 }
@@ -84,6 +89,7 @@ fn each_target_is_run_here() {
     let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     let run = [
         "nbd",
+        "nbd_client",
         "link_primary",
         "link_backup",
         "bundle_segment",

@@ -34,6 +34,7 @@ __all__ = [
     "LinkConnection",
     "LinkHub",
     "NbdServer",
+    "NbdSource",
     "OverwriteMap",
     "PrimaryVolume",
     "SnapshotSource",
@@ -45,8 +46,6 @@ __all__ = [
     "disk_behind",
     "guard_secrets",
     "merge",
-    "merge_check",
-    "merge_check_volume",
     "merge_into_volume",
     "merge_revert",
     "tar_key",
@@ -55,8 +54,8 @@ __all__ = [
 _Range: TypeAlias = tuple[int, int]
 """(offset, length)"""
 
-_Place: TypeAlias = str | int
-"""A path, or a descriptor that a tar goes through from front to back."""
+_Place: TypeAlias = str | int | tuple[int, str] | NbdSource
+"""A path, a descriptor that a tar goes through from front to back (and its name), or an export."""
 
 _Progress: TypeAlias = Callable[[dict[str, int]], None]
 """Receives at least `done_bytes` and `total_bytes`; the rest are the counters of the report."""
@@ -162,6 +161,28 @@ class SnapshotSource:
     def snapshot(self) -> str: ...
 
 @final
+class NbdSource:
+    """An export of an NBD server, open for reading, by threads at once over one connection."""
+
+    def __new__(
+        cls, descriptor: int, export: str, name: str, *, greeted: bool = False
+    ) -> NbdSource:
+        """Takes ownership of a connected stream socket, and speaks the handshake. `greeted`:
+        greeting and flags were said, and what follows is in TLS. `name` is for messages."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def cut(self) -> dict[str, Any] | None:
+        """`{volume, generation, sequence, snapshot}` of a snapshot that a dualrestore backup
+        exports; None of any other export."""
+
+    def close(self) -> None:
+        """Ends reads that wait, and closes the connection."""
+
+@final
 class BundleKey:
     """The key of an encrypted bundle. Stays in the core, and is wiped when the object goes.
 
@@ -203,7 +224,7 @@ def guard_secrets() -> None:
     """From now on the process writes no core dump, and others of its user cannot look into it."""
 
 def bundle_create(
-    source: str | SnapshotSource,
+    source: str | SnapshotSource | NbdSource,
     media: Sequence[_Place],
     *,
     selection: Sequence[_Range] | None = None,
@@ -273,43 +294,35 @@ def disk_behind(path: str) -> dict[str, Any] | None:
     is none, or the kernel does not say."""
 
 def merge(
-    source: _Place,
+    sources: Sequence[tuple[_Place, Trust | None]],
     target: str,
     map: OverwriteMap,
     *,
-    trust: Trust | None = None,
     engine: str = "auto",
     undo: str | None = None,
     dry_run: bool = False,
     progress: _Progress | None = None,
 ) -> dict[str, Any]:
-    """Merges a bundle directory or a raw image into a file or device that nobody serves.
+    """Merges bundles or raw images into a file or device that nobody serves. Those on different
+    disks are read side by side. None is where one may not be.
 
-    `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, chunks_repaired,
-    chunks_damaged, bytes_total, bytes_read, shortfall, seconds, engine}`. `bytes_skipped`: of the
-    selection, because they were current. A damaged chunk stays missing and is counted.
-    `bytes_in_doubt`: missing, and after a crash only the link may supply them. `engine`: `auto`,
-    `io_uring` or `threads`. `undo`: a file that keeps what is overwritten. `dry_run`: nothing is
-    read of the chunks nor written; the report says what would be."""
+    `{bytes_written, bytes_skipped, bytes_zeroed, bytes_fetched, bytes_in_doubt, bytes_stale,
+    chunks_repaired, chunks_damaged, bytes_total, bytes_read, shortfall, seconds, engine,
+    side_by_side, sources: [{bytes_total, bytes_written, bytes_read, chunks_total, chunks_repaired,
+    chunks_damaged, damaged: [[offset, length], ..], shortfall, error}, ..]}`. `bytes_skipped`: of
+    the selection, because they were current. A damaged chunk that no source has whole stays missing
+    and is counted. `bytes_in_doubt`: missing, and after a crash only the link may supply them.
+    `error`: the exception for which a source was given up; the others were merged. `engine`:
+    `auto`, `io_uring` or `threads`. `undo`: a file that keeps what is overwritten. `dry_run`:
+    nothing is read of the chunks nor written; the report says what would be."""
 
 def merge_revert(undo: str, target: str, map: OverwriteMap) -> int:
     """Puts back what merges with that `undo` overwrote; its blocks are missing again. Bytes."""
 
-def merge_check(
-    sources: Sequence[tuple[_Place, Trust | None]], target: str, map: OverwriteMap
-) -> None:
-    """Raises what `merge` of any of the sources would raise before its first byte."""
-
-def merge_check_volume(
-    sources: Sequence[tuple[_Place, Trust | None]], volume: PrimaryVolume
-) -> None:
-    """The same for `merge_into_volume`."""
-
 def merge_into_volume(
-    source: _Place,
+    sources: Sequence[tuple[_Place, Trust | None]],
     volume: PrimaryVolume,
     *,
-    trust: Trust | None = None,
     engine: str = "auto",
     progress: _Progress | None = None,
 ) -> dict[str, Any]:

@@ -23,6 +23,8 @@ SECTOR_BYTES = 512
 BLOCK_BYTES_MIN, BLOCK_BYTES_MAX = 512, 2**20
 UNIX_PATH_BYTES_MAX = 107
 """`sun_path` of Linux, without its final zero."""
+CONTROL_PATH_BYTES_MAX = UNIX_PATH_BYTES_MAX - len(".in")
+"""There is a second socket beside the control socket, with a longer name."""
 PORT_MAX = 65535
 ASYNC_BYTES, ASYNC_BYTES_MIN = 64 * 2**20, 64 * 2**10
 ASYNC_SECONDS, ASYNC_SECONDS_MIN, ASYNC_SECONDS_MAX = 5.0, 0.1, 86_400.0
@@ -193,12 +195,12 @@ def check_name(name: str) -> str:
     return name
 
 
-def _socket_path(text: str, key: str) -> Path:
+def _socket_path(text: str, key: str, most: int = UNIX_PATH_BYTES_MAX) -> Path:
     if not text.startswith("/"):
         raise ConfigurationError(f"{key}: expected an absolute path of a socket, found {text!r}")
-    if len(os.fsencode(text)) > UNIX_PATH_BYTES_MAX:
+    if len(os.fsencode(text)) > most:
         raise ConfigurationError(
-            f"{key}: expected a socket path of at most {UNIX_PATH_BYTES_MAX} bytes (a limit of "
+            f"{key}: expected a socket path of at most {most} bytes (a limit of "
             f"the system), found {len(os.fsencode(text))}: {text!r}"
         )
     return Path(text)
@@ -358,7 +360,7 @@ def read_configuration(text: str) -> Configuration:
     _check_shared(volumes)
     node = NodeConfiguration(
         state=Path(raw.node.state),
-        control=_socket_path(raw.node.control, "[node] control"),
+        control=_socket_path(raw.node.control, "[node] control", CONTROL_PATH_BYTES_MAX),
         listen=listen,
         tls=Path(raw.node.tls) if raw.node.tls is not None else None,
     )

@@ -23,6 +23,7 @@ do. Does not know: how errors are shown.
 """
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -45,6 +46,8 @@ class DualRestoreError(Exception):
     """The parent of every error of this package."""
 
     exit_code: ExitCode = ExitCode.FAILED
+    report: dict[str, Any] | None = None
+    """Of a merge some of whose sources failed: what it did, the document of a `MergeReport`."""
 
 
 class UsageError(DualRestoreError, ValueError):
@@ -158,12 +161,34 @@ _BY_NAME: dict[str, type[DualRestoreError]] = {
 }
 
 
+def error_document(problem: BaseException) -> dict[str, Any]:
+    """An error as `{kind, message, errno, report}`, the last two if it has them: what another
+    process needs to raise it.
+    """
+    if not isinstance(problem, DualRestoreError):
+        text = f"unexpected {type(problem).__name__}: {problem}; the daemon's log has more"
+        return {"kind": "DualRestoreError", "message": text}
+    told: dict[str, Any] = {"kind": type(problem).__name__, "message": str(problem)}
+    if isinstance(problem, OSError) and problem.errno is not None:
+        told["errno"] = problem.errno
+    if problem.report is not None:
+        told["report"] = problem.report
+    return told
+
+
 def error_by_name(name: str, message: str, errno: int | None = None) -> DualRestoreError:
     """The error that another process told by its class name; an unknown name is a plain failure."""
     kind = _BY_NAME.get(name, DualRestoreError)
     if issubclass(kind, DeviceError):
         return kind(errno or 5, message)
     return kind(message)
+
+
+def error_from(document: dict[str, Any]) -> DualRestoreError:
+    """The error that `error_document` told of."""
+    problem = error_by_name(document["kind"], document["message"], document.get("errno"))
+    problem.report = document.get("report")
+    return problem
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

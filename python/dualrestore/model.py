@@ -4,11 +4,12 @@ Guarantees: `read(Type, document)` accepts documents with further keys (newer co
 and refuses those that lack one. Does not know: where a document came from.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from dualrestore.errors import FormatError
+from dualrestore.errors import FormatError, error_document, error_from
 
 
 class Extent(NamedTuple):
@@ -36,6 +37,20 @@ class BundleExtent(NamedTuple):
         return self.offset + self.length
 
 
+class Stream(int):
+    """A descriptor that a tar comes through, with what it is called in messages."""
+
+    name: str
+
+    def __new__(cls, descriptor: int, name: str) -> "Stream":
+        stream = super().__new__(cls, descriptor)
+        stream.name = name
+        return stream
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A report or status that can be shown as a document."""
 
@@ -45,14 +60,34 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return built
 
 
+class SourceReport(Record, frozen=True, kw_only=True):
+    """What a merge did with one of its sources. `bytes_total` of it were dealt with.
+
+    `chunks_repaired` were damaged in it and came another way; `chunks_damaged` are still missing.
+    """
+
+    source: str
+    bytes_total: int
+    bytes_written: int
+    bytes_read: int
+    chunks_total: int
+    chunks_repaired: int
+    chunks_damaged: int
+    damaged: list[tuple[int, int]] = []
+    """(offset, length) of the first of both."""
+    shortfall: str | None = None
+    error: dict[str, Any] | None = None
+    """Why it was given up, as `errors.error_document` tells it; what came before stays merged."""
+
+
 class MergeReport(Record, frozen=True, kw_only=True):
-    """What a merge did. All but `seconds` and the chunk counts are bytes.
+    """What a merge did, all sources together. All but `seconds` and the counts are bytes.
 
     `bytes_skipped` were selected by the bundle and already current; `chunks_repaired` were damaged
-    on the medium and fetched over the link; `chunks_damaged` are still missing. After a crash a
-    bundle may be too old for some blocks (law 5): `bytes_fetched` of them came over the link,
-    `bytes_in_doubt` are still missing because it was down. Of a bundle of an earlier generation
-    `bytes_stale` were not vouched for by the backup and are still missing.
+    on a medium and came from another one, or over the link; `chunks_damaged` are still missing.
+    After a crash a bundle may be too old for some blocks (law 5): `bytes_fetched` of them came over
+    the link, `bytes_in_doubt` are still missing because it was down. Of a bundle of an earlier
+    generation `bytes_stale` were not vouched for by the backup and are still missing.
     """
 
     bytes_written: int
@@ -69,13 +104,26 @@ class MergeReport(Record, frozen=True, kw_only=True):
     engine: str = ""
     """What carried out the reads and writes: `io_uring` or `threads`."""
     shortfall: str | None = None
-    """Why less came than the source holds: it was cut off. What came whole was merged."""
+    """Why less came than a source holds: it was cut off. What came whole was merged."""
+    side_by_side: int = 1
+    """So many sources were read at a time, at most: those on different disks are."""
+    sources: list[SourceReport] = []
+    """By source, in the order in which they were given."""
 
-    def __add__(self, other: "MergeReport") -> "MergeReport":
-        names = [name for name in self.__struct_fields__ if name not in {"engine", "shortfall"}]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        shortfall = self.shortfall or other.shortfall
-        return MergeReport(**sums, engine=other.engine, shortfall=shortfall)
+    def raise_failed(self) -> None:
+        """Raises the error of the first source that was given up, with all of them in its text and
+        this report as its `report`.
+        """
+        failed = [one for one in self.sources if one.error is not None]
+        if not failed:
+            return
+        words = "; ".join(f"{one.source}: {(one.error or {})['message']}" for one in failed)
+        if len(self.sources) > 1:
+            merged = len(self.sources) - len(failed)
+            words += f" ({merged} of {len(self.sources)} sources were merged whole)"
+        problem = error_from({**(failed[0].error or {}), "message": words})
+        problem.report = self.document()
+        raise problem
 
 
 class BundleReport(Record, frozen=True, kw_only=True):
@@ -372,3 +420,14 @@ def volume_status(document: dict[str, Any]) -> PrimaryStatus | BackupStatus:
     if document.get("role") == "primary":
         return read(PrimaryStatus, document)
     return read(BackupStatus, document)
+
+
+def merged(places: Sequence[Any], told: dict[str, Any]) -> MergeReport:
+    """The report of the core, with the sources by name. Raises what made one of them fail."""
+    for place, one in zip(places, told["sources"], strict=True):
+        name = place[1] if isinstance(place, tuple) else getattr(place, "name", place)
+        one["source"] = f"descriptor {name}" if isinstance(name, int) else str(name)
+        one["error"] = None if one["error"] is None else error_document(one["error"])
+    report = read(MergeReport, told)
+    report.raise_failed()
+    return report

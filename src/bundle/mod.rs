@@ -61,8 +61,8 @@ pub use media::{BegunBundle, Media, Medium, NoRecord, Record, write, write_on};
 pub use media_set::MediaSet;
 pub use pieces::{Content, Opener, Piece, PieceSource};
 pub use pump::{
-    Begun, Consumer, Crew, Event, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, run,
-    threads_default,
+    Begun, Consumer, Crew, Event, Feed, MEMORY_BYTES as READ_MEMORY_BYTES, Opened, Outcome, Word,
+    run, run_all, stopped, threads_default,
 };
 pub use random_reader::RandomReader;
 pub use reader::Bundle;

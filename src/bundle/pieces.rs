@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::bundle::source::{Identity, Lineage};
-use crate::device::{AlignedBuffer, Device, FolderFile, Payload};
+use crate::device::{AlignedBuffer, Device, Engine, FolderFile, Payload};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{Checks, ChunkKind, Descriptor, Place, padded};
@@ -210,6 +210,10 @@ pub trait PieceSource: Send + Sync + Debug {
     fn bytes_total(&self) -> u64;
     /// Whether reads of it usually return without waiting, as `Device::answers_at_once`.
     fn answers_at_once(&self) -> bool;
+    /// What must carry out its reads, if not everything can.
+    fn engine(&self) -> Option<Engine> {
+        None
+    }
     /// All pieces, in the order in which the medium is best read. An error ends it.
     fn pieces(&self) -> Box<dyn Iterator<Item = Result<Piece>> + Send + '_>;
 

@@ -408,6 +408,7 @@ impl<B: Deref<Target = Bundle>, S: Iterator<Item = (B, usize)>> Pieces<B, S> {
                 self.queue.push_back(piece);
             }
         } else {
+            reader.check_presence()?;
             self.found.sort_unstable();
             let coverage = &bundle.segments()[*segment].coverage;
             let coverage = coverage.iter().map(|run| ByteRange::from(*run));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::pieces::{Content, Piece};
 use crate::device::FolderFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::format::bundle::{
     Batch, Checks, ChunkKind, Hash, IndexEntry, PAGE_BYTES, Page, Place, SegmentHeader, Trailer,
@@ -36,6 +36,8 @@ pub struct SegmentReader {
     trailer: Option<Trailer>,
     /// Batches that were read ahead, because only all together are they vouched for.
     held: Option<VecDeque<FoundBatch>>,
+    /// The first page that could not be read, rather than being damaged: why.
+    unread: Option<Error>,
 }
 
 #[derive(Debug)]
@@ -117,10 +119,14 @@ impl SegmentReader {
             root: blake3::Hasher::new(),
             trailer: None,
             held: None,
+            unread: None,
         };
-        if let Ok((trailer, index)) = reader.read_index() {
-            reader.found_by = FoundBy::Index(index.into_iter());
-            reader.trailer = Some(trailer);
+        match reader.read_index() {
+            Ok((trailer, index)) => {
+                reader.found_by = FoundBy::Index(index.into_iter());
+                reader.trailer = Some(trailer);
+            }
+            Err(error) => reader.note_unread(error),
         }
         Ok(reader)
     }
@@ -204,7 +210,14 @@ impl SegmentReader {
             if at >= self.length {
                 return None;
             }
-            let Ok(batch) = self.read_batch(at) else { continue };
+            let batch = match self.read_batch(at) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    let gone = error.says_gone();
+                    self.note_unread(error);
+                    if gone { return None } else { continue }
+                }
+            };
             let payload_position = at + u64::from(batch.pages) * PAGE;
             let end = payload_position + u64::from(batch.payload_bytes);
             if let FoundBy::Scan(next) = &mut self.found_by {
@@ -212,6 +225,22 @@ impl SegmentReader {
             }
             let checks = Arc::clone(&self.checks);
             return Some(FoundBatch { batch, payload_position, checks });
+        }
+    }
+
+    /// An error if its medium seems to be gone: not even its first page can be read any more. What
+    /// was not found may then be whole.
+    pub fn check_presence(&self) -> Result<()> {
+        let Some(unread) = &self.unread else { return Ok(()) };
+        match self.page(0) {
+            Err(error) if error.kind() == ErrorKind::Device => Err(unread.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_unread(&mut self, error: Error) {
+        if error.kind() == ErrorKind::Device {
+            self.unread.get_or_insert(error);
         }
     }
 

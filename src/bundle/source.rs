@@ -79,11 +79,12 @@ pub trait Source: Send + Sync + Debug {
     }
 }
 
-/// A file or device as it is, bound to no volume.
+/// A file or device as it is: bound to no volume, or what a server says of a snapshot.
 #[derive(Debug)]
 pub struct ImageSource {
     device: Arc<dyn Device>,
     identity: Identity,
+    snapshot: Option<Uuid>,
 }
 
 impl ImageSource {
@@ -96,13 +97,24 @@ impl ImageSource {
             ))
         })?;
         let identity = Identity { volume: Uuid::nil(), geometry, generation: 0, cut: 0 };
-        Ok(Self { device, identity })
+        Ok(Self { device, identity, snapshot: None })
+    }
+
+    /// All of a snapshot that says whose it is.
+    #[must_use]
+    pub fn of_snapshot(device: Arc<dyn Device>, identity: Identity, snapshot: Uuid) -> Self {
+        assert_eq!(device.size(), identity.geometry.size(), "of this size");
+        Self { device, identity, snapshot: Some(snapshot) }
     }
 }
 
 impl Source for ImageSource {
     fn identity(&self) -> Identity {
         self.identity
+    }
+
+    fn snapshot(&self) -> Option<Uuid> {
+        self.snapshot
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

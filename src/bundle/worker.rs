@@ -12,19 +12,37 @@ use crossbeam_channel::Sender;
 
 use super::pieces::{Content, Opener};
 use super::plan::{Job, Part, Planner, SLOT_BYTES};
-use super::pump::{Begun, Consumer, Event, Opened, Outcome};
+use super::pump::{Begun, Consumer, Event, Feed, Opened, Outcome};
 use crate::device::{Access, Done, Place, Queue, Request};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
 use crate::limits::MERGE_READ_FAILURES_MAX;
 
-/// What the workers of a pump have in common.
+/// What the workers of a feed have in common.
 pub(super) struct Shared<'a, C> {
-    pub consumer: &'a C,
-    pub planner: Mutex<Planner<'a>>,
-    pub stop: AtomicBool,
+    /// Of the feed.
+    number: usize,
+    consumer: &'a C,
+    planner: Mutex<Planner<'a>>,
+    stop: AtomicBool,
     /// Reads in a row that failed.
-    pub failures: AtomicU32,
+    failures: AtomicU32,
+}
+
+impl<'a, C> Shared<'a, C> {
+    pub(super) fn new(number: usize, feed: &Feed<'a, C>) -> Self {
+        Self {
+            number,
+            consumer: feed.consumer,
+            planner: Mutex::new(Planner::new(feed.source.pieces(), feed.image_bytes())),
+            stop: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
 }
 
 impl<C: Consumer> Shared<'_, C> {
@@ -63,14 +81,19 @@ struct Running<C: Consumer> {
     events: Vec<Event<C::Note>>,
 }
 
-type News<N> = Sender<Result<Vec<Event<N>>>>;
+/// What a worker has to tell.
+pub(super) enum News<N> {
+    Events(Vec<Event<N>>),
+    /// It works no more.
+    Left(Result<()>),
+}
 
 /// See the module.
 pub(super) struct Worker<'a, 'p, C: Consumer> {
     shared: &'a Shared<'p, C>,
     queue: Box<dyn Queue>,
     opener: Opener,
-    news: News<C::Note>,
+    news: Sender<(usize, News<C::Note>)>,
     running: Vec<Option<Running<C>>>,
     free: Vec<usize>,
 }
@@ -87,7 +110,7 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         queue: Box<dyn Queue>,
         slots: usize,
         opener: Opener,
-        news: News<C::Note>,
+        news: Sender<(usize, News<C::Note>)>,
     ) -> Self {
         let running = (0..slots).map(|_| None).collect();
         Self { shared, queue, opener, news, running, free: (0..slots).collect() }
@@ -122,7 +145,7 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
     }
 
     fn stop(&self, error: Error) -> Error {
-        self.shared.stop.store(true, Ordering::Release);
+        self.shared.stop();
         error
     }
 
@@ -307,19 +330,22 @@ impl<'a, 'p, C: Consumer> Worker<'a, 'p, C> {
         });
         running.events.extend(passed);
         // Nobody listens any more only if the caller has panicked.
-        let _heard = self.news.send(Ok(running.events));
+        let _heard = self.news.send((self.shared.number, News::Events(running.events)));
         self.free.push(slot);
     }
 }
 
 impl<C> Shared<'_, C> {
-    /// Of a medium that is gone every read fails: then that is the error, not damage of a piece.
+    /// Of a medium that is gone every read fails: then that is the error, not damage of a piece. So
+    /// is a connection that was lost.
     fn count(&self, read: &Result<()>) -> Result<()> {
         let Err(error) = read else {
             self.failures.store(0, Ordering::Release);
             return Ok(());
         };
-        if self.failures.fetch_add(1, Ordering::AcqRel) + 1 >= MERGE_READ_FAILURES_MAX {
+        let lost = matches!(error.kind(), ErrorKind::Link | ErrorKind::Interrupted);
+        let gone = lost || error.says_gone();
+        if gone || self.failures.fetch_add(1, Ordering::AcqRel) + 1 >= MERGE_READ_FAILURES_MAX {
             return Err(error.clone());
         }
         Ok(())
@@ -463,6 +489,7 @@ mod tests {
         let piece = Piece { range, content: Content::Plain(Arc::clone(&device)) };
         let consumer = Claiming { device, ended: Default::default() };
         let shared = Shared {
+            number: 0,
             consumer: &consumer,
             planner: Mutex::new(Planner::new(Box::new([Ok(piece)].into_iter()), SLOT_BYTES)),
             stop: AtomicBool::new(false),

@@ -129,4 +129,12 @@ pub trait Device: Send + Sync + Debug {
     fn answers_at_once(&self) -> bool {
         false
     }
+
+    /// What must carry out its requests, if not everything can.
+    fn engine(&self) -> Option<Engine> {
+        None
+    }
+
+    /// Ends every wait of a read, for good; called from another thread.
+    fn interrupt(&self) {}
 }

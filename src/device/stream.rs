@@ -30,15 +30,27 @@ const PIPE_WRITE_BYTES: usize = 4096;
 
 /// Ends waits of a stream from another thread. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    own: Arc<AtomicBool>,
+    /// Ends this one too.
+    above: Option<Arc<AtomicBool>>,
+}
 
 impl Stop {
+    /// One that ends with this one, or alone.
+    #[must_use]
+    pub fn below(&self) -> Self {
+        Self { own: Arc::default(), above: Some(Arc::clone(&self.own)) }
+    }
+
     pub fn now(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.own.store(true, Ordering::Relaxed);
     }
 
     pub fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) {
+        let above = self.above.as_ref();
+        if self.own.load(Ordering::Relaxed) || above.is_some_and(|one| one.load(Ordering::Relaxed))
+        {
             return Err(Error::new(ErrorKind::Interrupted, "stopped on request; may be resumed"));
         }
         Ok(())
@@ -246,8 +258,14 @@ impl ByteSink for DescriptorSink {
 
 /// Opens a pipe, file or device to read it from front to back.
 pub fn open_stream(path: &Path, stop: Stop) -> Result<DescriptorStream> {
-    let file = File::open(path).map_err(|error| Error::device("open", &error).at_path(path))?;
-    DescriptorStream::new(file.into(), stop).map_err(|error| error.within(path))
+    let is_fifo = path.metadata().is_ok_and(|found| found.file_type().is_fifo());
+    // A named pipe is opened without waiting for its writer, for whom the first read waits: that
+    // can be ended.
+    let flags = if is_fifo { OFlags::NONBLOCK } else { OFlags::empty() };
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    let file = opened.map_err(|error| Error::device("open", &error.into()).at_path(path))?;
+    DescriptorStream::new(file, stop).map_err(|error| error.within(path))
 }
 
 /// Opens what takes a stream of bytes: a new file, or a device, pipe or socket that exists. A disk
@@ -293,5 +311,56 @@ impl ByteSink for Vec<u8> {
 
     fn flush(&mut self) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, mknodat};
+
+    use super::*;
+
+    fn pipe() -> (tempfile::TempDir, std::path::PathBuf) {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("pipe");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).expect("made");
+        (home, path)
+    }
+
+    #[test]
+    fn a_named_pipe_that_nobody_writes_to_is_opened_and_its_wait_can_be_ended() {
+        let (_home, path) = pipe();
+        let stop = Stop::default();
+        let mut stream = open_stream(&path, stop.below()).expect("opened without a writer");
+        stop.now();
+        let ended = stream.read(&mut [0; 16]).expect_err("no writer came");
+        assert_eq!(ended.kind(), ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn a_named_pipe_gives_what_its_writer_says_and_then_its_end() {
+        let (_home, path) = pipe();
+        let mut stream = open_stream(&path, Stop::default()).expect("opened without a writer");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut writer =
+                    File::options().write(true).open(&path).expect("a reader is there");
+                writer.write_all(b"said").expect("taken");
+            });
+            let mut said = [0; 16];
+            assert_eq!(stream.fill(&mut said).expect("read"), 4);
+            assert_eq!(&said[..4], b"said");
+        });
+        assert_eq!(stream.read(&mut [0; 16]).expect("read"), 0, "it has ended");
+    }
+
+    #[test]
+    fn what_is_stopped_alone_does_not_stop_what_is_above_or_beside_it() {
+        let above = Stop::default();
+        let (one, other) = (above.below(), above.below());
+        one.now();
+        assert!(one.check().is_err() && other.check().is_ok() && above.check().is_ok());
+        above.now();
+        assert!(other.check().is_err());
     }
 }

@@ -117,12 +117,64 @@ fn any_other_order_is_refused_before_the_first_byte_and_says_the_right_one() {
         assert_eq!(refused.kind(), ErrorKind::Identity);
         assert!(refused.to_string().contains("newest"), "{refused}");
         assert!(device.contents() == before);
-        let sources: Vec<&dyn MergeSource> = order.iter().map(|one| *one as _).collect();
-        let (_, fresh) = self::target();
-        assert_eq!(check_all(&sources, &fresh).expect_err("known before").kind(), refused.kind());
+        let (device, fresh) = self::target();
+        let refused = together(order, &fresh).expect_err("known before the first byte");
+        assert_eq!(refused.kind(), ErrorKind::Identity);
+        assert!(device.contents().iter().all(|byte| *byte == 0xee));
+        assert!(fresh.identity().volume.is_nil(), "and nothing is bound");
     }
-    let right: [&dyn MergeSource; 3] = [&third, &second, &first];
-    check_all(&right, &target().1).expect("newest first");
+}
+
+/// Merged in one go, each on a disk of its own.
+fn together(bundles: &[&Bundle], target: &OfflineTarget) -> Result<MergeReport> {
+    let mut strands: Vec<Strand<'_>> = Vec::new();
+    for (lane, source) in bundles.iter().enumerate() {
+        strands.push(Strand { source: *source, target, lane });
+    }
+    run_all(&strands, &MergeOptions::default(), &mut |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn cuts_that_are_merged_in_one_go_keep_their_order() {
+    let (device, target) = target();
+    let halves = [since(3, 2, &[blocks(1, 3)]), since(3, 2, &[blocks(1, 3)])];
+    let [_, second] = incrementals();
+    let all = [&halves[0], &halves[1], &second, &full(1)];
+    let report = together(&all, &target).expect("newest first");
+    assert!(report.sources.iter().all(|one| one.error.is_none()), "{report:?}");
+    assert!(device.contents() == bytes_at(3));
+    assert_eq!(target.map().missing_bytes(), 0);
+    assert_eq!(report.side_by_side, 2, "the media of one cut");
+}
+
+#[test]
+fn an_older_cut_is_refused_when_its_turn_comes_if_something_of_the_newer_one_is_missing() {
+    let (device, target) = target();
+    let [third, second] = incrementals();
+    let folder = RamFolder::new();
+    for name in ["manifest.json", "manifest.begin.json"] {
+        folder.replace(name, contents_of(&third, name));
+    }
+    let mut bytes = contents_of(&third, "seg-00000000.drs");
+    // In the payload, which follows header and descriptor page.
+    bytes[2 * 4096 + 1] ^= 1;
+    folder.replace("seg-00000000.drs", bytes);
+    let damaged = Bundle::open_in(Arc::new(folder)).expect("damaged where it is not looked at");
+    let report = together(&[&damaged, &second, &full(1)], &target).expect("the first is merged");
+    assert_eq!(report.chunks_damaged, 1);
+    for refused in &report.sources[1..] {
+        let error = refused.error.as_ref().expect("a mixture");
+        assert_eq!(error.kind(), ErrorKind::Identity);
+        assert_eq!(refused.bytes_done, 0);
+    }
+    assert!(device.contents().iter().all(|byte| *byte == 0xee), "no block of an earlier cut");
+}
+
+fn contents_of(bundle: &Bundle, name: &str) -> Vec<u8> {
+    let file = bundle.folder().open(name).expect("there");
+    let mut bytes = vec![0; file.length().expect("known") as usize];
+    file.read_at(0, &mut bytes).expect("read");
+    bytes
 }
 
 #[test]

@@ -105,7 +105,8 @@ pub trait MergeTarget: Sync {
         result.map(|()| written)
     }
 
-    /// Bytes that were wanted, and are missing still because the source is too old for them.
+    /// Bytes that were wanted, and are missing still because the source is too old for them. Of a
+    /// merge of several sources each of their targets that says it says it of all of them.
     fn bytes_stale(&self) -> u64 {
         0
     }

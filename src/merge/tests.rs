@@ -17,10 +17,10 @@ use crate::limits::BUNDLE_ZERO_GRAIN_BYTES;
 use crate::map::{MapIdentity, OverwriteMap};
 use crate::units::{BlockSize, Cut, Geometry};
 
-const SIZE: usize = (5 << 20) + 512;
-const GROUND: u8 = 0xee;
+pub(super) const SIZE: usize = (5 << 20) + 512;
+pub(super) const GROUND: u8 = 0xee;
 
-fn image() -> Vec<u8> {
+pub(super) fn image() -> Vec<u8> {
     let mut bytes = vec![0; SIZE];
     blake3::Hasher::new().finalize_xof().fill(&mut bytes[..2 << 20]);
     bytes[3 << 20..][..40_000].fill(b'a');
@@ -28,23 +28,23 @@ fn image() -> Vec<u8> {
     bytes
 }
 
-fn go_on<T>(_: &T) -> ControlFlow<()> {
+pub(super) fn go_on<T>(_: &T) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-fn folder_of(source: &dyn Source, options: WriterOptions) -> RamFolder {
+pub(super) fn folder_of(source: &dyn Source, options: WriterOptions) -> RamFolder {
     let folder = RamFolder::new();
     let options = WriterOptions { segment_bytes_max: 2 << 20, threads: 2, ..options };
     BundleWriter::create_in(&folder, source, &options, &mut go_on).expect("made");
     folder
 }
 
-fn source() -> ImageSource {
+pub(super) fn source() -> ImageSource {
     let device = Arc::new(RamDevice::from_bytes(image()));
     ImageSource::new(device, BlockSize::DEFAULT).expect("an image")
 }
 
-fn bundle_in(folder: &RamFolder) -> Bundle {
+pub(super) fn bundle_in(folder: &RamFolder) -> Bundle {
     Bundle::open_in(Arc::new(folder.clone())).expect("whole")
 }
 
@@ -53,12 +53,12 @@ fn bundle() -> Bundle {
     bundle_in(&folder_of(&source(), packed))
 }
 
-struct Place {
-    device: Arc<RamDevice>,
-    target: OfflineTarget,
+pub(super) struct Place {
+    pub(super) device: Arc<RamDevice>,
+    pub(super) target: OfflineTarget,
 }
 
-fn place_with(block_bytes: u32, volume: Uuid, generation: u64) -> Place {
+pub(super) fn place_with(block_bytes: u32, volume: Uuid, generation: u64) -> Place {
     let block_size = BlockSize::new(block_bytes).expect("a power of two");
     let geometry = Geometry::new(SIZE as u64, block_size).expect("valid");
     let map = Arc::new(RamDevice::new(OverwriteMap::bytes_needed(geometry)));
@@ -69,11 +69,11 @@ fn place_with(block_bytes: u32, volume: Uuid, generation: u64) -> Place {
     Place { device, target }
 }
 
-fn place() -> Place {
+pub(super) fn place() -> Place {
     place_with(4096, Uuid::nil(), 0)
 }
 
-fn options() -> MergeOptions {
+pub(super) fn options() -> MergeOptions {
     MergeOptions { threads: 2, engine: None }
 }
 
@@ -194,7 +194,7 @@ fn blocks_of_another_size_are_put_together() {
 }
 
 #[derive(Debug)]
-struct Bound(ImageSource, u128, u64);
+pub(super) struct Bound(pub(super) ImageSource, pub(super) u128, pub(super) u64);
 
 impl Source for Bound {
     fn identity(&self) -> Identity {
@@ -249,8 +249,9 @@ fn of_several_sources_none_is_merged_where_one_may_not_be() {
         |volume| bundle_in(&folder_of(&Bound(source(), volume, 2), WriterOptions::default()));
     let (first, second, foreign) = (bundle(1), bundle(1), bundle(3));
     let Place { target, .. } = place();
-    check_all(&[&first, &second], &target).expect("of one volume");
-    let refused = check_all(&[&first, &foreign], &target).expect_err("of two");
+    let strand = |source| Strand { source, target: &target, lane: 0 };
+    check_all(&[strand(&first), strand(&second)]).expect("of one volume");
+    let refused = check_all(&[strand(&first), strand(&foreign)]).expect_err("of two");
     assert_eq!(refused.kind(), ErrorKind::Identity);
     assert!(target.identity().volume.is_nil(), "nothing is bound by a check");
 }
@@ -267,16 +268,16 @@ fn an_unbound_target_in_which_something_is_current_refuses_a_bound_bundle() {
 }
 
 /// A target that someone else works on: the first fill of each call is refused some blocks.
-struct Shared {
+pub(super) struct Shared {
     inner: OfflineTarget,
     held: Mutex<Option<BlockRange>>,
     fails: bool,
     commits: AtomicU64,
     takes_unbound: bool,
-    repaired: Mutex<Vec<BlockRange>>,
+    pub(super) repaired: Mutex<Vec<BlockRange>>,
 }
 
-fn shared() -> (Arc<RamDevice>, Shared) {
+pub(super) fn shared() -> (Arc<RamDevice>, Shared) {
     let Place { device, target: inner } = place();
     let commits = AtomicU64::new(0);
     let held = Mutex::new(None);

@@ -12,7 +12,9 @@
 //! | `incoming.rs`, `outgoing.rs` | the bytes on their way |
 //! | `mailbox.rs`, `connection.rs`, `server.rs` | threads and sockets |
 //! | `vigil.rs` | when a thread looks around, and when it sleeps |
+//! | `client/` | the other side: somebody's export as a device |
 
+mod client;
 mod connection;
 mod contexts;
 mod exports;
@@ -26,6 +28,7 @@ mod session;
 mod transmission;
 mod vigil;
 
+pub use client::{Agreed, ClientHandshake, NbdDevice, SocketWire, Wire};
 pub use exports::{Export, ExportTable};
 pub use server::{ConnectionReport, Server, Totals};
 pub use session::{Event, Session, Tls};

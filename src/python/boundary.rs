@@ -35,6 +35,8 @@ mod errors {
 }
 
 const EIO: i32 = 5;
+/// What is told while a stream has not begun.
+pub const NOTHING_YET: &[(&str, u64)] = &[("done_bytes", 0), ("total_bytes", 0)];
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {

@@ -1,7 +1,7 @@
-//! Bundles and merges, as functions.
+//! Bundles, as functions.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -10,38 +10,30 @@ use uuid::Uuid;
 
 use super::backups::SnapshotSource;
 use super::boundary::{
-    Callback, attended, block_size as block_size_of, byte_ranges, detached, extents,
+    Callback, NOTHING_YET, attended, block_size as block_size_of, byte_ranges, extents,
 };
 use super::keys::{BundleKey, Trust};
-use super::maps::OverwriteMap;
 use super::places::{OpenedBundle, Place};
+use super::remote::NbdSource;
 use super::selecting::Words;
-use super::volumes::PrimaryVolume;
 use crate::bundle::{
     BundleProgress, BundleReport, BundleWriter, Compression, Crew, Encryption, Identity,
-    ImageSource, Journey, PieceSource, Source, VerifyProgress, WriterOptions, random_salt,
+    ImageSource, Journey, Source, VerifyProgress, WriterOptions, random_salt,
 };
 use crate::clock::wall_clock_ms;
-use crate::device::{Engine, FileDevice, OpenOptions, Stop, discard};
+use crate::device::{FileDevice, OpenOptions, Stop, discard};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::limits::TAR_SEGMENT_BYTES_MAX;
-use crate::map::OverwriteMap as Map;
-use crate::merge::{
-    MergeOptions, MergeReport, MergeTarget, OfflineTarget, Undo, check_all, forecast,
-    run as run_merge,
-};
-use crate::volume::primary::LiveTarget;
 
 const PROBLEMS_MAX: usize = 100;
-/// What is told while a stream has not begun.
-const NOTHING_YET: &[(&str, u64)] = &[("done_bytes", 0), ("total_bytes", 0)];
 
-/// An image by its path, or a snapshot.
+/// An image by its path, a snapshot, or what a server exports.
 #[derive(FromPyObject)]
 pub enum BundleInput {
     Path(String),
     Snapshot(Py<SnapshotSource>),
+    Export(Py<NbdSource>),
 }
 
 #[pyfunction]
@@ -79,6 +71,7 @@ pub fn bundle_create<'py>(
             let device = Arc::new(py.detach(|| FileDevice::open(path, options))?);
             Arc::new(ImageSource::new(device, block_size)?)
         }
+        BundleInput::Export(export) => export.get().source(block_size_of(block_size)?)?,
         BundleInput::Snapshot(snapshot) => {
             let into_tar = media.iter().any(Place::is_tar_destination);
             snapshot_view = Some(snapshot.get().view());
@@ -290,175 +283,4 @@ pub fn bundle_verify<'py>(
     dict.set_item("problems", problems)?;
     dict.set_item("seconds", report.seconds)?;
     Ok(dict)
-}
-
-fn merge_report<'py>(py: Python<'py>, report: MergeReport) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    dict.set_item("bytes_written", report.bytes_written)?;
-    dict.set_item("bytes_skipped", report.bytes_skipped)?;
-    dict.set_item("bytes_stale", report.bytes_stale)?;
-    dict.set_item("bytes_zeroed", report.bytes_zeroed)?;
-    dict.set_item("bytes_fetched", report.bytes_fetched)?;
-    dict.set_item("bytes_in_doubt", report.bytes_in_doubt)?;
-    dict.set_item("bytes_read", report.bytes_read)?;
-    let other = report.bytes_fetched + report.bytes_in_doubt + report.bytes_stale;
-    dict.set_item("bytes_total", report.bytes_written + report.bytes_skipped + other)?;
-    dict.set_item("chunks_total", report.chunks_total)?;
-    dict.set_item("chunks_repaired", report.chunks_repaired)?;
-    dict.set_item("chunks_damaged", report.chunks_damaged - report.chunks_repaired)?;
-    let damaged: Vec<ByteRange> = report.damaged;
-    dict.set_item("damaged", extents(py, damaged)?)?;
-    dict.set_item("shortfall", report.shortfall)?;
-    dict.set_item("seconds", report.seconds)?;
-    dict.set_item("engine", report.engine)?;
-    Ok(dict)
-}
-
-fn run<'py>(
-    py: Python<'py>,
-    (source, trust): (&Place, Option<Py<Trust>>),
-    target: impl FnOnce(&dyn PieceSource) -> Result<Arc<dyn MergeTarget + Send + Sync>> + Send,
-    (engine, dry): (&str, bool),
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let options = MergeOptions { engine: Engine::parse(engine)?, ..MergeOptions::default() };
-    let mut callback = Callback::new(progress);
-    let trust = Trust::of(trust);
-    let result = py.detach(|| {
-        let stop = Stop::default();
-        let open = || source.merge_source(&stop, &trust);
-        let source = attended(&stop, || callback.tell(NOTHING_YET), open)?;
-        let target = target(&*source)?;
-        if dry {
-            let total = source.bytes_total();
-            return forecast(&*source, &*target, &mut |done| {
-                callback.tell(&[("done_bytes", done), ("total_bytes", total)])
-            });
-        }
-        run_merge(&*source, &*target, &options, &mut |state| {
-            callback.tell(&[
-                ("done_bytes", state.bytes_done),
-                ("total_bytes", state.bytes_total),
-                ("bytes_written", state.bytes_written),
-                ("chunks_damaged", state.chunks_damaged),
-            ])
-        })
-    });
-    merge_report(py, callback.result(result)?)
-}
-
-fn offline(target: &str, map: Arc<Map>) -> Result<OfflineTarget> {
-    let options = OpenOptions { lock: true, ..OpenOptions::default() };
-    let device = Arc::new(FileDevice::open_for_bulk(target, options)?);
-    OfflineTarget::new(device, map).map_err(|error| error.at_path(Path::new(target)))
-}
-
-/// A source, and what is known of it.
-type Known = (Place, Option<Py<Trust>>);
-
-fn known(sources: Vec<Known>) -> Vec<(Place, Trust)> {
-    sources.into_iter().map(|(place, trust)| (place, Trust::of(trust))).collect()
-}
-
-fn check(sources: &[(Place, Trust)], target: &dyn MergeTarget) -> Result<()> {
-    let stop = Stop::default();
-    let opened: Vec<_> = sources
-        .iter()
-        .map(|(place, trust)| place.merge_source(&stop, trust))
-        .collect::<Result<_>>()?;
-    let opened: Vec<&dyn PieceSource> = opened.iter().map(|source| &**source).collect();
-    check_all(&opened, target)
-}
-
-#[pyfunction]
-pub fn merge_check(
-    py: Python<'_>,
-    sources: Vec<Known>,
-    target: &str,
-    map: &OverwriteMap,
-) -> PyResult<()> {
-    let map = map.held()?;
-    let sources = known(sources);
-    detached(py, || check(&sources, &offline(target, map)?))
-}
-
-#[pyfunction]
-pub fn merge_check_volume(
-    py: Python<'_>,
-    sources: Vec<Known>,
-    volume: &PrimaryVolume,
-) -> PyResult<()> {
-    let volume = volume.held();
-    let sources = known(sources);
-    detached(py, || {
-        for (place, trust) in sources {
-            let source = place.merge_source(&Stop::default(), &trust)?;
-            let target = LiveTarget::for_source(Arc::clone(&volume), &*source)?;
-            check_all(&[&*source], &target)?;
-        }
-        Ok(())
-    })
-}
-
-#[pyfunction]
-#[pyo3(signature = (source, target, map, *, trust=None, engine="auto", undo=None, dry_run=false,
-                    progress=None))]
-#[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
-pub fn merge<'py>(
-    py: Python<'py>,
-    source: Place,
-    target: &str,
-    map: &OverwriteMap,
-    trust: Option<Py<Trust>>,
-    engine: &str,
-    undo: Option<PathBuf>,
-    dry_run: bool,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let map = map.held()?;
-    let make = move |_: &dyn PieceSource| -> Result<Arc<dyn MergeTarget + Send + Sync>> {
-        let plain = offline(target, Arc::clone(&map))?;
-        Ok(match undo {
-            Some(path) if !dry_run => Arc::new(plain.keeping(Undo::open(&path, map.identity())?)),
-            _ => Arc::new(plain),
-        })
-    };
-    run(py, (&source, trust), make, (engine, dry_run), progress)
-}
-
-/// Puts back what merges with this undo file overwrote; the bytes put back.
-#[pyfunction]
-pub fn merge_revert(
-    py: Python<'_>,
-    undo: PathBuf,
-    target: &str,
-    map: &OverwriteMap,
-) -> PyResult<u64> {
-    let map = map.held()?;
-    detached(py, || {
-        if !undo.exists() {
-            let words = "expected what a merge with --undo kept, found nothing: check the path";
-            return Err(Error::usage(words).at_path(&undo));
-        }
-        let kept = Undo::open(&undo, map.identity())?;
-        kept.put_back(&offline(target, map)?)
-    })
-}
-
-#[pyfunction]
-#[pyo3(signature = (source, volume, *, trust=None, engine="auto", progress=None))]
-pub fn merge_into_volume<'py>(
-    py: Python<'py>,
-    source: Place,
-    volume: &PrimaryVolume,
-    trust: Option<Py<Trust>>,
-    engine: &str,
-    progress: Option<Py<PyAny>>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let volume = volume.held();
-    let make = move |source: &dyn PieceSource| {
-        let target = LiveTarget::for_source(volume, source)?;
-        Ok(Arc::new(target) as Arc<dyn MergeTarget + Send + Sync>)
-    };
-    run(py, (&source, trust), make, (engine, false), progress)
 }

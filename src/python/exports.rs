@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyList};
 use super::backups::BackupVolume;
 use super::boundary::{detached, engine, uuid};
 use super::buffers::take_descriptor;
+use super::remote::exported_cut;
 use super::volumes::PrimaryVolume;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::{ExportTable, Server, Tls};
@@ -25,9 +26,9 @@ pub struct NbdServer {
 }
 
 impl NbdServer {
-    fn insert(&self, name: &str, service: Arc<dyn BlockService>) -> Result<()> {
+    fn insert(&self, name: &str, description: &str, service: Arc<dyn BlockService>) -> Result<()> {
         let exports = self.server.exports();
-        exports.insert(name, "", Arc::clone(&service))?;
+        exports.insert(name, description, Arc::clone(&service))?;
         if self.default.as_deref() == Some(name) {
             exports.insert("", name, service)?;
         }
@@ -45,7 +46,7 @@ impl NbdServer {
     }
 
     fn add_volume(&self, name: &str, volume: &PrimaryVolume) -> PyResult<()> {
-        Ok(self.insert(name, volume.held())?)
+        Ok(self.insert(name, "", volume.held())?)
     }
 
     fn add_snapshot(
@@ -60,7 +61,8 @@ impl NbdServer {
         detached(py, || {
             let view = volume.view(snapshot)?;
             let pool = Arc::clone(engine()?.pool());
-            self.insert(name, Arc::new(SnapshotService::new(view, pool)?))
+            let description = exported_cut(&view);
+            self.insert(name, &description, Arc::new(SnapshotService::new(view, pool)?))
         })
     }
 

@@ -250,7 +250,7 @@ fn extract(
         found = Some(Destination::at(path, force)?);
         let sources = media.iter().filter_map(|(place, _)| match place {
             Place::Path(source) => Some(PathBuf::from(source)),
-            Place::Descriptor(_) => None,
+            Place::Descriptor(_) | Place::Named(..) | Place::Export(_) => None,
         });
         refuse_source(path, &sources.collect::<Vec<_>>())?;
     }

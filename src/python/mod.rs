@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `boundary.rs` | the one way in: detach, map errors, poll signals |
 //! | `buffers.rs` | bytes across the boundary |
-//! | `maps.rs`, `bundles.rs`, `selecting.rs` | files |
+//! | `maps.rs`, `bundles.rs`, `selecting.rs`, `merging.rs` | files |
 //! | `extracting.rs`, `reading.rs` | what bundles hold, as images and as memory |
-//! | `places.rs` | where bundles come from and go to |
+//! | `places.rs`, `remote.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
@@ -20,8 +20,10 @@ mod extracting;
 mod keys;
 mod links;
 mod maps;
+mod merging;
 mod places;
 mod reading;
+mod remote;
 mod selecting;
 mod volumes;
 
@@ -34,10 +36,7 @@ mod _core {
     #[pymodule_export]
     use crate::python::buffers::{BundleChunk, ByteBuffer};
     #[pymodule_export]
-    use crate::python::bundles::{
-        bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
-        merge_into_volume, merge_revert,
-    };
+    use crate::python::bundles::{bundle_create, bundle_show, bundle_verify};
     #[pymodule_export]
     use crate::python::disks::disk_behind;
     #[pymodule_export]
@@ -51,9 +50,13 @@ mod _core {
     #[pymodule_export]
     use crate::python::maps::OverwriteMap;
     #[pymodule_export]
+    use crate::python::merging::{merge, merge_into_volume, merge_revert};
+    #[pymodule_export]
     use crate::python::places::tar_key;
     #[pymodule_export]
     use crate::python::reading::{BundleChunkIterator, BundleExtents, BundleReader};
+    #[pymodule_export]
+    use crate::python::remote::NbdSource;
     #[pymodule_export]
     use crate::python::volumes::PrimaryVolume;
 }

@@ -7,9 +7,10 @@
 //! | another file or disk | a raw image | |
 //! | new file named `.tar`, disk | | a bundle as a tar |
 //! | pipe, descriptor | a bundle as a tar | a bundle as a tar |
+//! | export of an NBD server | a snapshot, or a raw image | |
 
 use std::fmt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,12 +19,13 @@ use pyo3::types::PyBytes;
 
 use super::buffers::copy_descriptor;
 use super::keys::Trust;
+use super::remote::NbdSource;
 use crate::bundle::{Bundle, PieceSource, TarStream};
 use crate::device::{
     DescriptorSink, DescriptorStream, FileDevice, OpenOptions, Stop, TarFolder, TarIndex,
-    check_raw_sink, create_sink, open_stream,
+    check_raw_sink, create_sink, disk_behind, open_stream,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::bundle::{Manifest, locked};
 use crate::merge::ImagePieces;
 
@@ -32,6 +34,10 @@ use crate::merge::ImagePieces;
 pub enum Place {
     Descriptor(i32),
     Path(String),
+    /// A descriptor with a name for messages.
+    Named(i32, String),
+    /// Of somebody's NBD server.
+    Export(Py<NbdSource>),
 }
 
 impl fmt::Display for Place {
@@ -40,7 +46,8 @@ impl fmt::Display for Place {
             Self::Descriptor(0) => f.write_str("standard input"),
             Self::Descriptor(1) => f.write_str("standard output"),
             Self::Descriptor(number) => write!(f, "descriptor {number}"),
-            Self::Path(path) => f.write_str(path),
+            Self::Path(name) | Self::Named(_, name) => f.write_str(name),
+            Self::Export(export) => f.write_str(export.get().name()),
         }
     }
 }
@@ -59,7 +66,38 @@ fn is_pipe(path: &Path) -> bool {
     })
 }
 
+/// What a source lies on, as far as that can be told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Whereabouts {
+    Disk(PathBuf),
+    /// Without a disk that the kernel names (memory, network, overlay): its number.
+    FileSystem(u64),
+}
+
 impl Place {
+    /// Whether its bytes come when they come, once.
+    pub fn is_stream(&self) -> bool {
+        match self {
+            Self::Descriptor(_) | Self::Named(..) => true,
+            Self::Path(path) => is_pipe(Path::new(path)),
+            Self::Export(_) => false,
+        }
+    }
+
+    /// `None`: nothing else is read from there. Of a device that is made of several disks the first
+    /// stands for all.
+    pub fn whereabouts(&self) -> Option<Whereabouts> {
+        let Self::Path(path) = self else { return None };
+        let path = Path::new(path);
+        if is_pipe(path) {
+            return None;
+        }
+        if let Ok(Some(disk)) = disk_behind(path) {
+            return Some(Whereabouts::Disk(disk.device));
+        }
+        path.metadata().ok().map(|found| Whereabouts::FileSystem(found.dev()))
+    }
+
     fn open_by(
         &self,
         stop: &Stop,
@@ -70,13 +108,15 @@ impl Place {
             Ok(OpenedBundle::Stream(Box::new(opened)))
         };
         let path = match self {
-            Self::Descriptor(number) => {
-                let copy = copy_descriptor(*number).map_err(|error| {
-                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
-                })?;
+            Self::Descriptor(number) | Self::Named(number, _) => {
+                let copy = copy_descriptor(*number)
+                    .map_err(|error| Error::usage(format!("descriptor {number}: {error}")))?;
                 return stream(DescriptorStream::new(copy, stop.clone())?);
             }
             Self::Path(path) => Path::new(path),
+            Self::Export(_) => {
+                return Err(Error::usage(format!("expected a bundle, found the export {self}")));
+            }
         };
         // What came of a tar that was cut off is of use too.
         if is_pipe(path) || Bundle::is_cut_off(path)? {
@@ -104,14 +144,19 @@ impl Place {
 
     /// What a merge takes from here.
     pub fn merge_source(&self, stop: &Stop, trust: &Trust) -> Result<Box<dyn PieceSource>> {
+        let unproven = || {
+            locked("expected a bundle, which is encrypted or signed, found an image")
+                .at_path(Path::new(&self.to_string()))
+        };
+        if let Self::Export(export) = self {
+            return if trust.is_any() { Err(unproven()) } else { export.get().pieces() };
+        }
         if let Self::Path(path) = self {
             let path = Path::new(path);
             let is_raw = !path.is_dir() && !is_pipe(path) && !TarIndex::is_one(path)?;
             if is_raw {
                 if trust.is_any() {
-                    let words =
-                        "expected a bundle, which is encrypted or signed, found a plain image";
-                    return Err(locked(words).at_path(path));
+                    return Err(unproven());
                 }
                 let options = OpenOptions { read_only: true, lock: true, ..OpenOptions::default() };
                 let device = Arc::new(FileDevice::open_for_bulk(path, options)?);
@@ -141,10 +186,12 @@ impl Place {
     ) -> Result<(TarFolder, Option<PathBuf>)> {
         let name = self.to_string();
         let (sink, made) = match self {
-            Self::Descriptor(number) => {
-                let copy = copy_descriptor(*number).map_err(|error| {
-                    crate::error::Error::usage(format!("descriptor {number}: {error}"))
-                })?;
+            Self::Export(_) => {
+                return Err(Error::usage(format!("{self}: no bundle is written into an export")));
+            }
+            Self::Descriptor(number) | Self::Named(number, _) => {
+                let copy = copy_descriptor(*number)
+                    .map_err(|error| Error::usage(format!("descriptor {number}: {error}")))?;
                 let sink = DescriptorSink::new(copy, stop.clone());
                 (sink.map_err(|error| error.within(Path::new(&name)))?, None)
             }

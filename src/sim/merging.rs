@@ -13,7 +13,7 @@ use super::world::World;
 use crate::device::AlignedBuffer;
 use crate::error::{ErrorKind, Result};
 use crate::extent::BlockRange;
-use crate::merge::{Claim, MergeTarget};
+use crate::merge::{Claim, MergeTarget, Strand, check_all};
 use crate::volume::primary::LiveTarget;
 
 struct Held {
@@ -26,7 +26,7 @@ struct Held {
 
 /// See the module.
 pub struct Merging {
-    target: LiveTarget,
+    target: Arc<LiveTarget>,
     from: Carried,
     /// Blocks that have not come by yet.
     left: Vec<BlockRange>,
@@ -51,10 +51,10 @@ impl World {
         let from = self.shelf[at].clone();
         let found = from.source().identity();
         let is_old = found.generation < driver.map().identity().generation;
-        let target = LiveTarget::for_source(Arc::clone(&running.volume), from.source());
+        let target = LiveTarget::for_sources(&running.volume, &[from.source()]);
         self.look();
         let target = match target {
-            Ok(target) => target,
+            Ok(mut targets) => targets.remove(0),
             Err(error) => {
                 self.note(|| format!("the bundle is refused: {error}"));
                 if is_old {
@@ -65,7 +65,8 @@ impl World {
         };
         // What was looked at meanwhile may have ended the process.
         let same = self.primary.driver().is_some_and(|now| Arc::ptr_eq(&now, &driver));
-        let checked = crate::merge::check_all(&[from.source()], &target);
+        let strand = Strand { source: from.source(), target: &*target, lane: 0 };
+        let checked = check_all(&[strand]);
         if !same || checked.is_err() {
             return;
         }

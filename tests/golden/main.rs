@@ -7,6 +7,7 @@
 
 mod bundle;
 mod catalogue;
+mod exported_cut;
 mod intent;
 mod journal;
 mod map;

@@ -12,9 +12,11 @@ use dualrestore::device::{
     RamDevice, Strikes,
 };
 use dualrestore::error::Result;
-use dualrestore::extent::BlockRange;
+use dualrestore::extent::{BlockRange, ByteRange};
 use dualrestore::map::{MapIdentity, OverwriteMap};
-use dualrestore::merge::{Claim, MergeReport, MergeTarget, OfflineTarget, TargetIdentity, run};
+use dualrestore::merge::{
+    Claim, MergeReport, MergeTarget, OfflineTarget, Strand, TargetIdentity, run_all,
+};
 use dualrestore::units::{BlockSize, Cut, Geometry};
 
 use crate::chance::Chance;
@@ -95,11 +97,23 @@ fn fresh(made: &Made) -> (Vec<u8>, Vec<u8>) {
     (device, room.contents())
 }
 
-fn merge(device: Arc<dyn Device>, map: Arc<dyn Device>, bundle: &Bundle) -> Result<MergeReport> {
+fn merge(
+    device: Arc<dyn Device>,
+    map: Arc<dyn Device>,
+    bundles: &[&Bundle],
+) -> Result<MergeReport> {
     let (map, _) = OverwriteMap::open(map, None)?;
     let inner = OfflineTarget::new(device, Arc::new(map))?;
     let target = Eager { inner, settled: AtomicU64::new(0) };
-    run(bundle, &target, &merge_options(), &mut go_on)
+    let mut strands: Vec<Strand<'_>> = Vec::new();
+    for (lane, source) in bundles.iter().enumerate() {
+        strands.push(Strand { source: *source, target: &target, lane });
+    }
+    let mut report = run_all(&strands, &merge_options(), &mut go_on)?;
+    match report.sources.iter_mut().find_map(|one| one.error.take()) {
+        Some(error) => Err(error),
+        None => Ok(report),
+    }
 }
 
 /// A device and a map on one supply.
@@ -117,8 +131,8 @@ impl Machine {
         }
     }
 
-    fn merge(&self, bundle: &Bundle) -> Result<MergeReport> {
-        merge(Arc::clone(&self.device) as _, Arc::clone(&self.map) as _, bundle)
+    fn merge(&self, bundles: &[&Bundle]) -> Result<MergeReport> {
+        merge(Arc::clone(&self.device) as _, Arc::clone(&self.map) as _, bundles)
     }
 
     fn crash(&self, chooser: &mut dyn FnMut(usize) -> usize, power: &Arc<Power>) -> Self {
@@ -142,12 +156,12 @@ impl Machine {
     }
 
     #[track_caller]
-    fn check_done(&self, made: &Made, bundle: &Bundle, what: &str) {
-        let report = self.merge(bundle).expect("merged at last");
+    fn check_done(&self, made: &Made, bundles: &[&Bundle], what: &str) {
+        let report = self.merge(bundles).expect("merged at last");
         self.check(made, what);
         assert_eq!(report.chunks_damaged, 0, "{what}");
         assert!(self.device.contents() == expected(made), "{what}: it is not complete");
-        let again = self.merge(bundle).expect("merged once more");
+        let again = self.merge(bundles).expect("merged once more");
         assert_eq!(again.bytes_written, 0, "{what}: a third run wrote");
     }
 }
@@ -173,17 +187,55 @@ fn power_lost_at_any_moment_of_a_merge_costs_nothing_but_time() {
     let bundle = open(&made.folder).expect("whole");
     let before = fresh(&made);
     let steady = Power::steady();
-    Machine::new(&before, &steady).check_done(&made, &bundle, "without a crash");
+    Machine::new(&before, &steady).check_done(&made, &[&bundle], "without a crash");
     let counted = Power::steady();
-    Machine::new(&before, &counted).merge(&bundle).expect("merged");
+    Machine::new(&before, &counted).merge(&[&bundle]).expect("merged");
     for event in 0..counted.events() {
         let machine = Machine::new(&before, &Power::failing_at(event, true));
-        machine.merge(&bundle).expect_err("the power went out");
+        machine.merge(&[&bundle]).expect_err("the power went out");
         for (number, mut chooser) in choosers(event, 4).into_iter().enumerate() {
             let what = format!("power lost at event {event}, choice {number}");
             let survivor = machine.crash(&mut chooser, &Power::steady());
             survivor.check(&made, &what);
-            survivor.check_done(&made, &bundle, &what);
+            survivor.check_done(&made, &[&bundle], &what);
+        }
+    }
+}
+
+/// Two media of the same bundle that share a chunk, and one with all of it.
+fn media(made: &Made) -> Vec<Bundle> {
+    let (size, middle) = (made.image.len() as u64, 128 << 10);
+    [(0, middle), (middle / 2, size), (0, size)]
+        .into_iter()
+        .map(|(start, end)| {
+            let selection = vec![ByteRange::new(start, end - start)];
+            let recipe = Recipe { selection, unreadable: Vec::new(), ..Recipe::small() };
+            open(&recipe.make().folder).expect("whole")
+        })
+        .collect()
+}
+
+#[test]
+fn power_lost_at_any_moment_while_media_are_merged_side_by_side_costs_nothing_but_time() {
+    let made = readable();
+    let media = media(&made);
+    for count in [2, 3] {
+        let bundles: Vec<&Bundle> = media[..count].iter().collect();
+        let before = fresh(&made);
+        let steady = Power::steady();
+        Machine::new(&before, &steady).check_done(&made, &bundles, "without a crash");
+        let counted = Power::steady();
+        Machine::new(&before, &counted).merge(&bundles).expect("merged");
+        for event in 0..counted.events() {
+            let machine = Machine::new(&before, &Power::failing_at(event, true));
+            // Threads may have taken fewer steps than when they were counted.
+            let _power_went_out = machine.merge(&bundles);
+            for (number, mut chooser) in choosers(event, 2).into_iter().enumerate() {
+                let what = format!("{count} media, power lost at event {event}, choice {number}");
+                let survivor = machine.crash(&mut chooser, &Power::steady());
+                survivor.check(&made, &what);
+                survivor.check_done(&made, &bundles, &what);
+            }
         }
     }
 }
@@ -194,22 +246,22 @@ fn power_lost_again_while_a_merge_is_repeated_costs_nothing_but_time() {
     let bundle = open(&made.folder).expect("whole");
     let before = fresh(&made);
     let counted = Power::steady();
-    Machine::new(&before, &counted).merge(&bundle).expect("merged");
+    Machine::new(&before, &counted).merge(&[&bundle]).expect("merged");
     let step = if thorough() { 1 } else { 2 };
     for first in (0..counted.events()).step_by(step) {
         let machine = Machine::new(&before, &Power::failing_at(first, true));
-        machine.merge(&bundle).expect_err("the power went out");
+        machine.merge(&[&bundle]).expect_err("the power went out");
         for second in (first % step as u64..counted.events()).step_by(step) {
             let mut chance = Chance::new(first * 1000 + second + 1);
             let again = Power::failing_at(second, true);
             let survivor = machine.crash(&mut |most| chance.below(most + 1), &again);
-            if survivor.merge(&bundle).is_ok() {
+            if survivor.merge(&[&bundle]).is_ok() {
                 break;
             }
             let last = survivor.crash(&mut |most| chance.below(most + 1), &Power::steady());
             let what = format!("power lost at event {first}, and again at {second}");
             last.check(&made, &what);
-            last.check_done(&made, &bundle, &what);
+            last.check_done(&made, &[&bundle], &what);
         }
     }
 }
@@ -239,7 +291,7 @@ fn an_error_at_any_operation_of_target_or_map_is_told_and_a_second_run_completes
                 let map = faulty(map, if on_map { &plan } else { &none });
                 let fault = Fault::once(operation, errno).striking(Strikes::After(at));
                 plan.add(Fault { done_before: 512, ..fault });
-                let merged = merge(Arc::clone(&device) as _, Arc::clone(&map) as _, &bundle);
+                let merged = merge(Arc::clone(&device) as _, Arc::clone(&map) as _, &[&bundle]);
                 if plan.struck() == 0 {
                     merged.expect("nothing failed");
                     break;
@@ -249,7 +301,7 @@ fn an_error_at_any_operation_of_target_or_map_is_told_and_a_second_run_completes
                 let after = (device.inner().contents(), map.inner().contents());
                 let machine = Machine::new(&after, &Power::steady());
                 machine.check(&made, &what);
-                machine.check_done(&made, &bundle, &what);
+                machine.check_done(&made, &[&bundle], &what);
             }
         }
     }
@@ -264,7 +316,7 @@ fn a_medium_that_fails_at_any_read_costs_that_chunk_until_it_is_read_again() {
         plan.add(Fault::once(Operation::Read, 5).striking(Strikes::After(at)));
         let machine = Machine::new(&fresh(&made), &Power::steady());
         let merged =
-            Bundle::open_in(Arc::new(folder.clone())).and_then(|bundle| machine.merge(&bundle));
+            Bundle::open_in(Arc::new(folder.clone())).and_then(|bundle| machine.merge(&[&bundle]));
         if plan.struck() == 0 {
             assert_eq!(merged.expect("nothing failed").chunks_damaged, 0);
             assert!(at > 10, "several reads were tried");
@@ -279,6 +331,6 @@ fn a_medium_that_fails_at_any_read_costs_that_chunk_until_it_is_read_again() {
             assert!(report.bytes_written + lost + newer >= all, "{what}: {report:?}");
         }
         let bundle = Bundle::open_in(Arc::new(folder)).expect("it can be read now");
-        machine.check_done(&made, &bundle, &what);
+        machine.check_done(&made, &[&bundle], &what);
     }
 }

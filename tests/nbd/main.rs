@@ -1,5 +1,6 @@
 //! The NBD room seen from outside: the session as bytes, the server on sockets, real clients.
 
+mod client;
 mod clients;
 mod extended;
 mod handshake;

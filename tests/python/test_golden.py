@@ -6,6 +6,7 @@ the files with what the core writes and reads. Does not know: how any of it is i
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -257,3 +258,15 @@ def test_the_frames_of_a_feature_are_as_the_document_says(
     if os.environ.get("DUALRESTORE_GOLDEN") == "write":
         path.write_bytes(frames())
     assert path.read_bytes() == frames()
+
+
+def test_the_descriptions_of_exported_snapshots_are_as_the_document_says() -> None:
+    told = (GOLDEN / "exported-cut-v1.txt").read_text().splitlines()
+    number, uuid = r"(0|[1-9][0-9]*)", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    text = re.compile(
+        rf"dualrestore-cut 1 volume={uuid} generation={number} sequence={number} "
+        rf"snapshot={uuid} block={number} included=(?P<included>all|unstated|[-0-9,]+)"
+    )
+    found = [matched["included"] for line in told if (matched := text.fullmatch(line))]
+    assert found == ["all", "0-4096,8192-8704", "unstated"]
+    assert all(len(line.encode()) <= 1024 for line in told)

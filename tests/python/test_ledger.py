@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from dualrestore.errors import BusyError, InterruptedJobError
+from dualrestore.errors import BusyError, InterruptedJobError, error_document
 from dualrestore.model import Record, RestoreReport
-from dualrestore.servers.ledger import KEPT, RUNNING_MAX, Job, Ledger, describe_error
+from dualrestore.servers.ledger import KEPT, RUNNING_MAX, Job, Ledger
 
 REPORT = RestoreReport(generation=1, missing_bytes=0)
 SECONDS = 20.0
@@ -92,6 +92,6 @@ def test_only_so_many_run_at_a_time_and_so_many_are_remembered() -> None:
 
 
 def test_an_unexpected_error_is_told_without_its_traceback() -> None:
-    told = describe_error(ZeroDivisionError("division"))
+    told = error_document(ZeroDivisionError("division"))
     assert told["kind"] == "DualRestoreError"
     assert "ZeroDivisionError" in told["message"]

@@ -51,6 +51,60 @@ def test_media_that_run_out_end_with_code_6_and_another_goes_on(
     assert [(one["medium"], one["last"]) for one in shown] == [(1, False), (2, False), (3, True)]
 
 
+def test_all_media_are_merged_by_one_command_and_a_damaged_chunk_comes_from_another(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = [tmp_path / f"m{number}" for number in (1, 2, 3)]
+    dr.Bundle.create(image, media[0], media=media[1:], medium_size=MEDIUM)
+    dr.Bundle.create(image, tmp_path / "whole")
+    segment = next(media[1].glob("seg-*"))
+    with segment.open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"damaged")
+    target, overwrite_map = tmp_path / "target", tmp_path / "map"
+    merge = ["merge", *map(str, media), str(target), "--map", str(overwrite_map)]
+
+    def lose() -> None:
+        target.write_bytes(os.urandom(SIZE))
+        overwrite_map.unlink(missing_ok=True)
+        assert run(["map", "create", str(overwrite_map), "--size", str(SIZE)]) == 0
+        capsys.readouterr()
+
+    lose()
+    assert run([*merge, "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert [one["source"] for one in told["sources"]] == [str(medium) for medium in media]
+    assert [one["chunks_damaged"] for one in told["sources"]] == [0, 1, 0]
+    assert told["bytes_written"] == sum(one["bytes_written"] for one in told["sources"])
+    assert run([*merge[:-3], str(tmp_path / "whole"), *merge[-3:], "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["chunks_repaired"], told["chunks_damaged"]) == (1, 0)
+    assert target.read_bytes() == image.read_bytes()
+    lose()
+    assert run(merge) == 3
+    said = capsys.readouterr().out
+    assert f"{media[1]}: wrote" in said
+    assert "1 chunks damaged, 1 of them left missing" in said
+
+
+def test_one_foreign_bundle_among_several_keeps_all_from_being_merged(
+    image: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(SIZE + 4096))
+    for place in (image, other):
+        dr.Bundle.create(place, place.with_suffix(".drb"))
+    target = tmp_path / "target"
+    target.write_bytes(b"\xee" * SIZE)
+    both = [image.with_suffix(".drb"), other.with_suffix(".drb")]
+    with dr.OverwriteMap.create(tmp_path / "map", size=SIZE) as overwrite_map:
+        with pytest.raises(IdentityError, match=str(SIZE + 4096)):
+            dr.merge(both, target, overwrite_map)
+        assert overwrite_map.current_bytes == 0
+        assert dr.merge(both[:1], target, overwrite_map).bytes_written == SIZE
+    assert target.read_bytes() == image.read_bytes()
+
+
 def test_a_source_that_changed_is_not_gone_on_with(image: Path, tmp_path: Path) -> None:
     state = tmp_path / "records"
     state.mkdir()

@@ -13,8 +13,17 @@ from dualrestore.cli.commands.map import ddrescue_lines, draw
 from dualrestore.cli.commands.restore import parse_lost
 from dualrestore.cli.printer import Printer, size_and_share, speed, table
 from dualrestore.config import Address
-from dualrestore.errors import BusyError, ConfigurationError, DeviceError, FormatError, UsageError
-from dualrestore.model import MergeReport, PrimaryStatus, read, volume_status
+from dualrestore.errors import (
+    BusyError,
+    ConfigurationError,
+    DeviceError,
+    FormatError,
+    LinkError,
+    UsageError,
+    error_document,
+    error_from,
+)
+from dualrestore.model import MergeReport, PrimaryStatus, merged, read, volume_status
 from dualrestore.transport.backoff import Backoff
 from dualrestore.transport.sockets import listen_tcp, listen_unix
 from dualrestore.transport.tls import tls_context
@@ -103,10 +112,20 @@ def test_a_report_is_read_with_keys_of_the_future_and_not_without_its_own() -> N
         read(MergeReport, {key: value for key, value in MERGED.items() if key != "seconds"})
 
 
-def test_reports_of_several_media_add_up() -> None:
-    report = read(MergeReport, MERGED)
-    total = report + report
-    assert (total.bytes_written, total.chunks_damaged, total.seconds) == (2, 10, 1.0)
+def test_a_source_that_failed_is_raised_with_what_the_others_did() -> None:
+    fields = ("bytes_total", "bytes_written", "bytes_read", "chunks_total", "chunks_repaired")
+    sound = {"chunks_damaged": 0, "error": None, **dict.fromkeys(fields, 1)}
+    assert merged(["a"], {**MERGED, "sources": [{**sound}]}).sources[0].source == "a"
+    told = [{**sound}, {**sound, "error": LinkError("lost")}, {**sound, "error": BusyError("x")}]
+    with pytest.raises(
+        LinkError, match=r"b: lost; c: x \(1 of 3 sources were merged whole\)"
+    ) as got:
+        merged(["a", "b", "c"], {**MERGED, "sources": told})
+    assert got.value.report is not None
+    report = read(MergeReport, got.value.report)
+    assert [one.error is None for one in report.sources] == [True, False, False]
+    back = error_from(json.loads(json.dumps(error_document(got.value))))
+    assert (type(back), str(back), back.report) == (LinkError, str(got.value), got.value.report)
 
 
 def test_a_volume_status_is_of_its_role() -> None:

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from dualrestore.transport.nbd_uri import NbdUri
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,6 +49,26 @@ RANGE = _Parsed("RANGE", "parse_range")
 RATE = _Parsed("RATE", "parse_rate")
 DURATION = _Parsed("DURATION", "parse_duration")
 COMPRESSION = _Parsed("COMPRESSION", "parse_compression")
+
+
+def source_place(word: str) -> "Path | int | NbdUri":
+    """A path, an export of an NBD server, or standard input for `-`."""
+    from dualrestore.transport.nbd_uri import is_nbd_uri, parse_nbd_uri
+
+    return parse_nbd_uri(word) if is_nbd_uri(word) else input_place(word)
+
+
+def node_certificates(invocation: Invocation) -> Path | None:
+    """The certificates of the node whose configuration is named, if one is."""
+    from dualrestore.config import configured_path, load_configuration
+    from dualrestore.errors import ConfigurationError, UsageError
+
+    try:
+        return load_configuration(configured_path(invocation.config)).node.tls
+    except ConfigurationError:
+        raise
+    except UsageError:
+        return None
 
 
 def input_place(word: str) -> Path | int:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
-from dualrestore.cli.arguments import Invocation
+from dualrestore.cli.arguments import Invocation, node_certificates
 from dualrestore.cli.printer import Printer, speed
 from dualrestore.errors import DeviceError, ExitCode, UsageError
 from dualrestore.jobs.bundle import BundleOptions
 from dualrestore.model import BundleReport, read
 from dualrestore.sizes import format_size
+from dualrestore.transport.nbd_uri import is_nbd_uri, parse_nbd_uri
 
 Progress = Callable[[dict[str, int]], None]
 OUTPUT = "-"
@@ -86,7 +87,8 @@ def _writer_of(
     invocation: Invocation, making: Making, printer: Printer
 ) -> Callable[[list[Medium], BundleOptions], BundleReport]:
     source = making.source
-    if "@" in source and not Path(source).exists():
+    export = parse_nbd_uri(source) if is_nbd_uri(source) else None
+    if export is None and "@" in source and not Path(source).exists():
         from dualrestore.cli.daemon import daemon_of
         from dualrestore.cli.secrets import encryption_document
         from dualrestore.signatures import sign_finished
@@ -123,12 +125,14 @@ def _writer_of(
             "image; leave it out"
         )
     state = _state(printer, proceed=making.options.proceed)
+    pki = None if export is None else node_certificates(invocation)
 
     def write_here(media: list[Medium], options: BundleOptions) -> BundleReport:
         from dualrestore.jobs.bundle import create_bundle
 
         with printer.progress("bundle") as progress:
-            return create_bundle(Path(source), media, replace(options, state=state), progress)
+            options = replace(options, state=state)
+            return create_bundle(export or Path(source), media, options, progress, pki=pki)
 
     return write_here
 

@@ -115,11 +115,13 @@ def encryption_document(encryption: "Encryption | None") -> dict[str, str] | Non
     }
 
 
-def trust_documents(trusts: "Sequence[Trust | None]") -> "list[dict[str, str | None] | None]":
-    """The same of what bundles are held to."""
+def trust_documents(trusts: "Sequence[Trust | None]") -> "list[dict[str, Any] | None]":
+    """The same of what bundles are held to. The key of a stream is asked for when it has come."""
     return [
         None
         if trust is None
+        else {"ask": True}
+        if trust.key is None and trust.manifest is None
         else {
             "key": None if trust.key is None else trust.key.text().decode(),
             "manifest": None if trust.manifest is None else trust.manifest.hex(),

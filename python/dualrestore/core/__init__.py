@@ -8,7 +8,7 @@ Does not know: daemons, the command line.
 import pathlib
 from collections.abc import Sequence
 from functools import partial
-from os import fspath, major, minor
+from os import PathLike, fspath, major, minor
 from stat import S_ISBLK
 from typing import Any, Self
 from uuid import uuid4
@@ -22,6 +22,7 @@ from dualrestore._core import (
     LinkConnection,
     LinkHub,
     NbdServer,
+    NbdSource,
     PrimaryVolume,
     SnapshotSource,
     Trust,
@@ -32,8 +33,8 @@ from dualrestore.core.places import (
     Descriptor,
     Known,
     Path,
+    Placed,
     Progress,
-    all_known,
     is_stream,
     place_of,
 )
@@ -49,6 +50,7 @@ from dualrestore.model import (
     BundleVerification,
     Disk,
     MergeReport,
+    merged,
     read,
 )
 
@@ -64,14 +66,13 @@ __all__ = [
     "LinkConnection",
     "LinkHub",
     "NbdServer",
+    "NbdSource",
     "OverwriteMap",
     "Path",
     "PrimaryVolume",
     "Progress",
     "SnapshotSource",
     "Trust",
-    "check_merge",
-    "check_merge_into_volume",
     "disk_behind",
     "extract_bundle",
     "guard_secrets",
@@ -284,7 +285,7 @@ class Bundle(ReadableBundle):
 
 
 def write_bundle(
-    source: Path | SnapshotSource,
+    source: Path | SnapshotSource | NbdSource,
     media: Sequence[Path | Descriptor],
     selection: Sequence[tuple[int, int]] | None = None,
     *,
@@ -316,7 +317,7 @@ def write_bundle(
             check_signable(medium, sign)
     name, mark = _known_as(source)
     report = _core.bundle_create(
-        source if isinstance(source, SnapshotSource) else fspath(source),
+        source if isinstance(source, SnapshotSource | NbdSource) else fspath(source),
         [place_of(medium) for medium in media],
         selection=selection,
         partitions=list(partitions),
@@ -340,10 +341,12 @@ def write_bundle(
     return read(BundleReport, report)
 
 
-def _known_as(source: Path | SnapshotSource) -> tuple[str, str]:
+def _known_as(source: Path | SnapshotSource | NbdSource) -> tuple[str, str]:
     """What a source is called, and what differs once it has changed."""
     if isinstance(source, SnapshotSource):
         return f"snapshot {source.snapshot}", "a snapshot"
+    if isinstance(source, NbdSource):
+        return source.name, f"{source.size} bytes of {source.cut or 'an export'}"
     place = pathlib.Path(source).resolve()
     try:
         found = place.stat()
@@ -378,16 +381,18 @@ def show_bundle(source: Path | Descriptor) -> dict[str, Any]:
     return _core.bundle_show(place_of(source))
 
 
-def _known(
-    source: Path | Descriptor | Bundle, trust: Trust | None
-) -> tuple[str | int, Trust | None]:
+def _known(source: "Source", trust: Trust | None) -> tuple[Placed, Trust | None]:
     if isinstance(source, Bundle):
         return source.path, trust or source.trust
     return place_of(source), trust
 
 
+Source = Path | Descriptor | Bundle | NbdSource
+"""A bundle (a directory, a tar, one that was opened), a raw image, or what a server exports."""
+
+
 def merge(
-    source: Path | Descriptor | Bundle,
+    source: Source | Sequence[Source | Known],
     target: Path,
     map: OverwriteMap,  # noqa: A002 - the public name
     progress: Progress | None = None,
@@ -397,50 +402,50 @@ def merge(
     undo: Path | None = None,
     dry_run: bool = False,
 ) -> MergeReport:
-    """Writes what is missing in a file or device, and only that, from a bundle or raw image.
+    """Writes what is missing in a file or device, and only that, from bundles or raw images.
 
     The method's step 246: a block is written only if the map says that it is not current. Every
     chunk is verified before its blocks are written. May be interrupted and repeated. An encrypted
     bundle is given as `Bundle.open(path, identity=..)`.
 
+    Of several sources those on different disks are read side by side; what is damaged in one comes
+    from another. Where some fail the others are merged whole; then the error of the first is
+    raised, with a `report` of what was done.
+
     `engine` is `io_uring`, `threads`, or `auto` for the one that suits. `undo` is a file that keeps
     what is overwritten, for `merge_revert`. With `dry_run` nothing is written, and no chunk is
     read: the report says what would be.
     """
-    path, known = _known(source, trust)
+    known = _all_known(source, trust)
     report = _core.merge(
-        path,
+        known,
         fspath(target),
         map.inner,
-        trust=known,
         engine=engine,
         undo=None if undo is None else fspath(undo),
         dry_run=dry_run,
         progress=progress,
     )
-    return read(MergeReport, report)
+    return merged([place for place, _ in known], report)
+
+
+def _all_known(
+    source: Source | Sequence[Source | Known], trust: Trust | None
+) -> list[tuple[Placed, Trust | None]]:
+    if isinstance(source, str | int | PathLike | Bundle | NbdSource):
+        return [_known(source, trust)]
+    return [_known(*one) if isinstance(one, tuple) else _known(one, trust) for one in source]
 
 
 def merge_revert(undo: Path, target: Path, map: OverwriteMap) -> int:  # noqa: A002 - as above
-    """Puts back what merges with that `undo` overwrote, and returns the bytes.
-
-    The blocks are missing again. What else was written to the target since is lost there.
+    """Puts back what merges with that `undo` overwrote, which is missing again; returns the bytes.
+    What else was written to the target since is lost there.
     """
     return _core.merge_revert(fspath(undo), fspath(target), map.inner)
 
 
-def check_merge(sources: Sequence[Known], target: Path, overwrite_map: OverwriteMap) -> None:
-    """Raises what `merge` of any of the sources would raise before its first byte."""
-    _core.merge_check(all_known(sources), fspath(target), overwrite_map.inner)
-
-
-def check_merge_into_volume(sources: Sequence[Known], volume: PrimaryVolume) -> None:
-    """The same for `merge_into_volume`."""
-    _core.merge_check_volume(all_known(sources), volume)
-
-
 def merge_into_volume(
-    source: Path | Descriptor | Bundle,
+    source: Source | Sequence[Source | Known],
     volume: PrimaryVolume,
     progress: Progress | None = None,
     *,
@@ -448,6 +453,6 @@ def merge_into_volume(
     engine: str = "auto",
 ) -> MergeReport:
     """The same into a volume that is being served, under its live I/O."""
-    place, known = _known(source, trust)
-    report = _core.merge_into_volume(place, volume, trust=known, engine=engine, progress=progress)
-    return read(MergeReport, report)
+    known = _all_known(source, trust)
+    report = _core.merge_into_volume(known, volume, engine=engine, progress=progress)
+    return merged([place for place, _ in known], report)

@@ -4,14 +4,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 
-from dualrestore._core import Trust
+from dualrestore._core import NbdSource, Trust
+from dualrestore.model import Stream
 
 Path = str | PathLike[str]
 Descriptor = int
 """Of a pipe, socket, file or disk that a bundle goes through as a tar, or an image, from front to
 back."""
 Progress = Callable[[dict[str, int]], None]
-Known = tuple[Path | Descriptor, Trust | None]
+Known = tuple[Path | Descriptor | NbdSource, Trust | None]
 """A source, and what it is held to."""
 
 
@@ -23,11 +24,17 @@ def is_stream(place: Path | Descriptor) -> bool:
     return path.is_fifo() or path.is_socket() or path.is_char_device()
 
 
-def place_of(place: Path | Descriptor) -> str | int:
+Placed = str | int | tuple[int, str] | NbdSource
+"""In the core's types: a path, a descriptor, one with its name, an export."""
+
+
+def place_of(place: Path | Descriptor | NbdSource) -> Placed:
     """In the core's types."""
-    return place if isinstance(place, int) else fspath(place)
+    if isinstance(place, Stream):
+        return int(place), place.name
+    return place if isinstance(place, int | NbdSource) else fspath(place)
 
 
-def all_known(sources: Sequence[Known]) -> list[tuple[str | int, Trust | None]]:
+def all_known(sources: Sequence[Known]) -> list[tuple[Placed, Trust | None]]:
     """The same of sources."""
     return [(place_of(place), trust) for place, trust in sources]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from dualrestore.errors import UsageError
 from dualrestore.model import BundleReport, BundleVerification, ExtractReport
 from dualrestore.sizes import check_ranges
+from dualrestore.transport.nbd_uri import NbdUri
 
 if TYPE_CHECKING:
-    from dualrestore.core import Encryption, Progress, SnapshotSource
+    from dualrestore.core import Encryption, NbdSource, Progress, SnapshotSource
     from dualrestore.keys import Opener
 
 
@@ -42,12 +43,21 @@ class BundleOptions:
 
 
 def create_bundle(
-    source: "Path | SnapshotSource",
+    source: "Path | NbdUri | SnapshotSource | NbdSource",
     media: Sequence[Path | int],
     options: BundleOptions,
     progress: "Progress | None" = None,
+    *,
+    pki: Path | None = None,
 ) -> BundleReport:
-    """Over directories, each new or empty, as much as they take; or a tar (see `write_bundle`)."""
+    """Over directories, each new or empty, as much as they take; or a tar (see `write_bundle`).
+    `pki`: certificates for an export that names none.
+    """
+    if isinstance(source, NbdUri):
+        from dualrestore.transport.nbd_source import open_export
+
+        with open_export(source, pki) as export:
+            return create_bundle(export, media, options, progress)
     if isinstance(source, Path):
         if not source.exists():
             raise UsageError(f"{source}: expected an image to make a bundle of, found nothing")

@@ -1,59 +1,55 @@
 """Merges bundles: into a volume that is being served, or into a file or device with a map.
 
-Several media of one bundle are merged one after the other; any order is right (law 7), and
-repeating any of it changes nothing, so an interrupted merge is resumed by asking again. A
-descriptor is a tar that is gone through once.
+Several media of one bundle are merged at once, those on different disks side by side; any order is
+right (law 7), and repeating any of it changes nothing, so an interrupted merge is resumed by asking
+again. A descriptor is a tar that is gone through once.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from dualrestore.errors import UsageError
 from dualrestore.model import MergeReport
+from dualrestore.transport.nbd_uri import NbdUri
 
 if TYPE_CHECKING:
     from dualrestore.core import Known, PrimaryVolume, Progress, Trust
 
+Source = Path | int | NbdUri
+"""A bundle or image by its path, a tar by its descriptor, or an export by its URI."""
 
-def check_sources(sources: Sequence[Path | int]) -> None:
+
+def check_sources(sources: Sequence[Source]) -> None:
     """Raises `UsageError` for one that is not there."""
     for source in sources:
         if isinstance(source, Path) and not source.exists():
             raise UsageError(f"{source}: expected a bundle or image, found nothing")
 
 
-def _merge_each(
-    sources: "Sequence[Known]",
-    check_all: "Callable[[Sequence[Known]], None]",
-    merge_one: "Callable[[Known, Progress | None], MergeReport]",
-    progress: "Progress | None",
-) -> MergeReport:
-    from dualrestore.core import is_stream
-
-    at_rest = [source for source in sources if not is_stream(source[0])]
-    if len(at_rest) > 1:
-        # A wrong one among them is refused before any is merged. A stream is known when it comes.
-        check_all(at_rest)
-    finished = 0
-
-    def relay(counters: dict[str, int]) -> None:
-        if progress is not None:
-            progress({**counters, "medium": finished + 1, "media": len(sources)})
-
-    total: MergeReport | None = None
-    for source in sources:
-        report = merge_one(source, relay if progress is not None else None)
-        total = report if total is None else total + report
-        finished += 1
-    assert total is not None, "the command line asks for at least one source"
-    return total
+def is_local(source: Source) -> TypeGuard[Path | int]:
+    """Whether it needs no server."""
+    return not isinstance(source, NbdUri)
 
 
-def _known(sources: Sequence[Path | int], trusts: "Sequence[Trust | None] | None") -> "list[Known]":
+@contextlib.contextmanager
+def _opened(
+    sources: Sequence[Source], trusts: "Sequence[Trust | None] | None", pki: Path | None
+) -> "Iterator[list[Known]]":
+    """As the core takes them, connected to as long as it lasts."""
     check_sources(sources)
-    return list(zip(sources, trusts or [None] * len(sources), strict=True))
+    known: list[Known] = []
+    with contextlib.ExitStack() as connected:
+        for source, trust in zip(sources, trusts or [None] * len(sources), strict=True):
+            if isinstance(source, NbdUri):
+                from dualrestore.transport.nbd_source import open_export
+
+                known.append((connected.enter_context(open_export(source, pki)), trust))
+            else:
+                known.append((source, trust))
+        yield known
 
 
 @dataclass(frozen=True)
@@ -74,54 +70,46 @@ def revert(undo: Path, target: Path, map_path: Path) -> int:
 
 
 def merge_offline(
-    sources: Sequence[Path | int],
+    sources: Sequence[Source],
     target: Path,
     map_path: Path,
     progress: "Progress | None" = None,
     *,
     trusts: "Sequence[Trust | None] | None" = None,
     options: OfflineOptions | None = None,
+    pki: Path | None = None,
 ) -> MergeReport:
     """Into a file or device that nobody serves, by the map beside it. `trusts`: what each source is
-    held to (see `core.trusts_of`).
+    held to (see `core.trusts_of`); `pki`: certificates for exports that name none.
     """
     how = options or OfflineOptions()
-    known = _known(sources, trusts)
-    from dualrestore.core import OverwriteMap, check_merge, merge
+    from dualrestore.core import OverwriteMap, merge
 
+    check_sources(sources)
     if not target.exists():
         raise UsageError(f"{target}: expected the file or device to merge into, found nothing")
-    with OverwriteMap.open(map_path) as overwrite_map:
-        return _merge_each(
+    with OverwriteMap.open(map_path) as overwrite_map, _opened(sources, trusts, pki) as known:
+        return merge(
             known,
-            lambda all_of_them: check_merge(all_of_them, target, overwrite_map),
-            lambda one, report: merge(
-                one[0],
-                target,
-                overwrite_map,
-                report,
-                trust=one[1],
-                engine=how.engine,
-                undo=how.undo,
-                dry_run=how.dry_run,
-            ),
+            target,
+            overwrite_map,
             progress,
+            engine=how.engine,
+            undo=how.undo,
+            dry_run=how.dry_run,
         )
 
 
 def merge_live(
-    sources: Sequence[Path | int],
+    sources: Sequence[Source],
     volume: "PrimaryVolume",
     progress: "Progress | None" = None,
     *,
     trusts: "Sequence[Trust | None] | None" = None,
+    pki: Path | None = None,
 ) -> MergeReport:
     """Into a volume under live I/O."""
-    from dualrestore.core import check_merge_into_volume, merge_into_volume
+    from dualrestore.core import merge_into_volume
 
-    return _merge_each(
-        _known(sources, trusts),
-        lambda all_of_them: check_merge_into_volume(all_of_them, volume),
-        lambda one, report: merge_into_volume(one[0], volume, report, trust=one[1]),
-        progress,
-    )
+    with _opened(sources, trusts, pki) as known:
+        return merge_into_volume(known, volume, progress)

@@ -20,15 +20,17 @@
 | GET `/metrics` | | Prometheus |
 
 *Lines* are JSON documents, one a line: any number of `{"progress": {..}}`, at the end `{"report":
-{..}}` or `{"error": {"kind", "message", "errno"}}`. A client that goes away ends its job, which
-may be asked for again. Errors of the other calls: `{"error": ..}` with status 400, 404, 409 or 500.
+{..}}` or `{"error": {"kind", "message", "errno", "report"}}`, the report of a merge of several
+sources that some of them failed. A client that goes away ends its job, which may be asked for
+again. Errors of the other calls: `{"error": ..}` with status 400, 404, 409 or 500.
 
 Guarantees: bodies are limited and unknown keys refused. Whoever can open the socket may do
 everything; its file mode is the protection. Does not know: how volumes work.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -46,10 +48,11 @@ from dualrestore.errors import (
     IdentityError,
     LockedError,
     UsageError,
+    error_document,
 )
 from dualrestore.jobs.attach import attach, detach
 from dualrestore.jobs.bundle import BundleOptions, create_bundle
-from dualrestore.jobs.merge import merge_live
+from dualrestore.jobs.merge import Source, merge_live
 from dualrestore.jobs.restore import restore
 from dualrestore.jobs.snapshot import (
     SnapshotOptions,
@@ -57,12 +60,14 @@ from dualrestore.jobs.snapshot import (
     snapshot_through_primary,
 )
 from dualrestore.jobs.verify import verify_volume
-from dualrestore.model import Record, SnapshotReport, read
+from dualrestore.model import Record, SnapshotReport, Stream, read
 from dualrestore.servers.alarms import warnings_in
-from dualrestore.servers.ledger import Job, Ledger, Work, describe_error
+from dualrestore.servers.ledger import Job, Ledger, Work
 from dualrestore.servers.metrics import CONTENT_TYPE, metrics_text
 from dualrestore.servers.node import Node
 from dualrestore.servers.page import PAGE_CSS, PAGE_HTML, PAGE_JS
+from dualrestore.transport.handing import HandedStream, Reception
+from dualrestore.transport.nbd_uri import is_nbd_uri, parse_nbd_uri
 
 BODY_BYTES_MAX = 4 * 2**20
 CELLS_MAX = 65536
@@ -108,13 +113,18 @@ class Snapshot(_Body):
 
 
 class Trusted(_Body):
-    """`key`: the line that `key.age` wraps; `manifest`: SHA-256 of the signed one, hexadecimal."""
+    """`key`: the line that `key.age` wraps; `manifest`: SHA-256 of the signed one, hexadecimal;
+    `ask`: whoever handed the stream over opens its `key.age`.
+    """
 
     key: str | None = None
     manifest: str | None = None
+    ask: bool = False
 
-    def trust(self) -> Trust:
+    def trust(self, handed: HandedStream | None = None) -> Trust:
         """As the core takes it."""
+        if self.ask and handed is not None:
+            return Trust(unlock=lambda wrapped: BundleKey.parse(handed.unlock(wrapped)))
         try:
             manifest = None if self.manifest is None else bytes.fromhex(self.manifest)
         except ValueError:
@@ -130,10 +140,18 @@ class Encrypted(_Body):
     wrapped_key: bytes
 
 
-class Merge(_Body):
-    """Paths on the daemon's host, and what each is held to."""
+class HandedOver(_Body):
+    """The token of a stream that the client handed over (`transport.handing`)."""
 
-    sources: list[str]
+    stream: str
+
+
+class Merge(_Body):
+    """Paths on the daemon's host, NBD URIs as seen from there, or streams, and what each is held
+    to.
+    """
+
+    sources: list[str | HandedOver]
     trusts: list[Trusted | None] | None = None
 
 
@@ -202,19 +220,34 @@ async def _body(request: Request, kind: type[BodyType]) -> BodyType:
         raise UsageError(f"expected a {kind.__name__} request, found: {problem}") from problem
 
 
-def _trusts(given: list[Trusted | None] | None, count: int) -> list[Trust | None]:
+def _trusts(
+    given: list[Trusted | None] | None, handed: Sequence[HandedStream | None]
+) -> list[Trust | None]:
+    """`handed`: for each bundle, the stream that it is."""
+    count = len(handed)
     if given is not None and len(given) != count:
         raise UsageError(f"expected {count} trusts, one for each bundle, found {len(given)}")
-    return [None if one is None else one.trust() for one in given or [None] * count]
+    pairs = zip(given or [None] * count, handed, strict=True)
+    return [None if trust is None else trust.trust(stream) for trust, stream in pairs]
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/"):
+        raise UsageError(f"expected an absolute path, found {text!r}")
+    return Path(text)
+
+
+def _source(source: str | HandedOver, stream: HandedStream | None) -> Source:
+    if isinstance(source, str):
+        return parse_nbd_uri(source) if is_nbd_uri(source) else _path(source)
+    assert stream is not None, "it was claimed"
+    return Stream(stream.descriptor, "standard input")
 
 
 def _paths(texts: list[str]) -> list[Path]:
-    for text in texts:
-        if not text.startswith("/"):
-            raise UsageError(f"expected an absolute path, found {text!r}")
     if not texts:
         raise UsageError("expected at least one path, found none")
-    return [Path(text) for text in texts]
+    return [_path(text) for text in texts]
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:
@@ -222,7 +255,7 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except DualRestoreError as problem:
-            return _json({"error": describe_error(problem)}, _status_of(problem))
+            return _json({"error": error_document(problem)}, _status_of(problem))
 
     return answer
 
@@ -230,9 +263,10 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
 class Control:
     """The endpoints, over one node and one ledger."""
 
-    def __init__(self, node: Node, ledger: Ledger) -> None:
+    def __init__(self, node: Node, ledger: Ledger, reception: Reception) -> None:
         self._node = node
         self._ledger = ledger
+        self._reception = reception
         self.stopping = asyncio.Event()
 
     def document(self) -> dict[str, Any]:
@@ -296,18 +330,38 @@ class Control:
     async def merge(self, request: Request) -> Response:
         body = await _body(request, Merge)
         name = request.path_params["name"]
-        volume, sources = self._node.primary(name), _paths(body.sources)
-        trusts = _trusts(body.trusts, len(sources))
+        volume = self._node.primary(name)
+        if not body.sources:
+            raise UsageError("expected at least one source, found none")
+        held, pki = contextlib.ExitStack(), self._node.configuration.node.tls
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
-            return merge_live(sources, volume, report, trusts=trusts)
+            with held:
+                return merge_live(sources, volume, report, trusts=trusts, pki=pki)
 
-        return self._lines("merge", name, work)
+        try:
+            handed = [self._claimed(one, held) for one in body.sources]
+            trusts = _trusts(body.trusts, handed)
+            sources = [
+                _source(one, stream) for one, stream in zip(body.sources, handed, strict=True)
+            ]
+            return self._lines("merge", name, work)
+        except BaseException:
+            held.close()
+            raise
+
+    def _claimed(self, source: str | HandedOver, held: contextlib.ExitStack) -> HandedStream | None:
+        if isinstance(source, str):
+            return None
+        stream = self._reception.claim(source.stream)
+        held.callback(stream.close)
+        return stream
 
     async def attach(self, request: Request) -> Response:
         body = await _body(request, Attach)
         volume = self._node.primary(request.path_params["name"])
-        bundles, trusts = _paths(body.bundles), _trusts(body.trusts, len(body.bundles))
+        bundles = _paths(body.bundles)
+        trusts = _trusts(body.trusts, [None] * len(bundles))
         keys = [None if trust is None else trust.key for trust in trusts]
         return _json(await asyncio.to_thread(attach, bundles, volume, keys))
 

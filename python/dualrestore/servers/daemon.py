@@ -26,6 +26,7 @@ from dualrestore.servers.control import Control
 from dualrestore.servers.ledger import Ledger
 from dualrestore.servers.node import Node
 from dualrestore.servers.notify import notify
+from dualrestore.transport.handing import Reception, handing_path
 from dualrestore.transport.sockets import listen_unix, remove_socket
 
 log = logging.getLogger("dualrestore")
@@ -83,10 +84,12 @@ async def _watch(node: Node, stop: asyncio.Event) -> None:
 
 async def _control(configuration: Configuration, node: Node, stop: asyncio.Event) -> None:
     ledger = Ledger()
-    control = Control(node, ledger)
     path = configuration.node.control
+    reception = Reception(handing_path(path))
+    control = Control(node, ledger, reception)
     listener = listen_unix(path, 0o600)
     try:
+        reception.open()
         server = _Server(
             uvicorn.Config(
                 control.application(),
@@ -113,6 +116,7 @@ async def _control(configuration: Configuration, node: Node, stop: asyncio.Event
         server.should_exit = True
         await serving
     finally:
+        reception.close()
         listener.close()
         remove_socket(path)
 

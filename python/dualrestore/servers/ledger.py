@@ -19,7 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dualrestore.core import Progress
-from dualrestore.errors import BusyError, DualRestoreError, InterruptedJobError
+from dualrestore.errors import (
+    BusyError,
+    DualRestoreError,
+    InterruptedJobError,
+    error_document,
+)
 from dualrestore.model import JobStatus, Record
 
 log = logging.getLogger("dualrestore.jobs")
@@ -28,19 +33,6 @@ KEPT = 50
 RUNNING_MAX = 16
 
 Work = Callable[[Progress], Record]
-
-
-def describe_error(problem: BaseException) -> dict[str, Any]:
-    """An error as a document: what the command line of another process needs to show it."""
-    if isinstance(problem, DualRestoreError):
-        told = {"kind": type(problem).__name__, "message": str(problem)}
-        if isinstance(problem, OSError) and problem.errno is not None:
-            return {**told, "errno": problem.errno}
-        return told
-    return {
-        "kind": "DualRestoreError",
-        "message": f"unexpected {type(problem).__name__}: {problem}; the daemon's log has more",
-    }
 
 
 class Job:
@@ -87,10 +79,10 @@ class Job:
             self.report = work(self._report_progress)
             self.state = "done"
         except DualRestoreError as problem:
-            self.error, self.state = describe_error(problem), "failed"
+            self.error, self.state = error_document(problem), "failed"
         except Exception as problem:
             log.exception("%s %s failed", self.verb, self.volume)
-            self.error, self.state = describe_error(problem), "failed"
+            self.error, self.state = error_document(problem), "failed"
         self._seconds = time.monotonic() - self._began
         self._tell()
 

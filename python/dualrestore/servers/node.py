@@ -32,6 +32,7 @@ from dualrestore.errors import (
     UsageError,
 )
 from dualrestore.servers.alarms import warnings_of
+from dualrestore.transport.handing import handing_path
 from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_door import NbdDoor
@@ -108,6 +109,7 @@ class Node:
         # Before anything is made: what cannot be reached need not begin to exist.
         node = self.configuration.node
         check_unix_free(node.control)
+        check_unix_free(handing_path(node.control))
         if node.listen is not None:
             check_tcp_free(node.listen)
         for export in {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dualrestore.errors import LinkError, error_by_name
+from dualrestore.errors import LinkError, error_from
 
 TIMEOUT_SECONDS = 120.0
 """Silence of the daemon. Jobs speak every second; a snapshot may take its whole minute."""
@@ -58,7 +58,7 @@ class DaemonClient:
                     f"{self.control}: expected a dualrestore daemon, found an answer with status "
                     f"{response.status}"
                 )
-            raise error_by_name(error["kind"], error["message"], error.get("errno"))
+            raise error_from(error)
         return connection, response
 
     def _unreachable(self, problem: Exception) -> LinkError:
@@ -88,8 +88,7 @@ class DaemonClient:
                 if "report" in told:
                     return told["report"]
                 if "error" in told:
-                    error = told["error"]
-                    raise error_by_name(error["kind"], error["message"], error.get("errno"))
+                    raise error_from(told["error"])
                 if progress is not None and told.get("progress"):
                     progress(told["progress"])
         except (ConnectionError, http.client.HTTPException, json.JSONDecodeError) as problem:

@@ -86,9 +86,12 @@ pub const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 pub const REPLY_FLAG_DONE: u16 = 1;
 pub const REPLY_NONE: u16 = 0;
 pub const REPLY_OFFSET_DATA: u16 = 1;
+pub const REPLY_OFFSET_HOLE: u16 = 2;
 pub const REPLY_BLOCK_STATUS: u16 = 5;
 pub const REPLY_BLOCK_STATUS_EXT: u16 = 6;
-pub const REPLY_ERROR: u16 = (1 << 15) + 1;
+/// Set in the type of every chunk that says an error.
+pub const REPLY_ERROR_BIT: u16 = 1 << 15;
+pub const REPLY_ERROR: u16 = REPLY_ERROR_BIT + 1;
 
 // What a block status says, for `base:allocation` and for a dirty bitmap.
 pub const STATE_HOLE: u32 = 1;

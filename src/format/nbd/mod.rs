@@ -4,11 +4,14 @@
 //! for what a client merely announces. All numbers are big-endian, as the protocol has them.
 //! Does not know: the order of messages (`crate::nbd` does), sockets, volumes.
 
+pub mod client;
 mod constants;
+mod exported_cut;
 mod handshake;
 mod transmission;
 
 pub use constants::*;
+pub use exported_cut::{ExportedCut, Included};
 pub use handshake::{
     ExportQuery, MetaQuery, OptionHeader, decode_string, export_name_reply, greeting, option_reply,
 };

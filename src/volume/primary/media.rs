@@ -293,7 +293,7 @@ impl Primary {
             medium.damaged.insert(blocks, true);
             let unreadable = error.kind() == ErrorKind::Device;
             medium.failures = if unreadable { medium.failures + 1 } else { 0 };
-            let gone = (unreadable && is_gone(error))
+            let gone = error.says_gone()
                 || medium.failures >= MEDIUM_FAILURES_MAX
                 || medium.damaged.len() > MEDIUM_DAMAGED_MAX;
             if gone {
@@ -335,17 +335,4 @@ impl Primary {
         self.forget_queued_fetches();
         self.ready.extend(std::mem::take(&mut self.waiting.missing));
     }
-}
-
-/// Whether the error says that there is no medium any more, and not only that a place is bad.
-fn is_gone(error: &Error) -> bool {
-    const ENOENT: i32 = 2;
-    const ENXIO: i32 = 6;
-    const ENODEV: i32 = 19;
-    const ENOTDIR: i32 = 20;
-    const ENOMEDIUM: i32 = 123;
-    const ESTALE: i32 = 116;
-    const ENOTCONN: i32 = 107;
-    let gone = [ENOENT, ENXIO, ENODEV, ENOTDIR, ENOMEDIUM, ESTALE, ENOTCONN];
-    error.errno().is_some_and(|errno| gone.contains(&errno))
 }

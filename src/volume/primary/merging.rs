@@ -20,6 +20,7 @@ use crate::bundle::PieceSource;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::BlockRange;
+use crate::format::frames::CutName;
 use crate::map::MapIdentity;
 use crate::merge::{Claim, MergeTarget, TargetIdentity};
 use crate::units::{Cut, Geometry};
@@ -37,10 +38,10 @@ pub struct LiveTarget {
 }
 
 struct Older {
-    generation: u64,
+    cut: CutName,
     vouched: Vouched,
-    /// Blocks that were wanted and not vouched for.
-    stale: Bitmap,
+    /// Blocks that were wanted and not vouched for, of all sources of the merge.
+    stale: Arc<Bitmap>,
 }
 
 impl fmt::Debug for LiveTarget {
@@ -57,25 +58,38 @@ impl LiveTarget {
         Ok(Self { volume, device, identity, older: None })
     }
 
-    /// For this source: of a bundle of an earlier generation the backup is asked what it may
-    /// supply.
-    pub fn for_source(volume: Arc<PrimaryVolume>, source: &dyn PieceSource) -> Result<Self> {
-        let mut target = Self::new(volume)?;
-        let found = source.identity();
-        let held = &target.identity;
-        if found.volume != held.volume || found.generation >= held.generation {
-            // Right, or refused by the merge.
-            return Ok(target);
+    /// For each of these sources: of a bundle of an earlier generation the backup is asked what it
+    /// may supply, once for all media of it.
+    pub fn for_sources(
+        volume: &Arc<PrimaryVolume>,
+        sources: &[&dyn PieceSource],
+    ) -> Result<Vec<Arc<Self>>> {
+        let stale = Arc::new(Bitmap::new(volume.geometry.blocks(), false));
+        let mut targets: Vec<Arc<Self>> = Vec::new();
+        for source in sources {
+            let of_cut = |target: &&Arc<Self>| target.older.as_ref().map(|older| older.cut);
+            let mut target = Self::new(Arc::clone(volume))?;
+            let (found, held) = (source.identity(), target.identity);
+            // Others are right, or refused by the merge.
+            if found.volume == held.volume && found.generation < held.generation {
+                let cut = source.cut_name();
+                if let Some(known) = targets.iter().find(|one| cut.is_some() && of_cut(one) == cut)
+                {
+                    targets.push(Arc::clone(known));
+                    continue;
+                }
+                let driver = volume.driver_or_refuse()?;
+                let all = held.geometry.all_blocks();
+                let first = driver.map().current().next(all, false).unwrap_or(all.end);
+                let missing = [BlockRange::new(first, all.end)];
+                let asked = if first < all.end { &missing[..] } else { &[] };
+                let vouched = vouched_for(&driver, *source, asked)?;
+                let cut = cut.expect("the backup was asked by its name");
+                target.older = Some(Older { cut, vouched, stale: Arc::clone(&stale) });
+            }
+            targets.push(Arc::new(target));
         }
-        let driver = target.volume.driver_or_refuse()?;
-        let all = held.geometry.all_blocks();
-        let first = driver.map().current().next(all, false).unwrap_or(all.end);
-        let missing = [BlockRange::new(first, all.end)];
-        let asked = if first < all.end { &missing[..] } else { &[] };
-        let vouched = vouched_for(&driver, source, asked)?;
-        let stale = Bitmap::new(held.geometry.blocks(), false);
-        target.older = Some(Older { generation: found.generation, vouched, stale });
-        Ok(target)
+        Ok(targets)
     }
 
     /// An error if another life of the volume has begun. To be asked where none can begin.
@@ -129,7 +143,7 @@ impl MergeTarget for LiveTarget {
     fn identity(&self) -> TargetIdentity {
         let MapIdentity { volume, generation, .. } = self.identity;
         // What of an earlier generation is not right is not wanted.
-        let generation = self.older.as_ref().map_or(generation, |older| older.generation);
+        let generation = self.older.as_ref().map_or(generation, |older| older.cut.generation);
         TargetIdentity { volume, generation, span: None, takes_unbound: false }
     }
 

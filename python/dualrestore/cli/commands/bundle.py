@@ -103,7 +103,8 @@ def create(
     plain: bool,
     sign: Path | None,
 ) -> int:
-    """Write a bundle of SOURCE: an image or device, or NAME@SNAPSHOT at its backup's daemon.
+    """Write a bundle of SOURCE: an image or device, an export of an NBD server, or NAME@SNAPSHOT at
+    its backup's daemon.
 
     Each --to is one medium, and can be read without the others. When they are full the next one is
     asked for on a terminal; elsewhere the exit code is 6, and --continue goes on with another.
@@ -114,6 +115,7 @@ def create(
       dualrestore bundle create disk.img --to /media/truck/disk.drb --recipient age1..
       dualrestore bundle create disk.img --to - | ssh site dualrestore merge - disk.img --map m
       dualrestore -c backup.toml bundle create db@7f3a --to /media/truck/db.drb
+      dualrestore bundle create "nbd+unix:///db@7f3a?socket=/run/b.sock" --to db.drb
       dualrestore bundle create disk.img --to /media/a/disk --to /media/b/disk
       dualrestore bundle create disk.img --to /media/c/disk --continue
       dualrestore bundle create disk.img --to disk.drb --partition 2 --allocated

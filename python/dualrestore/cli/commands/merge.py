@@ -1,18 +1,29 @@
 """`dualrestore merge`: bundles into a live volume, or offline into a file with a map."""
 
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dualrestore.cli.arguments import Invocation, config_option, input_place, json_option
+from dualrestore.cli.arguments import (
+    Invocation,
+    config_option,
+    json_option,
+    node_certificates,
+    source_place,
+)
 from dualrestore.cli.secrets import opening_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from dualrestore.cli.printer import Printer
-    from dualrestore.model import MergeReport
+    from dualrestore.core import Trust
+    from dualrestore.jobs.merge import Source
+    from dualrestore.keys import Opener
+    from dualrestore.model import MergeReport, SourceReport
 
     Progress = Callable[[dict[str, int]], None]
 
@@ -59,24 +70,29 @@ def command(
 ) -> int:
     """Write what is missing, and only that, from bundles (or a raw image) into a target.
 
-    A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), or a raw image.
-    With --map the target is a file or device that nobody serves; without it, a volume of the
-    daemon, under its live I/O. May be interrupted and repeated.
+    A BUNDLE is a directory, a tar (a file, a disk, or - for standard input), a raw image, or an
+    export of an NBD server, such as NAME@SNAPSHOT of a backup. Several are merged at once, those on
+    different disks side by side; if one fails the others go on. With --map the target is a file or
+    device that nobody serves; without it, a volume of the daemon, under its live I/O. May be
+    interrupted and repeated.
 
     \b
     Example:
       dualrestore merge out.drb primary.img --map over.map
+      dualrestore merge /media/a/db /media/b/db /media/c/db primary.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --identity key.txt
       ssh backup cat db.tar | dualrestore merge - primary.img --map over.map
+      dualrestore merge "nbds://backup/db@7f3a?tls-certificates=/etc/pki" disk.img --map over.map
       dualrestore merge out.drb primary.img --map over.map --undo kept
       dualrestore merge --revert kept primary.img --map over.map
       dualrestore -c primary.toml merge /media/truck/db.drb db
+      ssh backup cat db.tar | dualrestore -c primary.toml merge - db
+      dualrestore -c primary.toml merge "nbd+unix:///db@7f3a?socket=/run/backup.sock" db
     """
     from dualrestore.cli.printer import Printer
-    from dualrestore.cli.secrets import opener_of, trust_documents
-    from dualrestore.core import trusts_of
+    from dualrestore.cli.secrets import opener_of
     from dualrestore.errors import UsageError
-    from dualrestore.jobs.merge import check_sources
+    from dualrestore.jobs.merge import is_local
 
     if revert is not None:
         return _revert(invocation, revert, words, map_path)
@@ -85,27 +101,20 @@ def command(
     if len(words) == 1:
         raise UsageError(f"expected BUNDLE.. and then a target, found only {words[0]!r}")
     *sources, target = words
-    if map_path is None and "-" in sources:
-        raise UsageError("expected paths to merge into a volume of the daemon, found -")
-    places = [input_place(source) for source in sources]
     opener = opener_of(identity, passphrase_file)
-    if opener is not None or signers is not None:
-        check_sources(places)
-    trusts = trusts_of(places, opener, signers)
+    places, trusts = _sources(sources, opener, signers)
     printer = Printer(as_json=invocation.as_json)
-    with printer.progress("merge") as progress:
+    with printer.progress("merge") as progress, _told(printer, target):
         if map_path is not None:
             from dualrestore.jobs.merge import OfflineOptions, merge_offline
 
             how = OfflineOptions(engine, undo, dry_run)
+            pki = None if all(map(is_local, places)) else node_certificates(invocation)
             report = merge_offline(
-                places, Path(target), map_path, progress, trusts=trusts, options=how
+                places, Path(target), map_path, progress, trusts=trusts, options=how, pki=pki
             )
         else:
-            body: dict[str, Any] = {"sources": [str(Path(source).absolute()) for source in sources]}
-            if any(trusts):
-                body["trusts"] = trust_documents(trusts)
-            report = _merge_live(invocation, target, body, progress)
+            report = _merge_live(invocation, target, places, (trusts, opener), progress)
     lines, document = _lines(target, report), report.document()
     if dry_run:
         lines.insert(0, "dry run, nothing was written; this is what would be:")
@@ -114,12 +123,57 @@ def command(
     return _ended(printer, report)
 
 
+def _sources(
+    words: "Sequence[str]", opener: "Opener | None", signers: Path | None
+) -> "tuple[list[Source], list[Trust | None]]":
+    """What the words mean, and what each is held to."""
+    from dualrestore.core import trusts_of
+    from dualrestore.errors import UsageError
+    from dualrestore.jobs.merge import check_sources, is_local
+
+    if words.count("-") > 1:
+        raise UsageError("expected - once, for there is one standard input, found it several times")
+    places = [source_place(word) for word in words]
+    if opener is None and signers is None:
+        return places, [None] * len(places)
+    check_sources(places)
+    bundles = [place for place in places if is_local(place)]
+    if len(bundles) < len(places):
+        raise UsageError(
+            "expected bundles with --identity, --passphrase-file or --signers, found an export of "
+            "an NBD server, which is neither encrypted nor signed: merge it by itself"
+        )
+    return places, trusts_of(bundles, opener, signers)
+
+
+@contextmanager
+def _told(printer: "Printer", target: str) -> "Iterator[None]":
+    """Where some of several sources failed, what the others did is told before the error is."""
+    from dualrestore.errors import DualRestoreError
+    from dualrestore.model import MergeReport, read
+
+    try:
+        yield
+    except DualRestoreError as problem:
+        if problem.report is not None:
+            report = read(MergeReport, problem.report)
+            printer.report(report.document(), _lines(target, report))
+        raise
+
+
 def _merge_live(
-    invocation: Invocation, target: str, body: dict[str, Any], progress: "Progress"
+    invocation: Invocation,
+    target: str,
+    places: "Sequence[Source]",
+    held_to: "tuple[Sequence[Trust | None], Opener | None]",
+    progress: "Progress",
 ) -> "MergeReport":
+    """By the daemon, which is handed standard input if that is a source."""
     from dualrestore.cli.daemon import daemon_of
+    from dualrestore.cli.secrets import trust_documents
     from dualrestore.errors import UsageError
     from dualrestore.model import MergeReport, read
+    from dualrestore.transport.handing import Handing
 
     if "/" in target:
         raise UsageError(
@@ -127,7 +181,20 @@ def _merge_live(
             "volume of the daemon"
         )
     client = daemon_of(invocation)
-    return read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
+    trusts, opener = held_to
+    unwrap = None if opener is None else partial(opener.unwrap, place="the stream's key.age")
+    with ExitStack() as handed:
+        sources: list[Any] = []
+        for place in places:
+            if isinstance(place, int):
+                handing = handed.enter_context(Handing(client.control, place, unwrap))
+                sources.append({"stream": handing.token})
+            else:
+                sources.append(str(place.absolute() if isinstance(place, Path) else place))
+        body: dict[str, Any] = {"sources": sources}
+        if any(trusts):
+            body["trusts"] = trust_documents(trusts)
+        return read(MergeReport, client.job(f"/v1/volumes/{target}/merge", body, progress))
 
 
 def _ended(printer: "Printer", report: "MergeReport") -> int:
@@ -168,9 +235,11 @@ def _lines(target: str, report: "MergeReport") -> list[str]:
     ]
     if report.chunks_repaired or report.chunks_damaged:
         lines.append(
-            f"damaged on the medium: {report.chunks_repaired} chunks repaired over the link, "
-            f"{report.chunks_damaged} left missing"
+            f"damaged on the medium: {report.chunks_repaired} chunks came another way (another "
+            f"medium, the link), {report.chunks_damaged} left missing"
         )
+    if len(report.sources) > 1:
+        lines += [_source_line(one) for one in report.sources]
     if report.bytes_fetched:
         lines.append(
             f"fetched {format_size(report.bytes_fetched)} over the link: after a crash the medium "
@@ -187,3 +256,20 @@ def _lines(target: str, report: "MergeReport") -> list[str]:
             "made, as the backup says; the link brings them"
         )
     return lines
+
+
+def _source_line(one: "SourceReport") -> str:
+    """What one of several sources did."""
+    from dualrestore.sizes import format_size
+
+    line = f"  {one.source}: wrote {format_size(one.bytes_written)}"
+    if one.chunks_repaired or one.chunks_damaged:
+        line += (
+            f"; {one.chunks_repaired + one.chunks_damaged} chunks damaged, {one.chunks_damaged} of "
+            "them left missing"
+        )
+    if one.shortfall is not None:
+        line += f"; {one.shortfall}"
+    if one.error is not None:
+        line += f"; FAILED: {one.error['message']}"
+    return line
