@@ -222,7 +222,7 @@ def test_a_place_with_no_room_is_refused_and_nothing_is_left_there(work: Work, k
 
 
 def test_a_bundle_that_does_not_fit_its_medium_is_taken_back(work: Work) -> None:
-    with room("ext4", work.top / "place", SIZE // 2) as place:
+    with room("ext4", work.top / "place", MIB) as place:
         refused(
             ask,
             ["bundle", "create", work.good, "--to", place / "new"],
