@@ -118,7 +118,7 @@ impl Setting {
             },
             quick_disks: chance.one_in(2),
             store_bytes: chance.one_in(6).then(|| 180_000 + chance.below(300_000)),
-            real_bundles: chance.one_in(16),
+            real_bundles: chance.one_in(64),
             rotten_bundles: chance.one_in(4),
             jobs_first: 1 + chance.below(7),
             works_max: chance.pick(&[8, 24, 24, 60]),

@@ -17,6 +17,7 @@ use crate::limits::{COPY_BYTES, PRESERVING_THREADS};
 
 /// One huge page.
 const BUFFER_BYTES: usize = 2 << 20;
+const SMALL_BYTES: usize = 64 << 10;
 const ZERO_GRAIN_BYTES: usize = 4096;
 
 /// Threads and buffers for copying, kept from one copy to the next.
@@ -61,13 +62,16 @@ impl Copier {
         let (source, target) = (Arc::clone(source), Arc::clone(target));
         let buffers = Arc::clone(&self.buffers);
         let work = move |(piece, place): (ByteRange, usize)| {
-            let mut buffer = taken(&buffers);
+            let mut buffer = taken(&buffers, piece.length);
             let copied = copy_piece(&*source, &*target, piece, &mut buffer, &*room);
             if let Some((memory, _)) = &memory {
                 let bytes = &buffer[..piece.length as usize];
                 lock(memory)[place..][..bytes.len()].copy_from_slice(bytes);
             }
-            lock(&buffers).push(buffer);
+            let mut kept = lock(&buffers);
+            if kept.len() < PRESERVING_THREADS {
+                kept.push(buffer);
+            }
             copied
         };
         share(self.pool.get().map(|pool| &**pool), PRESERVING_THREADS - 1, pieces, work)
@@ -99,8 +103,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn taken(buffers: &Mutex<Vec<AlignedBuffer>>) -> AlignedBuffer {
-    lock(buffers).pop().unwrap_or_else(|| AlignedBuffer::zeroed(BUFFER_BYTES))
+/// A buffer of so many bytes or more. Clearing a huge page would take longer than what is done with
+/// a few blocks in it.
+fn taken(buffers: &Mutex<Vec<AlignedBuffer>>, bytes: u64) -> AlignedBuffer {
+    let mut held = lock(buffers);
+    let fits = held.iter().rposition(|buffer| buffer.len() as u64 >= bytes);
+    fits.map(|at| held.swap_remove(at)).unwrap_or_else(|| {
+        let small = bytes <= SMALL_BYTES as u64;
+        AlignedBuffer::zeroed(if small { SMALL_BYTES } else { BUFFER_BYTES })
+    })
 }
 
 /// Cuts a range where multiples of `COPY_BYTES` lie, so that requests are aligned.
