@@ -82,12 +82,15 @@ Export = UnixExport | TcpExport
 
 
 class NodeConfiguration(NamedTuple):
-    """This daemon."""
+    """This daemon. With `user` it goes on as that user once all is open; with `media` it writes
+    below these directories, its own and nowhere else."""
 
     state: Path
     control: Path
     listen: Address | None
     tls: Path | None
+    user: str | None = None
+    media: tuple[Path, ...] | None = None
 
 
 class VolumeConfiguration(NamedTuple):
@@ -119,6 +122,8 @@ class _RawNode(msgspec.Struct):
     control: str
     listen: str | None = None
     tls: str | None = None
+    user: str | None = None
+    media: list[str] | None = None
 
 
 class _RawVolume(msgspec.Struct):
@@ -344,6 +349,9 @@ def read_configuration(text: str) -> Configuration:
         value = getattr(raw.node, key)
         if value is not None and not value.startswith("/"):
             raise ConfigurationError(f"[node] {key}: expected an absolute path, found {value!r}")
+    for place in raw.node.media or []:
+        if not place.startswith("/"):
+            raise ConfigurationError(f"[node] media: expected absolute paths, found {place!r}")
     listen = parse_address(raw.node.listen) if raw.node.listen is not None else None
     if listen is not None:
         _require_tls(listen, has_tls=raw.node.tls is not None)
@@ -361,6 +369,8 @@ def read_configuration(text: str) -> Configuration:
         control=_socket_path(raw.node.control, "[node] control"),
         listen=listen,
         tls=Path(raw.node.tls) if raw.node.tls is not None else None,
+        user=raw.node.user,
+        media=None if raw.node.media is None else tuple(map(Path, raw.node.media)),
     )
     return Configuration(node, tuple(volumes))
 

@@ -8,12 +8,14 @@
 //! | `extracting.rs`, `reading.rs` | what bundles hold, as images and as memory |
 //! | `places.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
+//! | `confinement.rs` | what a daemon gives up |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
 mod backups;
 mod boundary;
 mod buffers;
 mod bundles;
+mod confinement;
 mod disks;
 mod exports;
 mod extracting;
@@ -38,6 +40,8 @@ mod _core {
         bundle_create, bundle_show, bundle_verify, merge, merge_check, merge_check_volume,
         merge_into_volume, merge_revert,
     };
+    #[pymodule_export]
+    use crate::python::confinement::{confine_writing, renounce_system_calls};
     #[pymodule_export]
     use crate::python::disks::disk_behind;
     #[pymodule_export]

@@ -25,7 +25,9 @@ from dualrestore._core import (
     PrimaryVolume,
     SnapshotSource,
     Trust,
+    confine_writing,
     guard_secrets,
+    renounce_system_calls,
 )
 from dualrestore.core.maps import OverwriteMap
 from dualrestore.core.places import (
@@ -72,6 +74,7 @@ __all__ = [
     "Trust",
     "check_merge",
     "check_merge_into_volume",
+    "confine_writing",
     "disk_behind",
     "extract_bundle",
     "guard_secrets",
@@ -80,6 +83,7 @@ __all__ = [
     "merge",
     "merge_into_volume",
     "merge_revert",
+    "renounce_system_calls",
     "show_bundle",
     "trusts_of",
     "verify_bundle",

@@ -14,6 +14,8 @@ _NODE = """\
 [node]
 state   = "/var/lib/dualrestore"              # maps, snapshots, preserved blocks; one daemon each
 control = "/run/dualrestore/control.sock"     # HTTP API, status page and metrics, mode 0600
+# user  = "dualrestore"                       # started by root it goes on as this user
+# media = ["/media", "/mnt"]                  # with it, writes there and at its own places only
 """
 
 _LISTEN = """\
