@@ -48,7 +48,10 @@ class Acceptor:
             loop.call_later(PAUSE_SECONDS, self._resume)
             return
         if len(self._waiting) >= WAITING_MAX:
-            next(iter(self._waiting)).cancel()
+            # Forgotten at once: it needs some turns of the loop to end, and others come meanwhile.
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.cancel()
         client.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._receive(client))
         self._waiting[task] = None

@@ -53,6 +53,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
 
     connection: "LinkConnection"
     """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
+    _buffer: bytearray
+    _view: memoryview
 
     def __init__(
         self,
@@ -70,8 +72,6 @@ class LinkProtocol(asyncio.BufferedProtocol):
         """What the core had against the connection when it ended."""
         self._begin = begin
         self._room = room
-        self._buffer = bytearray(RECEIVE_BYTES)
-        self._view = memoryview(self._buffer)
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
@@ -83,6 +83,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
         raw = transport.get_extra_info("socket")
         if raw is not None:
             prepare_link_socket(raw)
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
         self.connection = self._begin()
         self._room.add(self)
         self._tick()
