@@ -1,7 +1,7 @@
 """Checks a built wheel: `python tests/wheel.py WHEEL`.
 
-One wheel serves every Python from 3.11 on (abi3); it carries types; it names no place of the
-machine that built it.
+One wheel serves every Python from 3.11 on (abi3); it carries types and the list of what is in it;
+it names no place of the machine that built it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 NEEDED = ("dualrestore/py.typed", "dualrestore/_core.pyi", "dualrestore/_core.abi3.so")
 TOP = Path(__file__).resolve().parent.parent
+SBOM = "sbom.cdx.json"
 COMPILER = b"/rustc/"
 """Where the compiler's own sources pretend to be."""
 
@@ -32,6 +33,9 @@ def faults(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         found += [f"{needed} is missing" for needed in NEEDED if needed not in names]
+        sboms = [name for name in names if ".dist-info/sboms/" in name]
+        if [archive.read(name) for name in sboms] != [(TOP / SBOM).read_bytes()]:
+            found.append(f"expected {SBOM} as its one list of crates, found {sboms or 'none'}")
         found += [f"{name} is no part of the package" for name in names if "__pycache__" in name]
         for name in names:
             content = archive.read(name).replace(COMPILER, b"")

@@ -43,11 +43,13 @@ __all__ = [
     "bundle_extract",
     "bundle_show",
     "bundle_verify",
+    "confine_writing",
     "disk_behind",
     "guard_secrets",
     "merge",
     "merge_into_volume",
     "merge_revert",
+    "renounce_system_calls",
     "tar_key",
 ]
 
@@ -219,6 +221,12 @@ class Trust:
     def key(self) -> BundleKey | None: ...
     @property
     def manifest(self) -> bytes | None: ...
+
+def confine_writing(places: Sequence[str]) -> None:
+    """From now on this thread, and all that it starts, writes below these places only."""
+
+def renounce_system_calls() -> None:
+    """From now on the process runs no program, mounts nothing and traces nobody."""
 
 def guard_secrets() -> None:
     """From now on the process writes no core dump, and others of its user cannot look into it."""

@@ -84,12 +84,15 @@ Export = UnixExport | TcpExport
 
 
 class NodeConfiguration(NamedTuple):
-    """This daemon."""
+    """This daemon. With `user` it goes on as that user once all is open; with `media` it writes
+    below these directories, its own and nowhere else."""
 
     state: Path
     control: Path
     listen: Address | None
     tls: Path | None
+    user: str | None = None
+    media: tuple[Path, ...] | None = None
 
 
 class VolumeConfiguration(NamedTuple):
@@ -121,6 +124,8 @@ class _RawNode(msgspec.Struct):
     control: str
     listen: str | None = None
     tls: str | None = None
+    user: str | None = None
+    media: list[str] | None = None
 
 
 class _RawVolume(msgspec.Struct):
@@ -195,8 +200,14 @@ def check_name(name: str) -> str:
     return name
 
 
+def _path(text: str, key: str) -> Path:
+    if not text.startswith("/") or "\0" in text:
+        raise ConfigurationError(f"{key}: expected an absolute path, found {text!r}")
+    return Path(text)
+
+
 def _socket_path(text: str, key: str, most: int = UNIX_PATH_BYTES_MAX) -> Path:
-    if not text.startswith("/"):
+    if not text.startswith("/") or "\0" in text:
         raise ConfigurationError(f"{key}: expected an absolute path of a socket, found {text!r}")
     if len(os.fsencode(text)) > most:
         raise ConfigurationError(
@@ -283,9 +294,8 @@ def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration
         raise ConfigurationError("backups: a primary volume needs at least one HOST:PORT/NAME")
     if raw.role == "backup" and backups:
         raise ConfigurationError("backups: only a primary volume has them; remove the key")
-    if not raw.device.startswith("/"):
-        raise ConfigurationError(f"device: expected an absolute path, found {raw.device!r}")
     async_bytes, async_ms = _lag_bound(raw)
+    device = _path(raw.device, "device")
     reachable = [backup.address for backup in backups]
     reachable += [export.address for export in exports if isinstance(export, TcpExport)]
     for address in reachable:
@@ -293,7 +303,7 @@ def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration
     return VolumeConfiguration(
         name=name,
         role=raw.role,
-        device=Path(raw.device),
+        device=device,
         size=size,
         block_size=block_size,
         backups=backups,
@@ -312,6 +322,10 @@ def _require_tls(address: Address, *, has_tls: bool) -> None:
             f"{address}: expected TLS on an address that is not loopback; set tls in [node] to a "
             "directory with ca-cert.pem and the certificates and keys of server and client"
         )
+
+
+def _media(texts: list[str] | None) -> tuple[Path, ...] | None:
+    return None if texts is None else tuple(_path(text, "[node] media") for text in texts)
 
 
 def _check_shared(volumes: Iterable[VolumeConfiguration]) -> None:
@@ -333,7 +347,8 @@ def read_configuration(text: str) -> Configuration:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+    except (ValueError, RecursionError) as problem:
+        # Also numbers of thousands of digits, and brackets in brackets without end.
         raise ConfigurationError(f"expected TOML, found {problem}") from problem
     _check_document(document)
     try:
@@ -342,10 +357,6 @@ def read_configuration(text: str) -> Configuration:
         raise ConfigurationError(
             str(problem).replace("$.", "").replace("Object", "it")
         ) from problem
-    for key in ("state", "tls"):
-        value = getattr(raw.node, key)
-        if value is not None and not value.startswith("/"):
-            raise ConfigurationError(f"[node] {key}: expected an absolute path, found {value!r}")
     listen = parse_address(raw.node.listen) if raw.node.listen is not None else None
     if listen is not None:
         _require_tls(listen, has_tls=raw.node.tls is not None)
@@ -359,10 +370,12 @@ def read_configuration(text: str) -> Configuration:
         raise ConfigurationError("[node] listen: a node with a backup volume needs HOST:PORT")
     _check_shared(volumes)
     node = NodeConfiguration(
-        state=Path(raw.node.state),
+        state=_path(raw.node.state, "[node] state"),
         control=_socket_path(raw.node.control, "[node] control", CONTROL_PATH_BYTES_MAX),
         listen=listen,
-        tls=Path(raw.node.tls) if raw.node.tls is not None else None,
+        tls=None if raw.node.tls is None else _path(raw.node.tls, "[node] tls"),
+        user=raw.node.user,
+        media=_media(raw.node.media),
     )
     return Configuration(node, tuple(volumes))
 

@@ -103,6 +103,27 @@ def check_ranges(ranges: Iterable[tuple[int, int]], size: int) -> None:
             )
 
 
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes as ranges that ascend and do not touch; an empty range is refused.
+
+    >>> merge_ranges([(8192, 4096), (0, 4096), (4096, 100)])
+    [(0, 4196), (8192, 4096)]
+    """
+    merged: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if length <= 0:
+            raise UsageError(
+                "expected a range with an end above its start, found "
+                f"{format_range(offset, length)}"
+            )
+        if merged and offset <= sum(merged[-1]):
+            begin, end = merged[-1][0], max(sum(merged[-1]), offset + length)
+            merged[-1] = (begin, end - begin)
+        else:
+            merged.append((offset, length))
+    return merged
+
+
 def parse_rate(text: str) -> float:
     """Bytes a second of `200Mbit` (a second), as links are sold.
 

@@ -18,6 +18,7 @@ mod at_once;
 #[cfg(test)]
 mod block_device_tests;
 mod buffer;
+mod confinement;
 mod crashing;
 mod crashing_directory;
 mod crashing_folder;
@@ -48,6 +49,7 @@ use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
 pub use buffer::{AlignedBuffer, Payload, is_zero};
+pub use confinement::{confine_writing, renounce_system_calls};
 pub use crashing::{Capacity, Chooser, CrashingDevice, Power};
 pub use crashing_directory::{CrashingDirectory, Wrapper};
 pub use crashing_folder::CrashingFolder;

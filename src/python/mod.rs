@@ -8,12 +8,14 @@
 //! | `extracting.rs`, `reading.rs` | what bundles hold, as images and as memory |
 //! | `places.rs`, `remote.rs` | where bundles come from and go to |
 //! | `disks.rs` | what lies behind a path |
+//! | `confinement.rs` | what a daemon gives up |
 //! | `volumes.rs`, `backups.rs`, `links.rs`, `exports.rs` | what a daemon runs |
 
 mod backups;
 mod boundary;
 mod buffers;
 mod bundles;
+mod confinement;
 mod disks;
 mod exports;
 mod extracting;
@@ -37,6 +39,8 @@ mod _core {
     use crate::python::buffers::{BundleChunk, ByteBuffer};
     #[pymodule_export]
     use crate::python::bundles::{bundle_create, bundle_show, bundle_verify};
+    #[pymodule_export]
+    use crate::python::confinement::{confine_writing, renounce_system_calls};
     #[pymodule_export]
     use crate::python::disks::disk_behind;
     #[pymodule_export]

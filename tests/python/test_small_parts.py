@@ -1,8 +1,11 @@
 """Back-off, sockets, TLS contexts, reports, pictures, metrics, progress."""
 
 import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +15,7 @@ import pytest
 from dualrestore.cli.commands.map import ddrescue_lines, draw
 from dualrestore.cli.commands.restore import parse_lost
 from dualrestore.cli.printer import Printer, size_and_share, speed, table
-from dualrestore.config import Address
+from dualrestore.config import Address, read_configuration
 from dualrestore.errors import (
     BusyError,
     ConfigurationError,
@@ -25,7 +28,7 @@ from dualrestore.errors import (
 )
 from dualrestore.model import MergeReport, PrimaryStatus, merged, read, volume_status
 from dualrestore.transport.backoff import Backoff
-from dualrestore.transport.sockets import listen_tcp, listen_unix
+from dualrestore.transport.sockets import OwnerSocket, listen_tcp, listen_unix
 from dualrestore.transport.tls import tls_context
 
 MERGED = {
@@ -205,3 +208,44 @@ def test_quantities_are_shown_for_people() -> None:
 
 def test_records_are_documents() -> None:
     assert msgspec.json.decode(msgspec.json.encode(read(MergeReport, MERGED)))["bytes_skipped"] == 2
+
+
+def test_a_process_that_reads_a_tls_key_writes_no_core_dump(pki: Path) -> None:
+    script = (
+        "import ctypes, resource, sys, pathlib\n"
+        "from dualrestore.transport.tls import tls_context\n"
+        "hard = resource.getrlimit(resource.RLIMIT_CORE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))\n"
+        "tls_context(pathlib.Path(sys.argv[1]), 'server')\n"
+        "dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE)[0], dumpable)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(pki)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["0", "0"]
+
+
+def test_an_owners_socket_turns_others_away_unheard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.sock"
+    with listen_unix(path, 0o600, OwnerSocket) as listener, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        listener.accept()[0].close()
+    with listen_unix(path, 0o600, OwnerSocket) as listener, socket.socket(socket.AF_UNIX) as client:
+        # We are somebody else to it: neither its user nor root.
+        monkeypatch.setattr("dualrestore.transport.sockets.ROOT", os.getuid() + 1)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 2)
+        client.connect(str(path))
+        with pytest.raises(ConnectionAbortedError):
+            listener.accept()
+        assert client.recv(1) == b""
+
+
+def test_the_configured_user_and_media_are_read() -> None:
+    text = '[node]\nstate = "/s"\ncontrol = "/c/c.sock"\nuser = "backup"\nmedia = ["/media"]\n'
+    node = read_configuration(text).node
+    assert (node.user, node.media) == ("backup", (Path("/media"),))
+    with pytest.raises(ConfigurationError, match="absolute"):
+        read_configuration(text.replace('"/media"', '"media"'))

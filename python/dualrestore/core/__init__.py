@@ -26,7 +26,9 @@ from dualrestore._core import (
     PrimaryVolume,
     SnapshotSource,
     Trust,
+    confine_writing,
     guard_secrets,
+    renounce_system_calls,
 )
 from dualrestore.core.maps import OverwriteMap
 from dualrestore.core.places import (
@@ -73,6 +75,7 @@ __all__ = [
     "Progress",
     "SnapshotSource",
     "Trust",
+    "confine_writing",
     "disk_behind",
     "extract_bundle",
     "guard_secrets",
@@ -81,6 +84,7 @@ __all__ = [
     "merge",
     "merge_into_volume",
     "merge_revert",
+    "renounce_system_calls",
     "show_bundle",
     "trusts_of",
     "verify_bundle",

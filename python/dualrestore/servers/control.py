@@ -30,9 +30,10 @@ everything; its file mode is the protection. Does not know: how volumes work.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -69,6 +70,8 @@ from dualrestore.servers.page import PAGE_CSS, PAGE_HTML, PAGE_JS
 from dualrestore.transport.handing import HandedStream, Reception
 from dualrestore.transport.nbd_uri import is_nbd_uri, parse_nbd_uri
 
+log = logging.getLogger("dualrestore")
+
 BODY_BYTES_MAX = 4 * 2**20
 CELLS_MAX = 65536
 LINE_SECONDS = 1.0
@@ -86,6 +89,12 @@ _PAGE_HEADERS = {
 }
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Range = tuple[Count, Count]
+"""(offset, length)"""
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+
 class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a client may say."""
 
@@ -93,7 +102,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Restore(_Body):
     """`lost`: `all`, `none`, or ranges as (offset, length)."""
 
-    lost: Literal["all", "none"] | list[tuple[int, int]]
+    lost: Literal["all", "none"] | list[Range]
     wire: bool = False
 
 
@@ -107,9 +116,9 @@ class Snapshot(_Body):
     """See `jobs.snapshot.SnapshotOptions`."""
 
     label: str = ""
-    selection: list[tuple[int, int]] | None = None
-    backup: int = 0
-    timeout_seconds: float = 60.0
+    selection: list[Range] | None = None
+    backup: Count = 0
+    timeout_seconds: Seconds = 60.0
 
 
 class Trusted(_Body):
@@ -171,7 +180,7 @@ class Detach(_Body):
 class Verify(_Body):
     """Which of the backups, and whether to send again what differs."""
 
-    backup: int = 0
+    backup: Count = 0
     repair: bool = False
 
 
@@ -180,11 +189,11 @@ class MakeBundle(_Body):
 
     snapshot: str
     media: list[str]
-    selection: list[tuple[int, int]] | None = None
+    selection: list[Range] | None = None
     compression: str = "none"
     encryption: Encrypted | None = None
-    medium_size: int | None = None
-    partitions: list[int] = []
+    medium_size: Count | None = None
+    partitions: list[Count] = []
     allocated: bool = False
     since: str | None = None
     proceed: bool = False
@@ -232,7 +241,7 @@ def _trusts(
 
 
 def _path(text: str) -> Path:
-    if not text.startswith("/"):
+    if not text.startswith("/") or "\0" in text:
         raise UsageError(f"expected an absolute path, found {text!r}")
     return Path(text)
 
@@ -256,6 +265,9 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except DualRestoreError as problem:
             return _json({"error": error_document(problem)}, _status_of(problem))
+        except Exception as problem:
+            log.exception("%s %s: unexpected", request.method, request.url.path)
+            return _json({"error": error_document(problem)}, 500)
 
     return answer
 

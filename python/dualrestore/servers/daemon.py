@@ -3,6 +3,7 @@
 | event | then |
 |---|---|
 | started | node open, then control socket (so that whoever can connect finds it all there) |
+| both open | becomes the configured user (`confinement`), then systemd is told |
 | SIGTERM, SIGINT | no new requests, jobs cancelled, node closed, sockets removed, exit 0 |
 | a second signal | exits at once; volumes recover as after a crash |
 
@@ -22,12 +23,13 @@ import uvicorn
 from dualrestore.config import Configuration
 from dualrestore.errors import ExitCode
 from dualrestore.servers.alarms import LOOK_SECONDS, Watch
+from dualrestore.servers.confinement import become_user, confine
 from dualrestore.servers.control import Control
 from dualrestore.servers.ledger import Ledger
 from dualrestore.servers.node import Node
 from dualrestore.servers.notify import notify
 from dualrestore.transport.handing import Reception, handing_path
-from dualrestore.transport.sockets import listen_unix, remove_socket
+from dualrestore.transport.sockets import OwnerSocket, listen_unix, remove_socket
 
 log = logging.getLogger("dualrestore")
 
@@ -87,9 +89,10 @@ async def _control(configuration: Configuration, node: Node, stop: asyncio.Event
     path = configuration.node.control
     reception = Reception(handing_path(path))
     control = Control(node, ledger, reception)
-    listener = listen_unix(path, 0o600)
+    listener = listen_unix(path, 0o600, OwnerSocket)
     try:
         reception.open()
+        become_user(configuration)
         server = _Server(
             uvicorn.Config(
                 control.application(),
@@ -124,4 +127,5 @@ async def _control(configuration: Configuration, node: Node, stop: asyncio.Event
 def serve(configuration: Configuration) -> None:
     """Runs until a signal ends it."""
     _ignore_signals()
+    confine(configuration)
     asyncio.run(_serve(configuration))

@@ -28,7 +28,7 @@ from typing import Self
 
 from dualrestore.errors import BusyError, LinkError, LockedError, UsageError
 from dualrestore.keys import WRAPPED_BYTES_MAX
-from dualrestore.transport.sockets import listen_unix, remove_socket
+from dualrestore.transport.sockets import OwnerSocket, listen_unix, remove_socket
 
 log = logging.getLogger("dualrestore")
 
@@ -106,7 +106,7 @@ class Reception:
 
     def open(self) -> None:
         """Begins to accept, on the running loop."""
-        self._listener = listen_unix(self._path, 0o600)
+        self._listener = listen_unix(self._path, 0o600, OwnerSocket)
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 

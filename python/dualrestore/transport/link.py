@@ -15,11 +15,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dualrestore.config import Address, BackupAddress
+from dualrestore.transport.acceptor import Acceptor
 from dualrestore.transport.backoff import Backoff
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.sockets import listen_tcp, prepare_link_socket
@@ -51,6 +53,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
 
     connection: "LinkConnection"
     """Made once bytes can flow: after the handshake of TLS, so that a failed one costs nothing."""
+    _buffer: bytearray
+    _view: memoryview
 
     def __init__(
         self,
@@ -68,8 +72,6 @@ class LinkProtocol(asyncio.BufferedProtocol):
         """What the core had against the connection when it ended."""
         self._begin = begin
         self._room = room
-        self._buffer = bytearray(RECEIVE_BYTES)
-        self._view = memoryview(self._buffer)
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
@@ -81,6 +83,8 @@ class LinkProtocol(asyncio.BufferedProtocol):
         raw = transport.get_extra_info("socket")
         if raw is not None:
             prepare_link_socket(raw)
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
         self.connection = self._begin()
         self._room.add(self)
         self._tick()
@@ -149,14 +153,6 @@ class LinkProtocol(asyncio.BufferedProtocol):
             self._transport.abort()
 
 
-class _Refusal(asyncio.Protocol):
-    """One connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
-
-
 @dataclass
 class ClientLine:
     """One (volume, backup, class) that is kept connected."""
@@ -211,7 +207,7 @@ class LinkTransport:
         self._server_tls = server_tls
         self._protocols: dict[int, LinkProtocol] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     def start(self) -> None:
         """Begins to listen to the hub."""
@@ -243,20 +239,23 @@ class LinkTransport:
         listener = listen_tcp(address)
 
         async def serve() -> None:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(
-                self._accept,
-                sock=listener,
-                ssl=self._server_tls,
-                ssl_handshake_timeout=CONNECT_SECONDS if self._server_tls else None,
-            )
+            self._acceptor = Acceptor(listener, self._welcome)
 
         self._thread.call(serve())
 
-    def _accept(self) -> asyncio.BaseProtocol:
+    async def _welcome(self, client: socket.socket) -> None:
         if len(self._protocols) >= CONNECTIONS_MAX:
-            return _Refusal()
-        return LinkProtocol(self, self._hub.accept, is_accepted=True)
+            client.close()
+            return
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: LinkProtocol(self, self._hub.accept, is_accepted=True),
+                client,
+                ssl=self._server_tls,
+                ssl_handshake_timeout=CONNECT_SECONDS if self._server_tls else None,
+            )
+        except (OSError, TimeoutError) as problem:
+            log.info("a link was not accepted: no TLS: %s", problem)
 
     def connect(self, volume: "PrimaryVolume", backup: int, where: BackupAddress) -> None:
         """Keeps the volume connected to one of its backups."""
@@ -372,8 +371,8 @@ class LinkTransport:
 
         async def end() -> None:
             loop = asyncio.get_running_loop()
-            if self._server is not None:
-                self._server.close()
+            if self._acceptor is not None:
+                await self._acceptor.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,15 +1,19 @@
 """Socket options and Unix listeners.
 
 Guarantees: a dead peer of a link is noticed within `SILENCE_MS`, even when the cable was cut and
-nothing says so; a Unix socket in use by another process is never taken over.
+nothing says so; a Unix socket in use by another process is never taken over; what listens for its
+owner hears nobody else, whatever the mode of its file has become.
 """
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
+from typing import Any
 
 from dualrestore.config import Address
 from dualrestore.errors import BusyError, DeviceError
@@ -19,6 +23,30 @@ SILENCE_MS = 10_000
 UNSENT_BYTES = 128 * 1024
 """What the kernel may hold that is not yet on the wire: more would delay what comes later."""
 BACKLOG = 128
+
+log = logging.getLogger("dualrestore")
+
+ROOT = 0
+_PEER = struct.Struct("=iII")
+"""`struct ucred`: process, user, group."""
+
+
+class OwnerSocket(socket.socket):
+    """A Unix listener for processes of our own user and of root."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As a listener's; who is somebody else is turned away (ConnectionAbortedError)."""
+        client, place = super().accept()
+        told = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        process, user, _ = _PEER.unpack(told)
+        if user in {ROOT, os.geteuid()}:
+            return client, place
+        client.close()
+        log.warning(
+            "%s: process %d of user %d was turned away: only user %d and root are heard",
+            self.getsockname(), process, user, os.geteuid(),
+        )  # fmt: skip
+        raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
 
 
 def prepare_link_socket(link: socket.socket) -> None:
@@ -65,12 +93,12 @@ def check_tcp_free(address: Address) -> None:
     listen_tcp(address).close()
 
 
-def listen_unix(path: Path, mode: int) -> socket.socket:
+def listen_unix(path: Path, mode: int, kind: type[socket.socket] = socket.socket) -> socket.socket:
     """A listener at `path` with these permissions. A socket that nobody answers is replaced."""
     check_unix_free(path)
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
+    listener = kind(socket.AF_UNIX)
     # The permissions must hold from the first moment, not from a chmod after the bind.
     before = os.umask(0o777 & ~mode)
     try:
@@ -114,6 +142,7 @@ def listen_tcp(address: Address) -> socket.socket:
 
 
 def remove_socket(path: Path) -> None:
-    """Removes the path of a listener that we closed."""
-    with contextlib.suppress(FileNotFoundError):
+    """Removes the path of a listener that we closed, unless its directory is no longer ours: who
+    listens there next replaces it."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         path.unlink()

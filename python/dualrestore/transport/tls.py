@@ -7,7 +7,7 @@
 | `client-cert.pem`, `client-key.pem` | what connects |
 
 Guarantees: TLS 1.3 only; each side must show a certificate of that authority, and a server's must
-name its host; a key that others may read is refused.
+name its host; a key that others may read is refused; a process that holds one writes no core dump.
 """
 
 import ssl
@@ -41,6 +41,8 @@ def _key(directory: Path, name: str) -> Path:
 
 def tls_context(directory: Path, side: Literal["server", "client"]) -> ssl.SSLContext:
     """What this side needs to speak TLS 1.3 with certificates both ways."""
+    from dualrestore.core import guard_secrets
+
     protocol = ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT
     authority = _file(directory, "ca-cert.pem")
     certificate = _file(directory, f"{side}-cert.pem")
@@ -51,6 +53,7 @@ def tls_context(directory: Path, side: Literal["server", "client"]) -> ssl.SSLCo
     context.check_hostname = side == "client"
     # Tickets would let a session outlive a change of certificates.
     context.options |= ssl.OP_NO_TICKET
+    guard_secrets()
     try:
         context.load_verify_locations(cafile=str(authority))
         context.load_cert_chain(str(certificate), str(key))

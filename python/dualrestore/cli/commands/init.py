@@ -1,10 +1,11 @@
-"""`dualrestore init`: write a commented starter configuration."""
+"""`dualrestore init`: write a commented starter configuration, or a systemd unit for one."""
 
+import sys
 from pathlib import Path
 
 import click
 
-from dualrestore.cli.arguments import Invocation, json_option
+from dualrestore.cli.arguments import Invocation, config_option, json_option
 
 _NODE = """\
 # Configuration of `dualrestore serve`. Unknown keys are errors.
@@ -13,6 +14,8 @@ _NODE = """\
 [node]
 state   = "/var/lib/dualrestore"              # maps, snapshots, preserved blocks; one daemon each
 control = "/run/dualrestore/control.sock"     # HTTP API, status page and metrics, mode 0600
+# user  = "dualrestore"                       # started by root it goes on as this user
+# media = ["/media", "/mnt"]                  # with it, writes there and at its own places only
 """
 
 _LISTEN = """\
@@ -62,27 +65,61 @@ def starter(role: str) -> str:
 
 
 @click.command("init")
-@click.argument("file", default="dualrestore.toml", metavar="[FILE]")
+@click.argument("file", required=False, metavar="[FILE]")
 @click.option("--role", type=click.Choice(["primary", "backup"]), default="primary")
+@click.option("--systemd", is_flag=True, help="Print a hardened unit for the configuration of -c.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@config_option
 @json_option
 @click.pass_obj
-def command(invocation: Invocation, file: str, role: str, force: bool) -> None:
-    """Write a commented starter configuration to FILE (`-` is standard output).
+def command(
+    invocation: Invocation, file: str | None, role: str, systemd: bool, force: bool
+) -> None:
+    """Write a commented starter configuration to FILE (`-` is standard output), or the systemd
+    unit of a configuration.
 
     \b
     Example:
       dualrestore init --role backup /etc/dualrestore.toml
+      dualrestore init --systemd -c /etc/dualrestore.toml /etc/systemd/system/dualrestore.service
     """
     from dualrestore.cli.printer import Printer
-    from dualrestore.errors import UsageError
 
     printer = Printer(as_json=invocation.as_json)
-    text = starter(role)
-    if file == "-":
-        printer.text(text)
+    if systemd:
+        configuration, text = _unit(invocation)
+        if file is None or file == "-":
+            printer.text(text)
+            return
+        _write(Path(file), text, force=force)
+        printer.report(
+            {"file": file, "configuration": str(configuration)},
+            [f"wrote {file}; its first lines say how to install it"],
+        )
         return
-    path = Path(file)
+    if file == "-":
+        printer.text(starter(role))
+        return
+    path = Path(file or "dualrestore.toml")
+    _write(path, starter(role), force=force)
+    printer.report(
+        {"file": str(path), "role": role},
+        [f"wrote {path}; edit it, then run: dualrestore serve -c {path}"],
+    )
+
+
+def _unit(invocation: Invocation) -> tuple[Path, str]:
+    from dualrestore.cli.unit import unit
+    from dualrestore.config import configured_path, load_configuration
+
+    path = configured_path(invocation.config).absolute()
+    program = Path(sys.executable).parent / "dualrestore"
+    return path, unit(load_configuration(path), path, program)
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    from dualrestore.errors import DeviceError, UsageError
+
     try:
         with path.open("w" if force else "x", encoding="utf-8") as out:
             out.write(text)
@@ -90,7 +127,7 @@ def command(invocation: Invocation, file: str, role: str, force: bool) -> None:
         raise UsageError(
             f"{path}: expected a new file, found one; --force replaces it"
         ) from problem
-    printer.report(
-        {"file": str(path), "role": role},
-        [f"wrote {path}; edit it, then run: dualrestore serve -c {path}"],
-    )
+    except OSError as problem:
+        raise DeviceError(
+            problem.errno or 5, f"{path}: cannot be written: {problem.strerror}"
+        ) from problem
