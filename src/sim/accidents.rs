@@ -278,6 +278,16 @@ impl World {
         }
     }
 
+    /// Reads that are under way while the disk is lost may find anything.
+    fn forget_reads(&mut self) {
+        for (id, asked) in &mut self.asked {
+            if matches!(asked, Asked::Read { .. }) {
+                self.oracle.read_failed(*id);
+                *asked = Asked::Nothing;
+            }
+        }
+    }
+
     /// Declares a loss of a volume that runs, and then these bytes are lost.
     pub fn declare(&mut self, range: Option<ByteRange>) {
         if !self.backup_has_all() || self.primary.driver().is_none() {
@@ -310,6 +320,7 @@ impl World {
         let bytes = geometry.bytes_of(geometry.touched(range.unwrap_or(geometry.all_bytes())));
         let inside = |at: &u64| ByteRange::new(at * SECTOR, SECTOR).intersect(bytes).is_some();
         let lost: Vec<u64> = self.oracle.sectors().into_iter().filter(inside).collect();
+        self.forget_reads();
         for at in &lost {
             self.primary.spoil(ByteRange::new(at * SECTOR, SECTOR));
         }

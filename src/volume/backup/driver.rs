@@ -139,8 +139,10 @@ impl BackupVolume {
     /// not send it again if the backup lost it (law 3).
     pub fn begin_session(&self, epoch: u64, base_sequence: u64) -> Result<()> {
         let mut state = lock(&self.applying);
-        if state.failure().is_none() {
-            self.flush_device(&mut state)?;
+        match state.failure() {
+            None => self.flush_device(&mut state)?,
+            // Nothing is applied any more, and what is there can be fetched all the same.
+            Some(_) => self.device.flush()?,
         }
         state.begin_session(epoch, base_sequence)?;
         self.publish(&state);

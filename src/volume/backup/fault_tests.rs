@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::{Action, Answer, BackupState, BackupVolume, MirrorOperation};
 use crate::device::{
-    AlignedBuffer, Capacity, CrashingDirectory, Device, Directory, Fault, FaultPlan, FaultyDevice,
-    FileDevice, FileDirectory, OpenOptions, Operation, Payload, Power, RamDevice,
+    AlignedBuffer, Capacity, CrashingDevice, CrashingDirectory, Device, Directory, Fault,
+    FaultPlan, FaultyDevice, FileDevice, FileDirectory, OpenOptions, Operation, Payload, Power,
+    RamDevice,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ByteRange;
@@ -158,6 +159,27 @@ fn law_11_a_flush_that_fails_when_a_session_begins_stops_the_backup() {
     rig.backup.begin_session(3, 0).expect("it says what it has to say");
     let answers = rig.backup.apply(3, vec![write(1, 1, 1, 2)]).expect("taken");
     assert!(matches!(answers[..], [Answer::Failed { sequence: 1, .. }]), "{answers:?}");
+}
+
+#[test]
+fn what_is_fetched_from_a_backup_that_stopped_survives_a_crash_of_it() {
+    let plan = FaultPlan::new();
+    let disk = Arc::new(CrashingDevice::from_bytes(&vec![1; SIZE as usize], Power::steady()));
+    let mirror = FaultyDevice::new(Shared(Arc::clone(&disk) as _), plan.clone());
+    let home = Arc::new(CrashingDirectory::new(Power::steady()));
+    let id = Uuid::from_u128(1);
+    let backup = BackupVolume::create(home, Arc::new(mirror), geometry(), id).expect("created");
+    backup.begin_session(1, 0).expect("begun");
+    // Half of the write is done when it fails.
+    plan.add(Fault { done_before: BLOCK, ..Fault::once(Operation::Write, 5) });
+    backup.apply(1, vec![write(1, 0, 2, 2)]).expect("taken");
+    assert!(backup.failure().is_some());
+    backup.begin_session(2, 0).expect("its blocks can still be fetched");
+    let mut fetched = vec![0; 2 * BLOCK as usize];
+    backup.read(2, 0, &mut fetched, 0, FOREVER).expect("read");
+    assert_eq!((fetched[0], fetched[BLOCK as usize]), (2, 1));
+    let after = disk.crash(&mut |_| 0, Power::steady());
+    assert!(after.contents()[..fetched.len()] == fetched[..], "the primary has it as mirrored");
 }
 
 #[test]
