@@ -241,6 +241,20 @@ def test_media_that_are_no_directories_are_refused(pair: Pair) -> None:
 # As the unit runs it
 
 PERMITTED, REFUSED = 0x7FFF0000, 0x00050000 | 1
+EQUAL = 4
+SET_MDWE, REFUSE_EXEC_GAIN = 65, 1
+FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
+
+
+class Comparison(ctypes.Structure):
+    """libseccomp's `scmp_arg_cmp`."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operation", ctypes.c_uint),
+        ("value", ctypes.c_uint64),
+        ("unused", ctypes.c_uint64),
+    )
 
 
 def calls_of(names: list[str]) -> set[str]:
@@ -257,23 +271,35 @@ def calls_of(names: list[str]) -> set[str]:
     return found
 
 
-def filter_of(text: str) -> Callable[[], None]:
-    """What puts the unit's filter of system calls upon the process that calls it."""
+def confinement_of(text: str) -> Callable[[], None]:
+    """What puts the unit's system calls, address families and memory rule upon who calls it."""
     allowed: set[str] = set()
     for line in re.findall(r"^SystemCallFilter=(.*)$", text, re.MULTILINE):
         names = line.lstrip("~").split()
         allowed = allowed - calls_of(names) if line.startswith("~") else allowed | calls_of(names)
     # systemd always allows what it needs itself to start a program.
     allowed |= calls_of(["@default"]) | {"execve"}
+    [families] = re.findall(r"^RestrictAddressFamilies=(.*)$", text, re.MULTILINE)
+    assert "MemoryDenyWriteExecute=yes" in text
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_init.restype = ctypes.c_void_p
-    numbers = [library.seccomp_syscall_resolve_name(name.encode()) for name in sorted(allowed)]
+    numbers = [
+        library.seccomp_syscall_resolve_name(name.encode()) for name in sorted(allowed - {"socket"})
+    ]
+    sockets = library.seccomp_syscall_resolve_name(b"socket")
 
     def begin() -> None:
+        assert ctypes.CDLL(None).prctl(SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) == 0
         rules = ctypes.c_void_p(library.seccomp_init(REFUSED))
         for number in numbers:
             if number >= 0:
                 library.seccomp_rule_add(rules, PERMITTED, number, 0)
+        for family in families.split():
+            comparison = Comparison(0, EQUAL, FAMILIES[family], 0)
+            added = library.seccomp_rule_add_array(
+                rules, PERMITTED, sockets, 1, ctypes.byref(comparison)
+            )
+            assert added == 0
         assert library.seccomp_load(rules) == 0
 
     return begin
@@ -283,7 +309,7 @@ def filter_of(text: str) -> Callable[[], None]:
 def test_under_the_units_user_and_system_calls_the_whole_method_works(
     pair: Pair, readable: list[str]
 ) -> None:
-    begin = filter_of(unit(read_configuration(starter("primary")), Path("/x"), Path("/y")))
+    begin = confinement_of(unit(read_configuration(starter("primary")), Path("/x"), Path("/y")))
     told = pair.directory / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(told))

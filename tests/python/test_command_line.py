@@ -165,3 +165,15 @@ def test_files_are_compared_block_by_block(
     assert report["same"] is False
     two.write_bytes(content[:-512])
     assert run(["verify", str(one), str(two)]) == 2
+
+
+def test_a_file_that_may_not_grow_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(4 << 20))
+    command = ["prlimit", "--fsize=1048576", sys.executable, "-m", "dualrestore"]
+    done = subprocess.run(
+        [*command, "bundle", "create", str(image), "--to", str(tmp_path / "b")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    assert "File too large" in done.stderr

@@ -30,6 +30,7 @@ GOOD = [path.read_text() for path in CORPUS if path.stem.startswith("good")]
 WORDS = [
     "[node]", "[volume.v]", '[volume."../v"]', "[[volume]]", "state", "control", "listen", "tls",
     "user", "media", "role", "device", "size", "block_size", "backups", "export", "mirror",
+    "async_bytes", "async_seconds",
     "missing_deadline", "direct", '"primary"', '"backup"', '"/x"', '"x"', '""', "0", "-1", "true",
     "1e309", "nan", "9" * 40, "0x" + "f" * 20, '"4KiB"', '"9EiB"', '"-4KiB"', '"[::1]:1"',
     '"127.0.0.1:0/v"', '"[::1:1/v"', '"unix:/x"', '"tcp:0.0.0.0:1"', '"30s"', '"1e400s"',
