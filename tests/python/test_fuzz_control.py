@@ -23,6 +23,7 @@ from dualrestore.config import read_configuration
 from dualrestore.servers.control import Control
 from dualrestore.servers.ledger import Ledger
 from dualrestore.servers.node import Node
+from dualrestore.transport.handing import Reception, handing_path
 from tests.python.control_schema import BODIES, openapi, operations
 
 CORPUS = Path(__file__).parents[2] / "fuzz/corpus/control"
@@ -62,7 +63,8 @@ class Asked:
         self.application = self.runner.run(self._application())
 
     async def _application(self) -> Starlette:
-        return Control(self.node, self.ledger).application()
+        reception = Reception(handing_path(self.node.configuration.node.control))
+        return Control(self.node, self.ledger, reception).application()
 
     def close(self) -> None:
         """Ends it."""
