@@ -5,6 +5,7 @@
 | none | no snapshot |
 | first | every write goes to a block that is not preserved yet |
 | later | the same blocks once more |
+| bare | of large writes: old bytes read and written elsewhere, new ones written, and nothing else |
 
 Each pass ends with a flush that is part of its time. Compared are the ratios of `first` and
 `later` to `none`, each tool with itself: we are driven as the link drives a backup, QEMU through
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-FIGURES = re.compile(r"none +([0-9.]+) .*first +([0-9.]+) .*later +([0-9.]+) ")
+FIGURES = re.compile(r"(none|first|later|bare) +([0-9.]+) ")
 BARS = {"first": 0.40, "later": 0.95}
 
 
@@ -60,9 +61,7 @@ def ours(place: Path, load: Load, size: int) -> Passes:
     program = ROOT / "target" / "release" / "bulk_snapshot"
     words = [str(program), str(place), str(size // MIB), "1", load.name]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    found = FIGURES.search(told)
-    assert found is not None, told
-    return dict(zip(("none", "first", "later"), map(float, found.groups()), strict=True))
+    return {name: float(rate) for name, rate in FIGURES.findall(told)}
 
 
 def node(name: str, path: Path) -> list[str]:
@@ -128,12 +127,9 @@ def qemu(place: Path, load: Load, size: int) -> Passes:
 def report(load: Load, tool: str, runs: list[Passes]) -> None:
     """One line: medians of the rates, and of the ratios within each repetition."""
     rates = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    ratios = {name: statistics.median(run[name] / run["none"] for run in runs) for name in BARS}
-    print(
-        f"{load.name:24} {tool:5} none {rates['none']:8.1f}  first {rates['first']:8.1f} "
-        f"({ratios['first']:.2f})  later {rates['later']:8.1f} ({ratios['later']:.2f})",
-        flush=True,
-    )
+    ratios = {name: statistics.median(run[name] / run["none"] for run in runs) for name in rates}
+    shown = [f"{name} {rate:8.1f} ({ratios[name]:.2f})" for name, rate in rates.items()]
+    print(f"{load.name:24} {tool:5} {'  '.join(shown)}", flush=True)
 
 
 def main() -> int:

@@ -4,7 +4,8 @@
 //! Operations arrive as the link brings them: whatever waits is one batch, and only so much is
 //! under way without an answer. Each pass ends with a flush that is part of the time. The passes
 //! of one repetition follow each other, so that their ratios mean something on a machine that
-//! swings.
+//! swings. For large writes there is a fourth one, *bare*: every MiB is read, written to another
+//! file and overwritten, by four threads and with nothing else. It is what the disk allows.
 //!
 //! `cargo run --release -p dualrestore-benches --bin bulk_snapshot -- PLACE [MIB [TIMES [LOAD]]]`
 //! where LOAD is the name of a load, or a part of several. `snapshot.py` runs it beside QEMU.
@@ -14,10 +15,13 @@
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use dualrestore::clock::MonotonicClock;
-use dualrestore::device::{Device, FileDevice, FileDirectory, OpenOptions, Payload, WorkerPool};
+use dualrestore::device::{
+    AlignedBuffer, Device, FileDevice, FileDirectory, OpenOptions, Payload, WorkerPool,
+};
 use dualrestore::snapshot::CutOrder;
 use dualrestore::units::{BlockSize, Geometry};
 use dualrestore::volume::backup::{Answer, BackupVolume, MirrorOperation};
@@ -77,6 +81,7 @@ fn noise(bytes: u64) -> Vec<u8> {
 }
 
 struct Bench {
+    mirror: Arc<dyn Device>,
     backup: BackupVolume,
     geometry: Geometry,
     content: Payload,
@@ -89,18 +94,19 @@ impl Bench {
         let geometry = Geometry::new(bytes, BlockSize::DEFAULT).expect("a valid size");
         let options = OpenOptions { direct, create_size: Some(bytes), ..OpenOptions::default() };
         let device = FileDevice::open(top.join("mirror"), options).expect("a place for files");
+        let device: Arc<dyn Device> = Arc::new(device);
         let content = Payload::copy_of(&noise(2 * MIB));
         for at in (0..bytes).step_by(MIB as usize) {
             device.write_at(at, &content[..MIB as usize]).expect("room for the volume");
         }
         device.flush().expect("flushed");
         let directory = FileDirectory::open(top.join("state"), false).expect("a place for state");
-        let backup =
-            BackupVolume::create(Arc::new(directory), Arc::new(device), geometry, Uuid::nil())
-                .expect("an empty place");
+        let mirror = Arc::clone(&device);
+        let backup = BackupVolume::create(Arc::new(directory), device, geometry, Uuid::nil())
+            .expect("an empty place");
         backup.set_pool(&Arc::new(WorkerPool::for_devices().expect("threads")));
         backup.begin_session(EPOCH, 0).expect("the first session");
-        Self { backup, geometry, content, sequence: 0, snapshots: 0 }
+        Self { mirror, backup, geometry, content, sequence: 0, snapshots: 0 }
     }
 
     fn cut(&mut self) -> Uuid {
@@ -133,6 +139,38 @@ impl Bench {
             }
         }
         operations
+    }
+
+    /// Seconds of the pass that only moves bytes.
+    fn bare(&self, top: &Path, direct: bool) -> f64 {
+        let size = self.geometry.size();
+        let options = OpenOptions { direct, create_size: Some(size), ..OpenOptions::default() };
+        let place = top.join("bare");
+        let store = FileDevice::open(&place, options).expect("room for the old bytes");
+        let next = AtomicU64::new(0);
+        let clock = MonotonicClock::default();
+        let began = clock.now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut old = AlignedBuffer::zeroed(MIB as usize);
+                    loop {
+                        let at = next.fetch_add(MIB, Ordering::Relaxed);
+                        if at >= size {
+                            return;
+                        }
+                        self.mirror.read_at(at, &mut old).expect("read");
+                        store.write_at(at, &old).expect("kept");
+                        let new = &self.content[..MIB as usize];
+                        self.mirror.write_at(at, new).expect("written");
+                    }
+                });
+            }
+        });
+        store.flush().and_then(|()| self.mirror.flush()).expect("flushed");
+        let seconds = clock.now().since_ms(began) as f64 / 1000.0;
+        std::fs::remove_file(place).expect("made above");
+        seconds
     }
 
     /// Seconds until everything is applied and flushed.
@@ -250,6 +288,7 @@ fn measure(top: &Path, mib: u64, times: usize, wanted: &str) -> std::io::Result<
         bench.pass(load);
         let mut rates: [Vec<f64>; 3] = Default::default();
         let mut ratios: [Vec<f64>; 2] = Default::default();
+        let mut bare: [Vec<f64>; 2] = Default::default();
         let written = (mib * MIB / load.share) as f64 / MIB as f64;
         for _ in 0..times {
             let plain = bench.pass(load);
@@ -261,6 +300,11 @@ fn measure(top: &Path, mib: u64, times: usize, wanted: &str) -> std::io::Result<
             }
             ratios[0].push(plain / first);
             ratios[1].push(plain / later);
+            if load.bytes == MIB {
+                let seconds = bench.bare(&place, load.direct);
+                bare[0].push(written / seconds);
+                bare[1].push(plain / seconds);
+            }
         }
         drop(bench);
         std::fs::remove_dir_all(&place)?;
@@ -272,6 +316,10 @@ fn measure(top: &Path, mib: u64, times: usize, wanted: &str) -> std::io::Result<
              later {later:7.1} ({later_ratio:.2})",
             load.name
         )?;
+        if load.bytes == MIB {
+            let [rate, ratio] = bare.map(median);
+            writeln!(out, "{:40} MiB/s: bare {rate:7.1} ({ratio:.2})", load.name)?;
+        }
     }
     Ok(())
 }
