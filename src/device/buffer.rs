@@ -2,9 +2,10 @@
 //! may use `unsafe`.
 //!
 //! Guarantees: memory is aligned to 4 KiB (2 MiB and on huge pages from 2 MiB of size), zeroed
-//! when made (but for `used` and `from_slice`), freed once. Single pages, which guests' requests take
-//! and give back by the hundred thousand, are kept for the next on the same thread. A `Payload` is immutable: bytes on their way to a disk and to the link
-//! at the same time cannot change (trap 20).
+//! when made (but for `used` and `from_slice`), freed once. Single pages, which guests' requests
+//! take and give back by the hundred thousand, are kept for the next on the same thread.
+//! A `Payload` is immutable: bytes on their way to a disk and to the link at the same time cannot
+//! change (trap 20).
 
 #![expect(unsafe_code, reason = "aligned allocation has no safe form in std")]
 
