@@ -30,6 +30,8 @@ pub const NBD_HANDSHAKE_BYTES_MAX: u64 = 64 << 10;
 pub const NBD_EXPORT_NAME_BYTES_MAX: usize = 255;
 /// Longest description of an export.
 pub const NBD_DESCRIPTION_BYTES_MAX: usize = 1024;
+/// Longest name of a certificate that an export is for.
+pub const NBD_ALLOWED_BYTES_MAX: usize = 255;
 /// Exports of one table; a `LIST` answers with all of them.
 pub const NBD_EXPORTS_MAX: usize = 4096;
 /// Longest payload of a refused write that is read and thrown away to keep the stream in step; a

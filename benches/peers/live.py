@@ -2,13 +2,14 @@
 
 | place | work |
 |---|---|
-| memory | 4 KiB random reads and writes, 32 under way, over 1 and 4 connections; one read at a time; a stream out and in |
+| memory | 4 KiB at random, 32 under way, over 1 and 4 connections; one at a time; a stream |
 | disk, past the page cache | the same 4 KiB; beside them fio's io_uring on the file itself |
 | memory, over TLS | 4 KiB reads, 32 under way; a stream out |
 | memory, mirrored | 4 KiB random writes by each policy |
 
 Only ratios within one run mean anything. Repetitions are interleaved and their median is told,
-with the load of the machine before each. `--only` picks places.
+with the load of the machine before each. `--only` picks places; `--brief` does a little of each
+beside one peer, so that none rots.
 """
 
 from __future__ import annotations
@@ -35,20 +36,27 @@ from tests.e2e.pki import write_pki
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benches.peers.servers import Opening
+
 Figures = dict[str, dict[str, list[float]]]
 FILE = "fio on the file"
 
 
 class Scale(NamedTuple):
-    """Bytes of a volume, seconds of a load, repetitions."""
+    """Bytes of a volume, seconds of a load and of what precedes it, repetitions, servers,
+    connections, and policies of the mirror."""
 
     volume: int
     seconds: int
+    warm: int
     repetitions: int
+    servers: tuple[str, ...]
+    jobs: tuple[int, ...]
+    policies: tuple[str, ...]
 
 
-BRIEF = Scale(32 * MIB, 1, 1)
-FULL = Scale(512 * MIB, 3, 5)
+BRIEF = Scale(32 * MIB, 1, 0, 1, (OURS, "nbdkit"), (1,), ("flush",))
+FULL = Scale(512 * MIB, 3, 2, 5, tuple(SERVERS), (1, 4), ("flush", "write", "async"))
 
 
 class Load(NamedTuple):
@@ -111,8 +119,15 @@ class Bench:
         """One more figure."""
         self.figures[label][name].append(value)
 
+    def servers(self) -> list[tuple[str, Opening]]:
+        """Those that are compared."""
+        return [(name, SERVERS[name]) for name in self.scale.servers]
+
     def random(self, label: str, name: str, serving: Serving, load: Load, place: Place) -> None:
         """A rate, and what it cost the server."""
+        # Once unmeasured: what was never written is written, caches are warm.
+        if self.scale.warm:
+            fio(over_nbd(serving), load, self.scale.warm, place.directory)
         before = serving.cpu_seconds()
         found = fio(over_nbd(serving), load, self.scale.seconds, place.directory)
         used = serving.cpu_seconds() - before
@@ -155,11 +170,11 @@ class Bench:
 
     def in_memory(self) -> None:
         """Everything that the page cache answers."""
-        for name, server in SERVERS.items():
+        for name, server in self.servers():
             with tempfile.TemporaryDirectory(dir=MEMORY) as scratch, ExitStack() as stack:
                 place = Place(Path(scratch), self.scale.volume)
                 serving = stack.enter_context(server(place))
-                for jobs in (1, 4):
+                for jobs in self.scale.jobs:
                     for pattern in ("randread", "randwrite"):
                         label = f"memory {pattern} 32 x {jobs}"
                         self.random(label, name, serving, Load(pattern, 32, jobs), place)
@@ -169,7 +184,7 @@ class Bench:
 
     def on_disk(self) -> None:
         """Past the page cache."""
-        for name, server in SERVERS.items():
+        for name, server in self.servers():
             if name in {"nbdkit", "nbd-server"}:
                 continue  # They know no direct I/O: what they measure is the page cache.
             with tempfile.TemporaryDirectory(dir=DISK) as scratch, ExitStack() as stack:
@@ -182,12 +197,14 @@ class Bench:
             place.fill()
             target = ["--ioengine=io_uring", "--direct=1", f"--filename={place.file}"]
             for pattern in ("randread", "randwrite"):
+                if self.scale.warm:
+                    fio(target, Load(pattern, 32), self.scale.warm, place.directory)
                 found = fio(target, Load(pattern, 32), self.scale.seconds, place.directory)
                 self.add(f"disk {pattern} 32 x 1, 1/s", FILE, found["rate"])
 
     def over_tls(self) -> None:
         """What the page cache answers, encrypted."""
-        for name, server in SERVERS.items():
+        for name, server in self.servers():
             if name == "nbd-server":
                 continue  # Its client side of TLS in a URI is what libnbd cannot agree on with it.
             with tempfile.TemporaryDirectory(dir=MEMORY) as scratch, ExitStack() as stack:
@@ -200,7 +217,7 @@ class Bench:
     def with_mirror(self) -> None:
         """Writes that a backup on this machine gets as well."""
         label = "mirrored randwrite 32 x 1"
-        for policy in ("flush", "write", "async"):
+        for policy in self.scale.policies:
             with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
                 place = Place(Path(scratch), self.scale.volume)
                 with mirrored(place, policy) as serving:

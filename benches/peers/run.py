@@ -1,8 +1,7 @@
-"""The same work through other tools, in one run: `python -m benches.peers.run [--brief] [--json]`.
+"""Bulk work through other tools, in one run: `python -m benches.peers.run [--brief] [--json]`.
 
 Only ratios within one run mean anything: machines differ and swing. Each figure is the median of
-interleaved repetitions. Our primary mirrors every write to a second process meanwhile; the peers
-serve one file and nothing else.
+interleaved repetitions. NBD exports are compared by `benches.peers.live`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benches.peers.servers import MEMORY, SERVERS
 from tests.e2e.harness import MIB, dualrestore, run
 
 if TYPE_CHECKING:
@@ -30,38 +28,14 @@ Figures = dict[str, dict[str, list[float]]]
 
 
 class Scale(NamedTuple):
-    """How much work: bytes of a volume, seconds of a load, repetitions."""
+    """How much work: bytes, repetitions."""
 
-    volume: int
     bulk: int
-    seconds: int
     repetitions: int
 
 
-BRIEF = Scale(64 * MIB, 64 * MIB, 1, 1)
-FULL = Scale(512 * MIB, 2048 * MIB, 5, 3)
-
-
-def fio_rate(uri: str, directory: Path, pattern: str, depth: int, seconds: int) -> float:
-    """Requests of 4 KiB a second."""
-    printed = run(
-        [
-            "fio",
-            "--name=job",
-            "--ioengine=nbd",
-            f"--uri={uri}",
-            f"--rw={pattern}",
-            "--bs=4k",
-            f"--iodepth={depth}",
-            "--size=100%",
-            "--time_based=1",
-            f"--runtime={seconds}",
-            "--output-format=json",
-            f"--aux-path={directory}",
-        ]
-    ).stdout
-    (job,) = json.loads(printed[printed.index("{") :])["jobs"]
-    return float(job["read"]["iops"] + job["write"]["iops"])
+BRIEF = Scale(64 * MIB, 1)
+FULL = Scale(2048 * MIB, 3)
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -69,23 +43,6 @@ def seconds_of(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
-
-
-def measure_nbd(scale: Scale, figures: Figures) -> None:
-    """4 KiB random reads and writes, and one sequential stream, of each server."""
-    for name, server in SERVERS.items():
-        with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
-            directory = Path(scratch)
-            with server(scale.volume, directory) as uri:
-                for label, pattern, depth in (
-                    ("4 KiB random read, depth 1, 1/s", "randread", 1),
-                    ("4 KiB random read, depth 32, 1/s", "randread", 32),
-                    ("4 KiB random write, depth 32, 1/s", "randwrite", 32),
-                ):
-                    rate = fio_rate(uri, directory, pattern, depth, scale.seconds)
-                    figures[label][name].append(rate)
-                seconds = seconds_of(partial(run, ["nbdcopy", uri, "null:"]))
-                figures["sequential read, MiB/s"][name].append(scale.volume / MIB / seconds)
 
 
 def measure_bulk(scale: Scale, figures: Figures) -> None:
@@ -165,7 +122,6 @@ def main() -> int:
     scale = BRIEF if chosen.brief else FULL
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for _ in range(scale.repetitions):
-        measure_nbd(scale, figures)
         measure_bulk(scale, figures)
     if chosen.json:
         medians = {

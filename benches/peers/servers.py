@@ -159,9 +159,8 @@ def nbd_server(place: Place) -> Iterator[Serving]:
 def dualrestore(place: Place) -> Iterator[Serving]:
     """Our primary, whose backup is away: everything is current, nothing is mirrored."""
     place.fill()
-    pair = Pair(
-        place.size, place=str(place.directory), more=f"direct = {str(place.direct).lower()}"
-    )
+    direct = f"direct = {str(place.direct).lower()}"
+    pair = Pair(place.size, place=str(place.directory), more=direct)
     try:
         _set_place(pair.primary, place, pair)
         pair.primary.start()

@@ -12,7 +12,7 @@ use dualrestore::format::nbd::{
     CMD_FLUSH, CMD_READ, CMD_WRITE, FIXED_NEWSTYLE, NO_ZEROES, OPT_GO, OPTION_MAGIC, REP_ACK,
     REQUEST_MAGIC, SIMPLE_REPLY_BYTES,
 };
-use dualrestore::nbd::{ExportTable, Server, Tls};
+use dualrestore::nbd::{ExportTable, Server};
 use dualrestore::volume::engine::Engine;
 use dualrestore::volume::primary::{MirrorPolicy, Options, PrimaryVolume};
 
@@ -107,9 +107,9 @@ pub fn serve(criterion: &mut Criterion) {
     let state = scratch();
     let exports = Arc::new(ExportTable::new());
     exports.insert("v", "", primary(&state)).expect("a new name");
-    let server = Server::new(exports).expect("a descriptor");
+    let server = Server::new(exports);
     let (ours, theirs) = UnixStream::pair().expect("two sockets");
-    server.serve(OwnedFd::from(theirs), Tls::Off).expect("admitted");
+    server.serve(OwnedFd::from(theirs), None).expect("admitted");
     let mut client = Client::new(ours);
     let mut random = scattered(VOLUME_BYTES / BLOCK).map(|block| block * BLOCK);
     let mut sequential = (0..VOLUME_BYTES).step_by(1 << 20).cycle();

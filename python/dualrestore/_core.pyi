@@ -550,13 +550,20 @@ class LinkConnection:
 class NbdServer:
     """NBD sessions over descriptors that Python accepted. Guest I/O runs in Rust threads only."""
 
-    def __new__(cls, default: str | None = None) -> NbdServer:
-        """`default`: the export that the empty name means."""
+    def __new__(cls, tls: tuple[bytes, bytes, bytes] | None = None) -> NbdServer:
+        """`tls`: authority, certificate and key, as PEM: nothing is served but over TLS 1.3 with
+        a certificate of that authority from the client. Without it, in the clear."""
 
-    def add_volume(self, name: str, volume: PrimaryVolume) -> None:
-        """Read-write export. While the volume waits for the operator's word it is refused."""
+    def add_volume(
+        self, name: str, volume: PrimaryVolume, allowed: list[str] | None = None
+    ) -> None:
+        """Read-write export. While the volume waits for the operator's word it is refused.
+        `allowed`: names of certificates, or their fingerprints (`sha256:..`): for everybody else
+        it does not exist."""
 
-    def add_snapshot(self, name: str, volume: BackupVolume, snapshot: str) -> None:
+    def add_snapshot(
+        self, name: str, volume: BackupVolume, snapshot: str, allowed: list[str] | None = None
+    ) -> None:
         """Read-only export, named by convention `NAME@SNAPSHOT`."""
 
     def remove(self, name: str) -> None:

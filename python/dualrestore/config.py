@@ -29,6 +29,10 @@ PORT_MAX = 65535
 ASYNC_BYTES, ASYNC_BYTES_MIN = 64 * 2**20, 64 * 2**10
 ASYNC_SECONDS, ASYNC_SECONDS_MIN, ASYNC_SECONDS_MAX = 5.0, 0.1, 86_400.0
 
+ALLOWED_BYTES_MAX = 255
+"""Of a name of a certificate."""
+
+_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -105,6 +109,7 @@ class VolumeConfiguration(NamedTuple):
     block_size: int
     backups: tuple[BackupAddress, ...]
     exports: tuple[Export, ...]
+    allow: tuple[str, ...] | None
     mirror: Literal["flush", "write", "async"]
     async_bytes: int
     async_ms: int
@@ -135,6 +140,7 @@ class _RawVolume(msgspec.Struct):
     block_size: str | int = "4KiB"
     backups: list[str] = []
     export: list[str] = []
+    allow: list[str] | None = None
     mirror: Literal["flush", "write", "async"] = "flush"
     async_bytes: str | int | None = None
     async_seconds: float | None = None
@@ -188,6 +194,33 @@ def parse_export(text: str) -> Export:
     if kind == "tcp":
         return TcpExport(parse_address(rest))
     raise ConfigurationError(f"expected an export unix:/PATH or tcp:HOST:PORT, found {text!r}")
+
+
+def _allow(names: list[str] | None, exports: Iterable[Export], *, has_tls: bool) -> None:
+    """Whom the exports are for: names or fingerprints of certificates, which only TLS shows."""
+    if names is None:
+        return
+    if not has_tls:
+        raise ConfigurationError(
+            "allow: expected tls in [node], found none: only a certificate tells clients apart"
+        )
+    if not any(isinstance(export, TcpExport) for export in exports):
+        raise ConfigurationError(
+            "allow: expected a tcp: export, found none: on a Unix socket the file's permissions "
+            "say who may connect; remove the key"
+        )
+    for name in names:
+        fingerprint = name.removeprefix("sha256:")
+        digits = fingerprint.replace(":", "")
+        if name != fingerprint and not _FINGERPRINT.fullmatch(digits):
+            raise ConfigurationError(
+                f"allow: expected 64 hexadecimal digits after sha256:, found {name!r}"
+            )
+        if not 0 < len(name.encode()) <= ALLOWED_BYTES_MAX or not name.isprintable():
+            raise ConfigurationError(
+                f"allow: expected the name of a certificate (at most {ALLOWED_BYTES_MAX} bytes) "
+                f"or sha256: and its fingerprint, found {name!r}"
+            )
 
 
 def check_name(name: str) -> str:
@@ -300,6 +333,7 @@ def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration
     reachable += [export.address for export in exports if isinstance(export, TcpExport)]
     for address in reachable:
         _require_tls(address, has_tls=has_tls)
+    _allow(raw.allow, exports, has_tls=has_tls)
     return VolumeConfiguration(
         name=name,
         role=raw.role,
@@ -308,6 +342,7 @@ def _volume(name: str, raw: _RawVolume, *, has_tls: bool) -> VolumeConfiguration
         block_size=block_size,
         backups=backups,
         exports=exports,
+        allow=tuple(raw.allow) if raw.allow is not None else None,
         mirror=raw.mirror,
         async_bytes=async_bytes,
         async_ms=async_ms,

@@ -4,29 +4,25 @@
 //! Guarantees: everything that has arrived is looked at before anything is answered, and all
 //! answers that are ready leave in one vectored send; requests that the volume takes time for are
 //! given to it together and are in flight together; nothing here blocks but `poll`.
-//! Does not know: the protocol (`session`), other connections.
+//! Does not know: the protocol (`session`), TLS (`wire`), other connections.
 
 use std::fmt;
-use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::mailbox::Mailbox;
 use super::session::{Event, Session};
 use super::transmission::Ticket;
 use super::vigil::{Vigil, Watcher};
+use super::wire::{Moved, Wire};
 use crate::clock::{Instant, MonotonicClock};
 use crate::device::ThreadRing;
 use crate::limits;
 use crate::volume::service::{BlockService, Command, Completion, Outcome};
 
-/// Pieces of one vectored send.
-const SLICES_MAX: usize = 64;
 /// An idle connection gives memory back after this time.
 const REST_AFTER_MS: u64 = 1_000;
 
@@ -39,17 +35,9 @@ pub(super) struct Counters {
     pub(super) in_flight: AtomicU64,
 }
 
-/// Why a connection is over.
-#[derive(Debug)]
-pub(super) enum Ending {
-    Closed,
-    /// The client begins TLS: the descriptor is for whoever speaks it.
-    StartTls(OwnedFd),
-}
-
 /// See the module.
 pub(super) struct Connection {
-    socket: OwnedFd,
+    wire: Wire,
     session: Session,
     mailbox: Arc<Mailbox>,
     counters: Arc<Counters>,
@@ -63,6 +51,8 @@ pub(super) struct Connection {
     /// What the volume does beside this thread.
     ring: ThreadRing,
     vigil: Vigil,
+    /// Since when there has been nothing to do.
+    idle_since_ns: Option<u64>,
     /// The volume, once transmission has begun.
     service: Option<Arc<dyn BlockService>>,
     tls_begins: bool,
@@ -74,14 +64,14 @@ pub(super) struct Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("Connection").field("wire", &self.wire).finish_non_exhaustive()
     }
 }
 
 impl Connection {
     /// For the thread that runs it. `bell` is another descriptor of the mailbox's.
     pub(super) fn new(
-        socket: OwnedFd,
+        wire: Wire,
         session: Session,
         mailbox: Arc<Mailbox>,
         counters: Arc<Counters>,
@@ -91,7 +81,7 @@ impl Connection {
         let clock = MonotonicClock::default();
         Self {
             ring: ThreadRing::new(bell),
-            socket,
+            wire,
             session,
             mailbox,
             counters,
@@ -102,6 +92,7 @@ impl Connection {
             letters: Vec::new(),
             batch: Vec::new(),
             vigil: Vigil::default(),
+            idle_since_ns: None,
             service: None,
             tls_begins: false,
             lost: false,
@@ -110,7 +101,7 @@ impl Connection {
     }
 
     /// Runs until the client leaves, breaks the protocol or is told to go.
-    pub(super) fn run(mut self) -> Ending {
+    pub(super) fn run(mut self) {
         let mut looked = false;
         loop {
             if self.stopping.load(Ordering::Acquire) && self.stopped.is_none() {
@@ -124,11 +115,15 @@ impl Connection {
             busy |= self.collect();
             busy |= self.send();
             self.count();
-            if self.tls_begins && self.session.pending() == 0 {
-                return Ending::StartTls(self.socket);
+            if self.tls_begins && self.wire.pending(&self.session) == 0 {
+                self.tls_begins = false;
+                if !self.wire.begin_tls() {
+                    return;
+                }
             }
-            if self.session.finished() || self.overdue() {
-                return Ending::Closed;
+            let unsent = !self.lost && self.wire.pending(&self.session) > 0;
+            if (self.session.finished() && !unsent) || self.overdue() {
+                return;
             }
             if busy {
                 self.rested = false;
@@ -143,33 +138,29 @@ impl Connection {
     fn look(&mut self) -> bool {
         let mut any = self.ring.turn();
         any |= self.collect();
-        any | self.receive()
+        any |= self.receive();
+        if any && let Some(since_ns) = self.idle_since_ns.take() {
+            self.vigil.waited(self.clock.now_ns() - since_ns);
+        }
+        any
     }
 
-    /// Nothing is there: looks around for a moment or sleeps. Whether it found and took something.
+    /// Nothing is there: looks around for a moment, or else sleeps. Whether it took something.
     fn wait(&mut self) -> bool {
-        let begun_ns = self.clock.now_ns();
-        let look_ns = self.vigil.look_ns();
-        if look_ns > 0
-            && self.session.pending() == 0
+        let now_ns = self.clock.now_ns();
+        let until_ns = *self.idle_since_ns.get_or_insert(now_ns) + self.vigil.look_ns();
+        if now_ns < until_ns
+            && self.wire.pending(&self.session) == 0
             && let Some(_watcher) = Watcher::begin()
         {
-            loop {
-                let found = self.look();
-                let waited_ns = self.clock.now_ns() - begun_ns;
-                if found {
-                    self.vigil.waited(waited_ns);
+            while !self.lost && self.clock.now_ns() < until_ns {
+                if self.look() {
                     return true;
-                }
-                if waited_ns > look_ns || self.lost {
-                    break;
                 }
                 std::thread::yield_now();
             }
         }
-        if self.sleep() {
-            self.vigil.waited(self.clock.now_ns() - begun_ns);
-        }
+        self.sleep();
         false
     }
 
@@ -185,18 +176,13 @@ impl Connection {
 
     /// Receives what is there, once; whether anything was.
     fn receive(&mut self) -> bool {
-        let space = self.session.space();
-        if space.is_empty() {
-            return false;
-        }
-        match rustix::net::recv(&self.socket, space, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => self.session.input_ended(),
-            Ok((count, _)) => {
-                self.session.received(count);
+        match self.wire.receive(&mut self.session) {
+            Moved::Nothing => return false,
+            Moved::Bytes(count) => {
                 self.counters.bytes_received.fetch_add(count as u64, Ordering::Relaxed);
             }
-            Err(Errno::AGAIN | Errno::INTR) => return false,
-            Err(_gone) => self.lose(),
+            Moved::Ended => self.session.input_ended(),
+            Moved::Lost => self.lose(),
         }
         true
     }
@@ -257,24 +243,17 @@ impl Connection {
 
     /// Sends what is ready, as far as the socket takes it; whether it took anything.
     fn send(&mut self) -> bool {
-        let mut any = false;
-        while self.session.pending() > 0 {
-            let slices = self.session.outgoing(SLICES_MAX);
-            match send_vectored(&self.socket, &slices) {
-                Ok(count) => {
-                    self.session.sent(count);
-                    self.counters.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
-                    any = true;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(_gone) => {
-                    self.lose();
-                    break;
-                }
+        match self.wire.send(&mut self.session) {
+            Moved::Bytes(count) => {
+                self.counters.bytes_sent.fetch_add(count as u64, Ordering::Relaxed);
+                true
+            }
+            Moved::Nothing | Moved::Ended => false,
+            Moved::Lost => {
+                self.lose();
+                false
             }
         }
-        any
     }
 
     fn count(&self) {
@@ -293,22 +272,22 @@ impl Connection {
         self.stopped.map(|stopped| stopped.plus_ms(limits::NBD_SHUTDOWN_GRACE_MS)).or(handshake)
     }
 
-    /// Waits for the socket, the mailbox or a deadline; whether there was something to wait for.
-    fn sleep(&mut self) -> bool {
+    /// Waits for the socket, the mailbox or a deadline.
+    fn sleep(&mut self) {
         if !self.mailbox.fall_asleep() {
-            return false;
+            return;
         }
         let mut interest = PollFlags::empty();
-        if !self.session.space().is_empty() {
+        if self.wire.wants_input(&mut self.session) {
             interest |= PollFlags::IN;
         }
-        if self.session.pending() > 0 {
+        if self.wire.pending(&self.session) > 0 {
             interest |= PollFlags::OUT;
         }
         let timeout = self.patience();
         let mut descriptors = [
             PollFd::from_borrowed_fd(self.mailbox.bell(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.socket.as_fd(), interest),
+            PollFd::from_borrowed_fd(self.wire.as_fd(), interest),
         ];
         let watched = if self.lost { 1 } else { 2 };
         let ready = poll(&mut descriptors[..watched], timeout.as_ref());
@@ -323,7 +302,6 @@ impl Connection {
             self.session.rest();
             self.rested = true;
         }
-        true
     }
 
     /// How long to wait at most: to the deadline, or until it is time to give memory back.
@@ -334,9 +312,4 @@ impl Connection {
         let wait = std::time::Duration::from_millis(wait_ms);
         Some(Timespec::try_from(wait).expect("seconds fit"))
     }
-}
-
-fn send_vectored(socket: &OwnedFd, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    rustix::net::sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), flags)
 }

@@ -1,7 +1,8 @@
-//! The exports of a server: names, what they lead to, and how one is taken away.
+//! The exports of a server: names, what they lead to, whom they are for, and how one is taken away.
 //!
-//! Guarantees: a name is a key of the table and nothing else, never a path. A removed export is
-//! never found again, answers no further request, and wakes the connections that used it.
+//! Guarantees: an export that is not for a client does not exist for it. A name is a key of the
+//! table and nothing else, never a path. A removed export is never found again, answers no further
+//! request, and wakes the connections that used it.
 //! Does not know: sessions, sockets.
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use super::identity::{Allowed, ClientIdentity};
 use super::mailbox::Mailbox;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
@@ -19,6 +21,8 @@ pub struct Export {
     name: String,
     description: String,
     service: Arc<dyn BlockService>,
+    /// `None`: for everybody who comes this far.
+    allowed: Option<Vec<Allowed>>,
     removed: AtomicBool,
     watchers: Mutex<Vec<Weak<Mailbox>>>,
 }
@@ -43,6 +47,13 @@ impl Export {
     #[must_use]
     pub fn removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
+    }
+
+    fn is_for(&self, client: Option<&ClientIdentity>) -> bool {
+        match &self.allowed {
+            None => true,
+            Some(allowed) => client.is_some_and(|client| client.is_among(allowed)),
+        }
     }
 
     /// From now on `mailbox` is woken when the export is removed.
@@ -83,15 +94,26 @@ impl ExportTable {
         Self::default()
     }
 
-    /// Offers `service` under `name` from now on.
-    ///
-    /// Refused: a name that is taken, too long, or holds a NUL; a description that is too long or
-    /// holds a NUL; a service whose size or sector size no client could use; a full table.
+    /// Offers `service` under `name` to everybody from now on.
     pub fn insert(
         &self,
         name: &str,
         description: &str,
         service: Arc<dyn BlockService>,
+    ) -> Result<()> {
+        self.insert_for(name, description, service, None)
+    }
+
+    /// Offers `service` under `name` from now on, to everybody or to those clients alone.
+    ///
+    /// Refused: a name that is taken, too long, or holds a NUL; a description that is too long or
+    /// holds a NUL; a service whose size or sector size no client could use; a full table.
+    pub fn insert_for(
+        &self,
+        name: &str,
+        description: &str,
+        service: Arc<dyn BlockService>,
+        allowed: Option<Vec<Allowed>>,
     ) -> Result<()> {
         check_words("an export's name", name, limits::NBD_EXPORT_NAME_BYTES_MAX)?;
         check_words("a description", description, limits::NBD_DESCRIPTION_BYTES_MAX)?;
@@ -112,6 +134,7 @@ impl ExportTable {
             name: name.to_owned(),
             description: description.to_owned(),
             service,
+            allowed,
             removed: AtomicBool::new(false),
             watchers: Mutex::default(),
         };
@@ -129,20 +152,43 @@ impl ExportTable {
         removed.is_some()
     }
 
-    /// The export of that name. The empty name leads to the only export, where there is just one.
-    #[must_use]
-    pub fn find(&self, name: &str) -> Option<Arc<Export>> {
-        let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
-        match exports.get(name) {
-            None if name.is_empty() && exports.len() == 1 => exports.values().next().cloned(),
-            found => found.cloned(),
-        }
-    }
-
     /// All exports, by name.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Export>> {
         self.exports.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What a client may see of it, who may have no name.
+    pub(super) fn seen_by<'a>(&'a self, client: Option<&'a ClientIdentity>) -> Seen<'a> {
+        Seen { table: self, client }
+    }
+}
+
+/// A table as a client sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen<'a> {
+    table: &'a ExportTable,
+    client: Option<&'a ClientIdentity>,
+}
+
+impl Seen<'_> {
+    /// The export of that name. The empty name leads to the only export, where there is just one.
+    pub(super) fn find(&self, name: &str) -> Option<Arc<Export>> {
+        if name.is_empty() {
+            let mut all = self.all();
+            let named = all.iter().position(|export| export.name().is_empty());
+            let only = if all.len() == 1 { Some(0) } else { named };
+            return only.map(|at| all.swap_remove(at));
+        }
+        let exports = self.table.exports.read().unwrap_or_else(PoisonError::into_inner);
+        exports.get(name).filter(|export| export.is_for(self.client)).cloned()
+    }
+
+    /// All of them, by name.
+    pub(super) fn all(&self) -> Vec<Arc<Export>> {
+        let mut all = self.table.all();
+        all.retain(|export| export.is_for(self.client));
+        all
     }
 }
 

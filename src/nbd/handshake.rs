@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use super::contexts;
-use super::exports::{Export, ExportTable};
+use super::exports::{Export, Seen};
 use super::outgoing::Outgoing;
 use super::session::Tls;
 use super::transmission::offers_fast_zeroes;
@@ -60,6 +60,11 @@ const MALFORMED: Refusal = (protocol::REP_ERR_INVALID, "the option's lengths do 
 const UNKNOWN: Refusal = (protocol::REP_ERR_UNKNOWN, "no export has this name");
 
 impl Handshake {
+    /// What of this one still holds inside TLS: how it is spoken, and nothing that was agreed on.
+    pub(super) fn inside_tls(&self) -> Self {
+        Self { fixed: self.fixed, no_zeroes: self.no_zeroes, ..Self::default() }
+    }
+
     /// Answers one option.
     pub(super) fn option(
         &mut self,
@@ -253,7 +258,7 @@ impl Handshake {
 
 /// What an option is answered from, besides what was agreed before it.
 pub(super) struct Surroundings<'a> {
-    pub(super) exports: &'a ExportTable,
+    pub(super) exports: Seen<'a>,
     pub(super) tls: Tls,
     pub(super) stopping: bool,
 }
@@ -267,7 +272,7 @@ fn start_tls(payload: &[u8], tls: Tls) -> Result<Step, Refusal> {
     }
 }
 
-fn list(payload: &[u8], exports: &ExportTable, out: &mut Outgoing) -> Result<Step, Refusal> {
+fn list(payload: &[u8], exports: Seen<'_>, out: &mut Outgoing) -> Result<Step, Refusal> {
     if !payload.is_empty() {
         return Err(MALFORMED);
     }

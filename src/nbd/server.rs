@@ -2,21 +2,22 @@
 //!
 //! Guarantees: never more than `NBD_CONNECTIONS_MAX` threads; `shutdown` returns within
 //! `NBD_SHUTDOWN_MS`, whatever the clients do.
-//! Does not know: how a descriptor came to be (it is given connected sockets), TLS, the protocol.
+//! Does not know: how a descriptor came to be (it is given connected sockets), the protocol.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, sockopt};
 
-use super::connection::{Connection, Counters, Ending};
+use super::connection::{Connection, Counters};
 use super::exports::ExportTable;
 use super::mailbox::Mailbox;
 use super::session::{Session, Tls};
+use super::tls::TlsAcceptor;
+use super::wire::Wire;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 
@@ -53,15 +54,12 @@ struct Shared {
     next: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
-    /// Readable while `for_tls` may hold something.
-    tls_bell: OwnedFd,
 }
 
 #[derive(Debug, Default)]
 struct State {
     running: BTreeMap<u64, Running>,
     ended: Totals,
-    for_tls: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -72,18 +70,16 @@ struct Running {
 
 impl Server {
     /// A server without connections.
-    pub fn new(exports: Arc<ExportTable>) -> Result<Self> {
-        let tls_bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|errno| Error::device("make a wake-up descriptor", &errno.into()))?;
+    #[must_use]
+    pub fn new(exports: Arc<ExportTable>) -> Self {
         let shared = Shared {
             exports,
             stopping: Arc::default(),
             next: AtomicU64::new(1),
             state: Mutex::default(),
             changed: Condvar::new(),
-            tls_bell,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
     #[must_use]
@@ -94,9 +90,8 @@ impl Server {
     /// Serves a connected stream socket on a thread of its own; returns the connection's number.
     ///
     /// `Busy` when there are too many connections or the server is shut down: the socket is
-    /// closed. A connection with `Tls::Required` comes back through `take_for_tls` when its client
-    /// begins TLS.
-    pub fn serve(&self, socket: OwnedFd, tls: Tls) -> Result<u64> {
+    /// closed. With an acceptor nothing but TLS is spoken.
+    pub fn serve(&self, socket: OwnedFd, acceptor: Option<Arc<TlsAcceptor>>) -> Result<u64> {
         tune(&socket)?;
         let mailbox = Mailbox::new()?;
         let bell = mailbox.shared_bell()?;
@@ -104,39 +99,22 @@ impl Server {
         let connection = self.shared.next.fetch_add(1, Ordering::Relaxed);
         self.shared.admit(connection, &mailbox, &counters)?;
         let shared = Arc::clone(&self.shared);
+        let tls = if acceptor.is_some() { Tls::Required } else { Tls::Off };
         let session = Session::new(Arc::clone(&self.shared.exports), tls);
         let stopping = Arc::clone(&self.shared.stopping);
         let started = std::thread::Builder::new()
             .name(format!("nbd-{connection}"))
             .stack_size(512 << 10)
             .spawn(move || {
-                let _departure = Departure { shared: Arc::clone(&shared), connection };
-                let running = Connection::new(socket, session, mailbox, counters, stopping, bell);
-                if let Ending::StartTls(socket) = running.run() {
-                    shared.hand_over(socket);
-                }
+                let _departure = Departure { shared, connection };
+                let wire = Wire::new(socket, acceptor);
+                Connection::new(wire, session, mailbox, counters, stopping, bell).run();
             });
         if let Err(error) = started {
             self.shared.depart(connection);
             return Err(Error::device("start a thread", &error));
         }
         Ok(connection)
-    }
-
-    /// Sockets whose clients have been told to begin TLS, oldest first. Whoever takes one does the
-    /// TLS handshake and serves what comes out of it as a new connection with `Tls::Done`.
-    #[must_use]
-    pub fn take_for_tls(&self) -> Vec<OwnedFd> {
-        let mut state = self.shared.lock();
-        // Fails only when the bell has not rung, and then there is nothing to silence.
-        let _silent = rustix::io::read(&self.shared.tls_bell, &mut [0u8; 8]);
-        std::mem::take(&mut state.for_tls)
-    }
-
-    /// Readable when `take_for_tls` has something to give.
-    #[must_use]
-    pub fn tls_bell(&self) -> BorrowedFd<'_> {
-        self.shared.tls_bell.as_fd()
     }
 
     /// The connections that are open, by number.
@@ -160,9 +138,8 @@ impl Server {
     /// `Timeout` when a thread is still inside the volume after `NBD_SHUTDOWN_MS`; it ends when
     /// the volume lets go of it.
     pub fn shutdown(&self) -> Result<()> {
-        let mut state = self.shared.lock();
+        let state = self.shared.lock();
         self.shared.stopping.store(true, Ordering::Release);
-        state.for_tls.clear();
         state.running.values().for_each(|running| running.mailbox.wake());
         let limit = Duration::from_millis(limits::NBD_SHUTDOWN_MS);
         let open = |state: &mut State| !state.running.is_empty();
@@ -211,18 +188,6 @@ impl Shared {
         state.running.insert(connection, running);
         state.ended.connections += 1;
         Ok(())
-    }
-
-    /// Keeps the socket for `take_for_tls`, unless too many wait there: then it is closed.
-    fn hand_over(&self, socket: OwnedFd) {
-        let mut state = self.lock();
-        let stopping = self.stopping.load(Ordering::Acquire);
-        if stopping || state.for_tls.len() >= limits::NBD_CONNECTIONS_MAX {
-            return;
-        }
-        state.for_tls.push(socket);
-        // Fails only when the counter is full, and then the bell is ringing already.
-        let _full = rustix::io::write(&self.tls_bell, &1u64.to_ne_bytes());
     }
 
     fn depart(&self, connection: u64) {

@@ -8,7 +8,7 @@
 //! | `Requests` | a request, whole unless a large write | itself, `Payload`, `Drain`, `Ended` |
 //! | `Payload` | payload of a large write, straight into its buffer | `Requests` |
 //! | `Drain` | payload of a refused write, thrown away | `Requests` |
-//! | `TlsBegins` | none: the connection belongs to TLS now | |
+//! | `TlsBegins` | none before TLS is established | `Options`, by `tls_established` |
 //! | `Ended` | none | |
 //!
 //! The driver puts bytes into `space` and reports them with `received`, asks `next_event` until it
@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use super::exports::{Export, ExportTable};
 use super::handshake::{Handshake, Step, Surroundings};
+use super::identity::ClientIdentity;
 use super::incoming::Incoming;
 use super::outgoing::Outgoing;
 use super::transmission::{Statuses, Ticket, Transmission, Verdict};
@@ -54,8 +55,8 @@ pub enum Event {
     Request { ticket: Ticket, command: Command },
     /// Ask the volume for each of the contexts and give the lists to `answer_status`.
     Status { ticket: Ticket, contexts: Vec<StatusContext>, range: ByteRange, limit: usize },
-    /// Send what is outgoing, then give the descriptor to whoever speaks TLS. A new session with
-    /// `Tls::Done` follows inside: nothing agreed so far holds there.
+    /// Send what is outgoing, then speak TLS, and tell with `tls_established` when that is done:
+    /// nothing agreed so far holds inside.
     StartTls,
 }
 
@@ -92,6 +93,7 @@ struct Partial {
 pub struct Session {
     exports: Arc<ExportTable>,
     tls: Tls,
+    client: Option<ClientIdentity>,
     phase: Phase,
     handshake: Handshake,
     transmission: Option<Transmission>,
@@ -127,6 +129,7 @@ impl Session {
         Self {
             exports,
             tls,
+            client: None,
             phase: Phase::ClientFlags,
             handshake: Handshake::default(),
             transmission: None,
@@ -165,9 +168,21 @@ impl Session {
         }
     }
 
+    /// From now on the bytes are those inside TLS. `client` is who the client has shown to be.
+    pub fn tls_established(&mut self, client: Option<ClientIdentity>) {
+        assert!(matches!(self.phase, Phase::TlsBegins), "the session asked for TLS");
+        self.tls = Tls::Done;
+        self.client = client;
+        self.handshake = self.handshake.inside_tls();
+        self.phase = Phase::Options;
+    }
+
     /// The client sends nothing more. What it has sent is still answered.
     pub fn input_ended(&mut self) {
         self.input_over = true;
+        if matches!(self.phase, Phase::TlsBegins) {
+            self.end();
+        }
     }
 
     /// From now on everything is refused as shutting down; what is in flight is still answered.
@@ -359,8 +374,8 @@ impl Session {
         let Some(payload) = readable.get(protocol::OPTION_HEADER_BYTES..whole) else {
             return Turn::Waits;
         };
-        let around =
-            Surroundings { exports: &self.exports, tls: self.tls, stopping: self.stopping };
+        let exports = self.exports.seen_by(self.client.as_ref());
+        let around = Surroundings { exports, tls: self.tls, stopping: self.stopping };
         let step = self.handshake.option(option, payload, &around, &mut self.outgoing);
         self.incoming.consume(whole);
         self.count_option(bytes);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use zeroize::Zeroizing;
 
 use super::backups::BackupVolume;
 use super::boundary::{detached, engine, uuid};
@@ -12,7 +13,7 @@ use super::buffers::take_descriptor;
 use super::remote::exported_cut;
 use super::volumes::PrimaryVolume;
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd::{ExportTable, Server, Tls};
+use crate::nbd::{Allowed, ExportTable, Server, TlsAcceptor};
 use crate::volume::service::BlockService;
 use crate::volume::snapshot_service::SnapshotService;
 
@@ -20,41 +21,62 @@ use crate::volume::snapshot_service::SnapshotService;
 #[pyclass(frozen, module = "dualrestore._core")]
 pub struct NbdServer {
     server: Server,
-    /// The export that the empty name means, besides its own.
-    default: Option<String>,
+    /// Without it, connections are in the clear.
+    acceptor: Option<Arc<TlsAcceptor>>,
     peers: Mutex<HashMap<u64, String>>,
 }
 
 impl NbdServer {
-    fn insert(&self, name: &str, description: &str, service: Arc<dyn BlockService>) -> Result<()> {
-        let exports = self.server.exports();
-        exports.insert(name, description, Arc::clone(&service))?;
-        if self.default.as_deref() == Some(name) {
-            exports.insert("", name, service)?;
-        }
-        Ok(())
+    fn insert(
+        &self,
+        name: &str,
+        description: &str,
+        service: Arc<dyn BlockService>,
+        allowed: Option<Vec<String>>,
+    ) -> Result<()> {
+        let parse = |names: Vec<String>| names.iter().map(|name| Allowed::parse(name)).collect();
+        let allowed: Option<Result<Vec<_>>> = allowed.map(parse);
+        self.server.exports().insert_for(name, description, service, allowed.transpose()?)
     }
 }
+
+/// Authority, certificate and key, all PEM.
+type TlsParts = (Vec<u8>, Vec<u8>, Vec<u8>);
 
 #[pymethods]
 impl NbdServer {
     #[new]
-    #[pyo3(signature = (default=None))]
-    fn new(default: Option<String>) -> PyResult<Self> {
-        let server = Server::new(Arc::new(ExportTable::new()))?;
-        Ok(Self { server, default, peers: Mutex::default() })
+    #[pyo3(signature = (tls=None))]
+    fn new(tls: Option<TlsParts>) -> PyResult<Self> {
+        let acceptor = match tls {
+            Some((authority, certificate, key)) => {
+                let key = Zeroizing::new(key);
+                Some(Arc::new(TlsAcceptor::new(&authority, &certificate, &key)?))
+            }
+            None => None,
+        };
+        let server = Server::new(Arc::new(ExportTable::new()));
+        Ok(Self { server, acceptor, peers: Mutex::default() })
     }
 
-    fn add_volume(&self, name: &str, volume: &PrimaryVolume) -> PyResult<()> {
-        Ok(self.insert(name, "", volume.held())?)
+    #[pyo3(signature = (name, volume, allowed=None))]
+    fn add_volume(
+        &self,
+        name: &str,
+        volume: &PrimaryVolume,
+        allowed: Option<Vec<String>>,
+    ) -> PyResult<()> {
+        Ok(self.insert(name, "", volume.held(), allowed)?)
     }
 
+    #[pyo3(signature = (name, volume, snapshot, allowed=None))]
     fn add_snapshot(
         &self,
         py: Python<'_>,
         name: &str,
         volume: &BackupVolume,
         snapshot: &str,
+        allowed: Option<Vec<String>>,
     ) -> PyResult<()> {
         let snapshot = uuid(snapshot)?;
         let volume = volume.held()?;
@@ -62,27 +84,23 @@ impl NbdServer {
             let view = volume.view(snapshot)?;
             let pool = Arc::clone(engine()?.pool());
             let description = exported_cut(&view);
-            self.insert(name, &description, Arc::new(SnapshotService::new(view, pool)?))
+            let service = Arc::new(SnapshotService::new(view, pool)?);
+            self.insert(name, &description, service, allowed)
         })
     }
 
     fn remove(&self, py: Python<'_>, name: &str) {
-        py.detach(|| {
-            if self.default.as_deref() == Some(name) {
-                self.server.exports().remove("");
-            }
-            self.server.exports().remove(name);
-        });
+        py.detach(|| self.server.exports().remove(name));
     }
 
     fn exports(&self) -> Vec<String> {
         let exports = self.server.exports().all();
-        exports.iter().map(|export| export.name().to_owned()).filter(|n| !n.is_empty()).collect()
+        exports.iter().map(|export| export.name().to_owned()).collect()
     }
 
     fn serve(&self, py: Python<'_>, descriptor: i32, peer: String) -> PyResult<()> {
         let socket = take_descriptor(descriptor)?;
-        let connection = detached(py, || self.server.serve(socket, Tls::Off))?;
+        let connection = detached(py, || self.server.serve(socket, self.acceptor.clone()))?;
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.insert(connection, peer);
         Ok(())

@@ -1,4 +1,4 @@
-"""The link under TLS 1.3 with certificates on both sides; a wrong certificate is refused."""
+"""Links and exports under TLS 1.3 with certificates on both sides; a wrong one is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.e2e.harness import MIB, Pair, run, wait_until
+from tests.e2e.harness import MIB, Pair, run, same_bytes, wait_until
 from tests.e2e.pki import set_tls, write_pki
 
 if TYPE_CHECKING:
@@ -86,3 +86,32 @@ def test_a_key_that_others_may_read_is_refused(stopped: Pair) -> None:
     assert stopped.backup.process is not None
     assert stopped.backup.process.wait(20) != 0
     assert "server-key.pem" in stopped.backup.words()
+
+
+def test_stock_clients_use_an_export_over_tls_that_is_for_them(
+    stopped: Pair, authority: trustme.CA
+) -> None:
+    pki = write_pki(stopped.directory / "pki", authority, authority, names=("127.0.0.1", "ops"))
+    set_tls(stopped.primary, pki)
+    text = stopped.primary.configuration.read_text()
+    stopped.primary.configuration.write_text(text + 'allow = ["ops"]\n')
+    stopped.backup.start()
+    stopped.primary.start()
+    image = stopped.directory / "image.raw"
+    image.write_bytes(bytes(range(256)) * (8 * MIB // 256))
+    place = f"127.0.0.1:{stopped.port}/v"
+    uri = f"nbds://{place}?tls-certificates={pki}"
+    run(["nbdcopy", "--connections=4", "--flush", image, uri])
+    assert '"protocol": "newstyle-fixed"' in run(["nbdinfo", "--json", uri]).stdout
+    options = f"driver=nbd,host=127.0.0.1,port={stopped.port},export=v,tls-creds=t"
+    credentials = f"tls-creds-x509,id=t,endpoint=client,dir={pki}"
+    run(["qemu-img", "info", "--object", credentials, "--image-opts", options])
+    stopped.wait_mirrored()
+    assert same_bytes(image, stopped.mirror_device)
+    # Loopback in the clear, and another certificate of the same authority.
+    run(["nbdinfo", "--size", f"nbd://{place}"], expect=1)
+    other = write_pki(stopped.directory / "other", authority, authority, names=("127.0.0.1",))
+    refused = run(["nbdinfo", "--size", f"nbds://{place}?tls-certificates={other}"], expect=1)
+    assert "no export named" in refused.stderr
+    # Over the Unix socket the permissions of the file decide.
+    run(["nbdinfo", "--size", stopped.uri])

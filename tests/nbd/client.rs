@@ -14,7 +14,7 @@ use dualrestore::error::{ErrorKind, Result};
 use dualrestore::extent::ByteRange;
 use dualrestore::format::nbd as protocol;
 use dualrestore::format::nbd::{ExportedCut, Included};
-use dualrestore::nbd::{ExportTable, NbdDevice, Server, SocketWire, Tls};
+use dualrestore::nbd::{ExportTable, NbdDevice, Server, SocketWire};
 use uuid::Uuid;
 
 use crate::ram_service::{Pace, RamService};
@@ -60,12 +60,12 @@ impl Fixture {
         let service = Arc::new(service);
         let exports = Arc::new(ExportTable::new());
         exports.insert("db", description, service.clone()).expect("a new name");
-        Self { service, server: Server::new(exports).expect("a descriptor") }
+        Self { service, server: Server::new(exports) }
     }
 
     fn socket(&self) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-        self.server.serve(OwnedFd::from(theirs), Tls::Off).expect("admitted");
+        self.server.serve(OwnedFd::from(theirs), None).expect("admitted");
         ours
     }
 

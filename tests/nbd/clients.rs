@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use dualrestore::extent::ByteRange;
-use dualrestore::nbd::{ExportTable, Server, Tls};
+use dualrestore::nbd::{ExportTable, Server};
 
 use crate::ram_service::{Pace, RamService};
 
@@ -31,11 +31,11 @@ impl Listening {
         exports.insert("db", "the ledger", db.clone()).expect("a new name");
         exports.insert("frozen", "", Arc::new(frozen)).expect("a new name");
         let listener = UnixListener::bind(directory.path().join("sock")).expect("a free path");
-        let server = Server::new(exports).expect("a descriptor");
+        let server = Server::new(exports);
         // The thread and the server live until the test process ends.
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
-                server.serve(OwnedFd::from(socket), Tls::Off).expect("admitted");
+                server.serve(OwnedFd::from(socket), None).expect("admitted");
             }
         });
         Self { directory, db }

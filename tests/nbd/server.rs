@@ -12,9 +12,7 @@ use std::time::Duration;
 use dualrestore::error::ErrorKind;
 use dualrestore::extent::ByteRange;
 use dualrestore::format::nbd as protocol;
-use dualrestore::nbd::{ExportTable, Server, Tls};
-
-use rustix::event::{PollFd, PollFlags, poll};
+use dualrestore::nbd::{ExportTable, Server};
 
 use crate::ram_service::{Pace, RamService};
 use crate::wire::{self, Reader};
@@ -29,13 +27,13 @@ impl Fixture {
         let service = Arc::new(RamService::new(8 << 20, pace));
         let exports = Arc::new(ExportTable::new());
         exports.insert("db", "", service.clone()).expect("a new name");
-        Self { service, server: Server::new(exports).expect("a descriptor") }
+        Self { service, server: Server::new(exports) }
     }
 
     /// A client that has said nothing yet.
     fn connect(&self) -> Client {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-        self.server.serve(OwnedFd::from(theirs), Tls::Off).expect("admitted");
+        self.server.serve(OwnedFd::from(theirs), None).expect("admitted");
         Client(ours)
     }
 
@@ -132,7 +130,7 @@ fn a_read_that_fails_in_place_is_submitted() {
     let exports = Arc::new(ExportTable::new());
     exports.insert("db", "", Arc::new(service)).expect("a new name");
     let unused = Arc::new(RamService::new(512, Pace::AtOnce));
-    let fixture = Fixture { service: unused, server: Server::new(exports).expect("a descriptor") };
+    let fixture = Fixture { service: unused, server: Server::new(exports) };
     let mut client = fixture.enter();
     client.send(&wire::request(0, protocol::CMD_READ, 1, 0, 512));
     client.send(&wire::request(0, protocol::CMD_READ, 2, 512, 512));
@@ -190,7 +188,7 @@ fn more_connections_than_possible_are_refused_and_closed() {
     let fixture = Fixture::new(Pace::AtOnce);
     let clients: Vec<Client> = (0..100).map(|_| fixture.connect()).collect();
     let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
-    let refused = fixture.server.serve(OwnedFd::from(theirs), Tls::Off).expect_err("too many");
+    let refused = fixture.server.serve(OwnedFd::from(theirs), None).expect_err("too many");
     assert_eq!(refused.kind(), ErrorKind::Busy);
     assert_eq!(ours.read(&mut [0; 1]).expect("closed"), 0);
     drop(clients);
@@ -217,7 +215,7 @@ fn shutdown_ends_idle_half_shaken_and_stalled_clients() {
         client.rest();
     }
     let (_ours, theirs) = UnixStream::pair().expect("a socket pair");
-    assert!(fixture.server.serve(OwnedFd::from(theirs), Tls::Off).is_err());
+    assert!(fixture.server.serve(OwnedFd::from(theirs), None).is_err());
 }
 
 #[test]
@@ -230,7 +228,7 @@ fn shutdown_lets_requests_in_flight_finish() {
         let ended = scope.spawn(|| fixture.server.shutdown());
         until(|| {
             let (_ours, theirs) = UnixStream::pair().expect("a socket pair");
-            fixture.server.serve(OwnedFd::from(theirs), Tls::Off).is_err()
+            fixture.server.serve(OwnedFd::from(theirs), None).is_err()
         });
         fixture.service.release();
         ended.join().expect("no panic").expect("all threads end");
@@ -240,34 +238,12 @@ fn shutdown_lets_requests_in_flight_finish() {
 }
 
 #[test]
-fn a_client_that_begins_tls_is_handed_back_after_its_acknowledgement() {
-    let fixture = Fixture::new(Pace::AtOnce);
-    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-    fixture.server.serve(OwnedFd::from(theirs), Tls::Required).expect("admitted");
-    let mut client = Client(ours);
-    client.send(&wire::flags());
-    client.send(&wire::option(protocol::OPT_STARTTLS, &[]));
-    let answer = client.receive(18 + 20);
-    let mut reader = Reader(&answer);
-    reader.greeting();
-    assert_eq!(reader.option_reply().1, protocol::REP_ACK);
-    let mut bell = [PollFd::from_borrowed_fd(fixture.server.tls_bell(), PollFlags::IN)];
-    assert_eq!(poll(&mut bell, None), Ok(1));
-    let mut sockets = fixture.server.take_for_tls();
-    let mut theirs = UnixStream::from(sockets.pop().expect("handed back"));
-    client.send(b"hello");
-    let mut hello = [0; 5];
-    theirs.read_exact(&mut hello).expect("the socket is open");
-    assert_eq!(&hello, b"hello");
-}
-
-#[test]
 fn a_tcp_connection_is_served_and_counted() {
     let fixture = Fixture::new(Pace::AtOnce);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let mut client = TcpStream::connect(listener.local_addr().expect("bound")).expect("open");
     let (theirs, _) = listener.accept().expect("connected");
-    let connection = fixture.server.serve(OwnedFd::from(theirs), Tls::Off).expect("admitted");
+    let connection = fixture.server.serve(OwnedFd::from(theirs), None).expect("admitted");
     let mut sent = wire::enter(b"db", true);
     sent.extend(wire::request(0, protocol::CMD_READ, 1, 0, 4096));
     sent.extend(wire::request(0, 99, 2, 0, 0));

@@ -152,7 +152,7 @@ class LivePair:
                 missing_deadline_ms=100,
             )
         )
-        self.server = NbdServer(NAME)
+        self.server = NbdServer()
         self.server.add_volume(NAME, primary)
         self.client = self.connect(self.server, NAME)
         return primary

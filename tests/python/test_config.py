@@ -21,6 +21,7 @@ from dualrestore.errors import ConfigurationError, UsageError
 
 NODE = '[node]\nstate = "/s"\ncontrol = "/c.sock"\n'
 PRIMARY = '[volume.v]\nrole = "primary"\ndevice = "/d"\nbackups = ["127.0.0.1:1/v"]\n'
+TLS, EXPORT = 'tls = "/pki"\n', 'export = ["tcp:127.0.0.1:10809"]\n'
 BACKUP = '[volume.v]\nrole = "backup"\ndevice = "/d"\n'
 
 
@@ -101,6 +102,11 @@ def test_an_impossible_value_is_refused(line: str) -> None:
         (NODE + PRIMARY.replace("127.0.0.1", "backup.example"), "expected TLS"),
         (NODE + 'listen = "0.0.0.0:10810"\n', "expected TLS"),
         (NODE + 'listen = "[::]:10810"\n', "expected TLS"),
+        (NODE + PRIMARY + EXPORT + 'allow = ["x"]\n', "allow: expected tls"),
+        (NODE + TLS + PRIMARY + 'allow = ["x"]\n', "allow: expected a tcp: export"),
+        (NODE + TLS + PRIMARY + EXPORT + 'allow = ["sha256:12"]\n', "64 hexadecimal digits"),
+        (NODE + TLS + PRIMARY + EXPORT + 'allow = [""]\n', "expected the name of a certificate"),
+        (NODE + TLS + PRIMARY + EXPORT + 'allow = ["a\\nb"]\n', "expected the name of a"),
     ],
 )
 def test_an_impossible_file_is_refused_in_words(text: str, words: str) -> None:
@@ -116,6 +122,15 @@ def test_two_volumes_of_one_device_are_refused() -> None:
 def test_a_reachable_address_is_accepted_with_tls() -> None:
     text = NODE + 'listen = "0.0.0.0:10810"\ntls = "/pki"\n' + BACKUP
     assert read_configuration(text).node.listen == parse_address("0.0.0.0:10810")
+
+
+def test_a_volume_may_be_for_those_who_show_certain_certificates() -> None:
+    digits = ":".join(["aB"] * 32)
+    allow = f'allow = ["db1.example", "sha256:{digits}"]\n'
+    [volume] = read_configuration(NODE + TLS + PRIMARY + EXPORT + allow).volumes
+    assert volume.allow == ("db1.example", f"sha256:{digits}")
+    [volume] = read_configuration(NODE + PRIMARY).volumes
+    assert volume.allow is None
 
 
 @pytest.mark.parametrize("role", ["primary", "backup"])

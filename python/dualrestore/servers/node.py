@@ -37,7 +37,7 @@ from dualrestore.transport.link import LinkTransport
 from dualrestore.transport.loop import LoopThread
 from dualrestore.transport.nbd_door import NbdDoor
 from dualrestore.transport.sockets import check_tcp_free, check_unix_free
-from dualrestore.transport.tls import tls_context
+from dualrestore.transport.tls import tls_context, tls_parts
 
 log = logging.getLogger("dualrestore")
 
@@ -103,7 +103,7 @@ class Node:
             for number, where in enumerate(volume.backups):
                 transport.connect(self.primaries[volume.name], number, where)
         self._cleanup.callback(self._flush)
-        self._open_doors(thread, server_tls)
+        self._open_doors(thread)
 
     def _check_addresses(self) -> None:
         # Before anything is made: what cannot be reached need not begin to exist.
@@ -182,23 +182,24 @@ class Node:
             )
         self._cleanup.callback(opened.close)
 
-    def _open_doors(self, thread: LoopThread, tls: Any) -> None:
+    def _open_doors(self, thread: LoopThread) -> None:
         by_export: dict[Export, list[VolumeConfiguration]] = {}
         for volume in self.configuration.volumes:
             for export in volume.exports:
                 by_export.setdefault(export, []).append(volume)
+        pki = self.configuration.node.tls
         for export, volumes in by_export.items():
-            default = volumes[0].name if len(volumes) == 1 else None
-            server = NbdServer(default)
+            with_tls = pki is not None and _needs_tls(export, volumes)
+            server = NbdServer(tls_parts(pki) if with_tls and pki is not None else None)
             for volume in volumes:
                 if volume.role == "primary":
-                    server.add_volume(volume.name, self.primaries[volume.name])
-            needs_tls = isinstance(export, TcpExport) and not export.address.is_loopback
+                    allowed = _allowed(volume, export)
+                    server.add_volume(volume.name, self.primaries[volume.name], allowed)
             # Snapshots are cut in the primary's stream and nobody here is told, so whoever
             # connects is what makes us look.
             backups = [volume for volume in volumes if volume.role == "backup"]
             prepare = functools.partial(self._export_all, backups) if backups else None
-            door = NbdDoor(thread, server, export, tls if needs_tls else None, prepare)
+            door = NbdDoor(thread, server, export, prepare)
             door.open()
             self._doors[export] = door
             self._cleanup.callback(_shut, door)
@@ -224,8 +225,9 @@ class Node:
                 held = {name for name in server.exports() if name.startswith(prefix)}
                 for name in held - wanted.keys():
                     server.remove(name)
+                allowed = _allowed(volume, export)
                 for name in wanted.keys() - held:
-                    server.add_snapshot(name, backup, wanted[name])
+                    server.add_snapshot(name, backup, wanted[name], allowed)
 
     def delete_snapshot(self, name: str, snapshot: str) -> None:
         """Takes its export away first: sessions hold a snapshot open."""
@@ -341,6 +343,20 @@ class Node:
             "link_bytes_received": self._transport.bytes_received,
             "volumes": [self.volume_status(volume) for volume in self.configuration.volumes],
         }
+
+
+def _needs_tls(export: Export, volumes: list[VolumeConfiguration]) -> bool:
+    """An address that others reach, or where somebody must show a certificate."""
+    if not isinstance(export, TcpExport):
+        return False
+    return not export.address.is_loopback or any(volume.allow is not None for volume in volumes)
+
+
+def _allowed(volume: VolumeConfiguration, export: Export) -> list[str] | None:
+    """For whom; on a Unix socket for whoever may connect to it."""
+    if volume.allow is None or not isinstance(export, TcpExport):
+        return None
+    return list(volume.allow)
 
 
 def _shut(door: NbdDoor) -> None:

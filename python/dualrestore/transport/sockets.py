@@ -90,7 +90,8 @@ def check_unix_free(path: Path) -> None:
 
 def check_tcp_free(address: Address) -> None:
     """Refuses an address at which somebody listens, or that is none of this machine."""
-    listen_tcp(address).close()
+    for listener in listen_tcp_everywhere(address):
+        listener.close()
 
 
 def listen_unix(path: Path, mode: int, kind: type[socket.socket] = socket.socket) -> socket.socket:
@@ -115,22 +116,35 @@ def listen_unix(path: Path, mode: int, kind: type[socket.socket] = socket.socket
 
 
 def listen_tcp(address: Address) -> socket.socket:
-    """A listener at a TCP address."""
+    """A listener at a TCP address, the first that its name leads to."""
+    (first, *rest) = _listen(address, first_only=True)
+    assert not rest
+    return first
+
+
+def listen_tcp_everywhere(address: Address) -> list[socket.socket]:
+    """Listeners at all addresses that its name leads to, IPv4 and IPv6; all or none."""
+    return _listen(address, first_only=False)
+
+
+def _listen(address: Address, *, first_only: bool) -> list[socket.socket]:
     try:
-        [(family, kind, protocol, _, place), *_] = socket.getaddrinfo(
+        found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        listener = socket.socket(family, kind, protocol)
     except OSError as problem:
         raise DeviceError(
             problem.errno or 5, f"{address}: cannot listen: {problem.strerror}"
         ) from problem
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    places = list(dict.fromkeys((family, place) for family, _, _, _, place in found))
+    listeners: list[socket.socket] = []
     try:
-        listener.bind(place)
-        listener.listen(BACKLOG)
+        for family, place in places[:1] if first_only else places:
+            # Two families side by side need sockets of one family each.
+            listeners.append(_listener(family, place, alone=len(places) == 1))
     except OSError as problem:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         if problem.errno == errno.EADDRINUSE:
             raise BusyError(
                 f"{address}: expected a free address, found it in use by another process; "
@@ -138,6 +152,20 @@ def listen_tcp(address: Address) -> socket.socket:
             ) from problem
         text = f"{address}: cannot listen: {problem.strerror}"
         raise DeviceError(problem.errno or 5, text) from problem
+    return listeners
+
+
+def _listener(family: int, place: Any, *, alone: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and not alone:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(place)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

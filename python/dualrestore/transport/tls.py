@@ -1,4 +1,4 @@
-"""TLS for both sides, from a directory laid out as nbdkit and qemu do.
+"""TLS for links and exports, from a directory laid out as nbdkit and qemu do.
 
 | file | for |
 |---|---|
@@ -63,3 +63,14 @@ def tls_context(directory: Path, side: Literal["server", "client"]) -> ssl.SSLCo
             f"found: {problem}"
         ) from problem
     return context
+
+
+def tls_parts(directory: Path) -> tuple[bytes, bytes, bytes]:
+    """What the core needs to serve over TLS: authority, certificate and key, as PEM."""
+    files = (
+        _file(directory, "ca-cert.pem"),
+        _file(directory, "server-cert.pem"),
+        _key(directory, "server-key.pem"),
+    )
+    authority, certificate, key = (path.read_bytes() for path in files)
+    return authority, certificate, key

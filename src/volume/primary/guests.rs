@@ -3,7 +3,7 @@
 //! | request | way |
 //! |---|---|
 //! | read of what is wholly current, needs no disk | done by who asks, no lock |
-//! | the same, needs a disk | beside this thread (`ThreadRing`), or by a device thread |
+//! | read of what is wholly current, needs a disk | beside this thread, or by a device thread |
 //! | anything else | the machine, all that came together under one lock |
 //!
 //! Guarantees: law 1 for reads past the machine: bits of the map are set after the bytes are there
