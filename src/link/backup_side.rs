@@ -288,8 +288,21 @@ impl BackupSide {
                 from += same;
             }
             // Sent before what was applied just now, or behind it in this very session.
-            for (endpoint, epoch, message) in deferred {
-                self.serve_or_defer(endpoint, epoch, message);
+            let mut early: Vec<_> = deferred
+                .into_iter()
+                .filter(|(endpoint, epoch, message)| {
+                    !self.serve_unless_early(endpoint, *epoch, message)
+                })
+                .collect();
+            let mut state = self.lock();
+            early.retain(|(_, epoch, _)| state.fence.admits(*epoch));
+            // What they must see is still on its way, on another connection: with it comes the next
+            // round. Whatever arrived meanwhile has it now.
+            let rests = state.mirrored.is_empty() && state.deferred.is_empty();
+            state.deferred.extend(early);
+            if rests {
+                state.applying = false;
+                return;
             }
         }
     }
@@ -364,22 +377,19 @@ impl BackupSide {
         }
     }
 
-    fn serve_or_defer(&self, endpoint: Arc<Endpoint>, epoch: u64, message: Message) {
-        let awaited = match &message {
+    /// Answers a read, but not before the operations that it must see; whether it did.
+    fn serve_unless_early(&self, endpoint: &Arc<Endpoint>, epoch: u64, message: &Message) -> bool {
+        let awaited = match message {
             Message::Fetch { after_sequence, .. } | Message::Digest { after_sequence, .. } => {
                 *after_sequence
             }
             _ => unreachable!("only reads are deferred"),
         };
-        if self.volume.has_applied(epoch, awaited) {
-            self.serve(&endpoint, epoch, &message);
-            return;
+        let applied = self.volume.has_applied(epoch, awaited);
+        if applied {
+            self.serve(endpoint, epoch, message);
         }
-        let mut state = self.lock();
-        // Its operations are still on their way: with them comes the next round.
-        if state.fence.admits(epoch) {
-            state.deferred.push((endpoint, epoch, message));
-        }
+        applied
     }
 
     fn serve(&self, endpoint: &Arc<Endpoint>, epoch: u64, message: &Message) {
