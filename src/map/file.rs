@@ -187,6 +187,9 @@ impl MapFile {
                 device.size()
             )));
         }
+        // Whoever held the file before may have ended between writing a page and its flush, or with
+        // a flush that failed: what is read here counts as committed, so it is made durable first.
+        device.flush()?;
         let map = Self::assemble(device, headers);
         let damage = map.read_pages(needed)?;
         Ok((map, damage))

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 
 use dualrestore::sim::{Campaign, Report, replay, run};
 
-const LIVES: u64 = 400;
+const LIVES: u64 = 4000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

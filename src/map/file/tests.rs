@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::device::RamDevice;
+use crate::device::{CrashingDevice, Fault, FaultPlan, FaultyDevice, Operation, Power, RamDevice};
 use crate::units::BlockSize;
 
 fn geometry() -> Geometry {
@@ -52,6 +52,25 @@ fn bits_set_after_the_capture_are_not_in_that_commit() {
     let reopened = MapFile::open(device, MapRole::Overwrite).expect("opens");
     assert!(reopened.plane(0).get(1) && !reopened.plane(0).get(2));
     assert!(map.has_uncommitted());
+}
+
+#[test]
+fn what_a_map_shows_when_it_is_opened_survives_a_loss_of_power_after_that() {
+    let bytes = MapFile::bytes_needed(geometry(), MapRole::Overwrite);
+    let plan = FaultPlan::new();
+    let disk = CrashingDevice::new(bytes, Power::steady());
+    let disk = Arc::new(FaultyDevice::new(disk, plan.clone()));
+    let map = MapFile::create(Arc::clone(&disk) as _, identity(), MapRole::Overwrite);
+    let map = map.expect("created");
+    map.fill(0, BlockRange::one(7), true);
+    plan.add(Fault::once(Operation::Flush, 28));
+    map.commit_all().expect_err("written, but not flushed");
+    drop(map);
+    let map = MapFile::open(Arc::clone(&disk) as _, MapRole::Overwrite).expect("opens");
+    assert!(map.plane(0).get(7) && !map.has_uncommitted(), "it was written");
+    let after = Arc::new(disk.inner().crash(&mut |_| 0, Power::steady()));
+    let map = MapFile::open(after, MapRole::Overwrite).expect("opens");
+    assert!(map.plane(0).get(7), "nobody would write it again");
 }
 
 #[test]
