@@ -40,14 +40,14 @@ _FIXED_NEWSTYLE, _KNOWN_FLAGS = 1, 0b11
 
 
 @contextlib.contextmanager
-def open_export(uri: NbdUri, pki: Path | None = None) -> Iterator[NbdSource]:
-    """The export, open for reading until it is left. `pki`: the directory of certificates where the
-    URI names none.
+def open_export(uri: NbdUri, tls: ssl.SSLContext | Path | None = None) -> Iterator[NbdSource]:
+    """The export, open for reading until it is left. `tls`: the certificates, or their directory,
+    where the URI names none.
 
     Raises `LinkError` if the server cannot be reached or goes away, `UsageError` if it has no such
     export or TLS is needed and nobody has named certificates.
     """
-    context = _context(uri, pki)
+    context = _context(uri, tls)
     with contextlib.ExitStack() as held:
         connection = held.enter_context(_connected(uri))
         if context is not None:
@@ -61,18 +61,18 @@ def open_export(uri: NbdUri, pki: Path | None = None) -> Iterator[NbdSource]:
         yield source
 
 
-def _context(uri: NbdUri, pki: Path | None) -> ssl.SSLContext | None:
+def _context(uri: NbdUri, tls: ssl.SSLContext | Path | None) -> ssl.SSLContext | None:
     away = isinstance(uri.place, Address) and not uri.place.is_loopback
     if not (uri.encrypted or away):
         return None
-    certificates = uri.certificates or pki
+    certificates = uri.certificates or tls
     if certificates is None:
         reason = "for this scheme" if uri.encrypted else "to another machine"
         raise UsageError(
             f"{uri}: expected TLS {reason}, found no certificates; add ?tls-certificates=DIR, or "
             "set tls in [node] of the configuration"
         )
-    return tls_context(certificates, "client")
+    return tls_context(certificates, "client") if isinstance(certificates, Path) else certificates
 
 
 def _connected(uri: NbdUri) -> socket.socket:
