@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ExtractReport,
         MergeReport,
     )
+    from dualrestore.transport.nbd_source import open_export
 
 _HOMES = {
     "Bundle": "core",
@@ -64,6 +65,7 @@ _HOMES = {
     "SignatureError": "errors",
     "UsageError": "errors",
     "merge": "core",
+    "open_export": "transport.nbd_source",
 }
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "merge",
+    "open_export",
 ]
 
 

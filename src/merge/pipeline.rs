@@ -207,11 +207,10 @@ impl<'a> Merge<'a> {
         for Member { number, filler } in members {
             let Strand { source, target, lane } = self.strands[*number];
             let place = lanes.iter().position(|known| *known == lane).expect("collected above");
-            let at_once = source.answers_at_once() || target.device().answers_at_once();
-            let engine = self.options.engine.or_else(|| source.engine());
-            let crew = Crew::suited(engine, (self.options.threads / count).max(1), at_once);
-            self.accounts[*number].engine = crew.engine.name();
             let jobs = (JOBS_TOGETHER / count).min(JOBS_UNDER_WAY);
+            let threads = (self.options.threads / count).max(1);
+            let crew = self.crew(source, target, threads);
+            self.accounts[*number].engine = crew.engine.name();
             feeds.push(Feed { source, consumer: filler, crew, lane: place % count, jobs });
         }
         pump(&feeds, |word| {
@@ -223,6 +222,16 @@ impl<'a> Merge<'a> {
             self.commit_if_due()?;
             Ok(self.tell_if_due())
         })
+    }
+
+    fn crew(&self, source: &dyn PieceSource, target: &dyn MergeTarget, threads: usize) -> Crew {
+        if let Some(needed) = source.engine() {
+            // As many threads as jobs, for each waits for the source as long as its job does.
+            let engine = self.options.engine.unwrap_or(needed);
+            return Crew { engine, threads: JOBS_UNDER_WAY, at_once: false };
+        }
+        let at_once = source.answers_at_once() || target.device().answers_at_once();
+        Crew::suited(self.options.engine, threads, at_once)
     }
 
     fn end(&mut self, number: usize, result: Result<()>, first: bool) {

@@ -75,6 +75,26 @@ def test_what_a_merge_kept_is_put_back_and_may_be_merged_again(place: Place) -> 
     assert place.merge()["bytes_written"] == SIZE - MIB
 
 
+def test_what_several_media_overwrote_together_is_put_back(place: Place, tmp_path: Path) -> None:
+    parts = []
+    for number in range(3):
+        parts.append(tmp_path / f"part{number}")
+        place.ask(
+            *("bundle", "create", place.image, "--to", parts[-1]),
+            *("--select", f"{number}MiB-{number + 2}MiB"),
+        )
+    words = ("merge", *parts, place.target, "--map", place.map, "--json")
+    forecast = json.loads(place.ask(*words, "--dry-run"))
+    assert forecast["bytes_written"] == SIZE - MIB, "what two of them hold counts once"
+    merged = json.loads(place.ask(*words, "--undo", place.kept))
+    assert merged["bytes_written"] == SIZE - MIB
+    assert place.target.read_bytes()[MIB:] == place.image.read_bytes()[MIB:]
+    told = place.ask("merge", "--revert", place.kept, place.target, "--map", place.map, "--json")
+    assert json.loads(told)["bytes_put_back"] == SIZE - MIB
+    assert place.target.read_bytes() == place.before
+    assert place.missing == SIZE - MIB
+
+
 def test_each_engine_merges_the_same(place: Place) -> None:
     for engine in ("io_uring", "threads"):
         place.target.write_bytes(place.before)

@@ -32,6 +32,7 @@ def test_the_public_names_are_these_and_no_others() -> None:
         "UsageError",
         "__version__",
         "merge",
+        "open_export",
     ]
 
 

@@ -125,14 +125,14 @@ def _writer_of(
             "image; leave it out"
         )
     state = _state(printer, proceed=making.options.proceed)
-    pki = None if export is None else node_certificates(invocation)
+    tls = None if export is None else node_certificates(invocation)
 
     def write_here(media: list[Medium], options: BundleOptions) -> BundleReport:
         from dualrestore.jobs.bundle import create_bundle
 
         with printer.progress("bundle") as progress:
             options = replace(options, state=state)
-            return create_bundle(export or Path(source), media, options, progress, pki=pki)
+            return create_bundle(export or Path(source), media, options, progress, tls=tls)
 
     return write_here
 

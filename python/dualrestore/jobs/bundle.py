@@ -48,15 +48,15 @@ def create_bundle(
     options: BundleOptions,
     progress: "Progress | None" = None,
     *,
-    pki: Path | None = None,
+    tls: Path | None = None,
 ) -> BundleReport:
     """Over directories, each new or empty, as much as they take; or a tar (see `write_bundle`).
-    `pki`: certificates for an export that names none.
+    `tls`: directory of certificates for an export that names none.
     """
     if isinstance(source, NbdUri):
         from dualrestore.transport.nbd_source import open_export
 
-        with open_export(source, pki) as export:
+        with open_export(source, tls) as export:
             return create_bundle(export, media, options, progress)
     if isinstance(source, Path):
         if not source.exists():

@@ -16,6 +16,8 @@ from dualrestore.model import MergeReport
 from dualrestore.transport.nbd_uri import NbdUri
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from dualrestore.core import Known, PrimaryVolume, Progress, Trust
 
 Source = Path | int | NbdUri
@@ -36,7 +38,9 @@ def is_local(source: Source) -> TypeGuard[Path | int]:
 
 @contextlib.contextmanager
 def _opened(
-    sources: Sequence[Source], trusts: "Sequence[Trust | None] | None", pki: Path | None
+    sources: Sequence[Source],
+    trusts: "Sequence[Trust | None] | None",
+    tls: "SSLContext | Path | None",
 ) -> "Iterator[list[Known]]":
     """As the core takes them, connected to as long as it lasts."""
     check_sources(sources)
@@ -46,7 +50,7 @@ def _opened(
             if isinstance(source, NbdUri):
                 from dualrestore.transport.nbd_source import open_export
 
-                known.append((connected.enter_context(open_export(source, pki)), trust))
+                known.append((connected.enter_context(open_export(source, tls)), trust))
             else:
                 known.append((source, trust))
         yield known
@@ -77,10 +81,10 @@ def merge_offline(
     *,
     trusts: "Sequence[Trust | None] | None" = None,
     options: OfflineOptions | None = None,
-    pki: Path | None = None,
+    tls: Path | None = None,
 ) -> MergeReport:
     """Into a file or device that nobody serves, by the map beside it. `trusts`: what each source is
-    held to (see `core.trusts_of`); `pki`: certificates for exports that name none.
+    held to (see `core.trusts_of`); `tls`: directory of certificates for exports that name none.
     """
     how = options or OfflineOptions()
     from dualrestore.core import OverwriteMap, merge
@@ -88,7 +92,7 @@ def merge_offline(
     check_sources(sources)
     if not target.exists():
         raise UsageError(f"{target}: expected the file or device to merge into, found nothing")
-    with OverwriteMap.open(map_path) as overwrite_map, _opened(sources, trusts, pki) as known:
+    with OverwriteMap.open(map_path) as overwrite_map, _opened(sources, trusts, tls) as known:
         return merge(
             known,
             target,
@@ -106,10 +110,10 @@ def merge_live(
     progress: "Progress | None" = None,
     *,
     trusts: "Sequence[Trust | None] | None" = None,
-    pki: Path | None = None,
+    tls: "SSLContext | None" = None,
 ) -> MergeReport:
-    """Into a volume under live I/O."""
+    """Into a volume under live I/O. `tls`: for exports that name no certificates."""
     from dualrestore.core import merge_into_volume
 
-    with _opened(sources, trusts, pki) as known:
+    with _opened(sources, trusts, tls) as known:
         return merge_into_volume(known, volume, progress)

@@ -345,11 +345,11 @@ class Control:
         volume = self._node.primary(name)
         if not body.sources:
             raise UsageError("expected at least one source, found none")
-        held, pki = contextlib.ExitStack(), self._node.configuration.node.tls
+        held, tls = contextlib.ExitStack(), self._node.client_tls
 
         def work(report: Callable[[dict[str, int]], None]) -> Record:
             with held:
-                return merge_live(sources, volume, report, trusts=trusts, pki=pki)
+                return merge_live(sources, volume, report, trusts=trusts, tls=tls)
 
         try:
             handed = [self._claimed(one, held) for one in body.sources]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dualrestore import __version__
 from dualrestore.config import (
@@ -39,6 +39,9 @@ from dualrestore.transport.nbd_door import NbdDoor
 from dualrestore.transport.sockets import check_tcp_free, check_unix_free
 from dualrestore.transport.tls import tls_context, tls_parts
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
 log = logging.getLogger("dualrestore")
 
 LOCK = "lock"
@@ -54,6 +57,8 @@ class Node:
         self.configuration = configuration
         self.primaries: dict[str, PrimaryVolume] = {}
         self.backups: dict[str, BackupVolume] = {}
+        self.client_tls: SSLContext | None = None
+        """With which this node connects to others."""
         self._began = time.monotonic()
         self._cleanup = contextlib.ExitStack()
         self._doors: dict[Export, NbdDoor] = {}
@@ -83,7 +88,8 @@ class Node:
             self._check_addresses()
             self._make_directory(node.state)
             self._lock()
-        client_tls = tls_context(node.tls, "client") if node.tls else None
+        # Kept, for the user that the daemon becomes may not read the keys.
+        client_tls = self.client_tls = tls_context(node.tls, "client") if node.tls else None
         server_tls = tls_context(node.tls, "server") if node.tls else None
         for volume in self.configuration.volumes:
             self._open_volume(volume)

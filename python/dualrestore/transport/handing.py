@@ -114,6 +114,8 @@ class Reception:
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
+        except ConnectionAbortedError:
+            return
         except OSError as problem:
             log.warning("%s: cannot accept: %s", self._path, problem.strerror)
             return

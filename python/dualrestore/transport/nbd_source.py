@@ -22,7 +22,7 @@ from pathlib import Path
 from dualrestore.config import Address
 from dualrestore.core import NbdSource
 from dualrestore.errors import FormatError, LinkError, UsageError
-from dualrestore.transport.nbd_uri import NbdUri
+from dualrestore.transport.nbd_uri import NbdUri, parse_nbd_uri
 from dualrestore.transport.sockets import prepare_link_socket
 from dualrestore.transport.tls import tls_context
 from dualrestore.transport.tls_relay import TlsRelay
@@ -40,14 +40,21 @@ _FIXED_NEWSTYLE, _KNOWN_FLAGS = 1, 0b11
 
 
 @contextlib.contextmanager
-def open_export(uri: NbdUri, pki: Path | None = None) -> Iterator[NbdSource]:
-    """The export, open for reading until it is left. `pki`: the directory of certificates where the
-    URI names none.
+def open_export(uri: NbdUri | str, tls: ssl.SSLContext | Path | None = None) -> Iterator[NbdSource]:
+    """The export of an NBD server, open for reading until it is left: something to `merge`.
+    `tls`: the certificates, or their directory, where the URI names none.
 
     Raises `LinkError` if the server cannot be reached or goes away, `UsageError` if it has no such
     export or TLS is needed and nobody has named certificates.
+
+    >>> with open_export("nbd+unix:///?socket=/no"):
+    ...     pass
+    Traceback (most recent call last):
+    ...
+    dualrestore.errors.LinkError: nbd+unix:///?socket=/no: cannot connect: No such file or directory
     """
-    context = _context(uri, pki)
+    uri = parse_nbd_uri(uri) if isinstance(uri, str) else uri
+    context = _context(uri, tls)
     with contextlib.ExitStack() as held:
         connection = held.enter_context(_connected(uri))
         if context is not None:
@@ -61,18 +68,18 @@ def open_export(uri: NbdUri, pki: Path | None = None) -> Iterator[NbdSource]:
         yield source
 
 
-def _context(uri: NbdUri, pki: Path | None) -> ssl.SSLContext | None:
+def _context(uri: NbdUri, tls: ssl.SSLContext | Path | None) -> ssl.SSLContext | None:
     away = isinstance(uri.place, Address) and not uri.place.is_loopback
     if not (uri.encrypted or away):
         return None
-    certificates = uri.certificates or pki
+    certificates = uri.certificates or tls
     if certificates is None:
         reason = "for this scheme" if uri.encrypted else "to another machine"
         raise UsageError(
             f"{uri}: expected TLS {reason}, found no certificates; add ?tls-certificates=DIR, or "
             "set tls in [node] of the configuration"
         )
-    return tls_context(certificates, "client")
+    return tls_context(certificates, "client") if isinstance(certificates, Path) else certificates
 
 
 def _connected(uri: NbdUri) -> socket.socket:

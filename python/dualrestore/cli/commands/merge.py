@@ -109,9 +109,9 @@ def command(
             from dualrestore.jobs.merge import OfflineOptions, merge_offline
 
             how = OfflineOptions(engine, undo, dry_run)
-            pki = None if all(map(is_local, places)) else node_certificates(invocation)
+            tls = None if all(map(is_local, places)) else node_certificates(invocation)
             report = merge_offline(
-                places, Path(target), map_path, progress, trusts=trusts, options=how, pki=pki
+                places, Path(target), map_path, progress, trusts=trusts, options=how, tls=tls
             )
         else:
             report = _merge_live(invocation, target, places, (trusts, opener), progress)
