@@ -369,7 +369,12 @@ impl<'scope, 'env, 'p, C: Consumer> Lanes<'scope, 'env, 'p, C> {
         if self.stopped.is_some() {
             return;
         }
-        self.stopped = Some(error);
+        // A feed that failed alone is why its source was interrupted.
+        let cause = match &self.failed[..] {
+            [Some(cause)] if error.kind() == ErrorKind::Interrupted => cause.clone(),
+            _ => error,
+        };
+        self.stopped = Some(cause);
         self.waiting.iter_mut().for_each(VecDeque::clear);
         for (number, feed) in self.feeds.iter().enumerate() {
             self.shared[number].stop();
