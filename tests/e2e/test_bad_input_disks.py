@@ -246,7 +246,9 @@ def test_a_target_with_no_room_keeps_what_fits_and_takes_the_rest_later(
         failed = ask([*words, "--json"])
         error = json.loads(failed.err)["error"]
         assert (failed.code, error["kind"]) == (FAILED, "DeviceError")
-        assert json.loads(failed.out)["bytes_written"] < SIZE, "what was merged is told all the same"
+        assert json.loads(failed.out)["bytes_written"] < SIZE, (
+            "what was merged is told all the same"
+        )
         assert "target.img: write: No space left on device" in error["message"]
         assert "make room there" in error["message"]
         # What the map calls current is there; the rest is as it was.
