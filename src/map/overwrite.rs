@@ -469,10 +469,11 @@ mod tests {
         let mut finished = false;
         for event in 0.. {
             for seed in 0..24_u64 {
-                let power = Power::failing_at(event, true);
-                let device = Arc::new(first.crash(&mut |_| 0, power));
+                let power = Power::failing_at(u64::MAX, true);
+                let device = Arc::new(first.crash(&mut |_| 0, Arc::clone(&power)));
                 let opened = OverwriteMap::open(Arc::clone(&device) as _, Some(&none));
                 let (map, _) = opened.expect("opens");
+                power.fail_after(event);
                 change(&map);
                 finished = map.file().commit_all().is_ok();
                 let mut state = seed;

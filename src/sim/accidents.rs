@@ -94,6 +94,7 @@ impl World {
         }
         let recovery = self.primary.recovery();
         self.note(|| format!("the primary has started: {recovery:?}"));
+        self.note(|| self.planes());
         for (count, state) in [
             (recovery.damaged_pages, RareState::DamagedMapPage),
             (recovery.link_only_blocks, RareState::IntentMadeLinkOnly),
@@ -103,6 +104,18 @@ impl World {
                 self.rare.note(state);
             }
         }
+    }
+
+    /// The planes of the primary's map in words: which blocks are missing, link-only, unsent.
+    pub fn planes(&self) -> String {
+        let Some(driver) = self.primary.driver() else { return "no map".to_owned() };
+        let (map, all) = (driver.map(), self.setting.geometry.all_blocks());
+        format!(
+            "missing {:?}, link-only {:?}, unsent {:?}",
+            map.current().runs(all, false).collect::<Vec<_>>(),
+            map.link_only().runs(all, true).collect::<Vec<_>>(),
+            map.unsent().runs(all, true).collect::<Vec<_>>()
+        )
     }
 
     /// While the primary is stopped, a bit of its map or intent log rots.
@@ -115,6 +128,7 @@ impl World {
         if stopped.is_err() || self.primary.power.is_off() {
             return self.start_primary();
         }
+        self.primary.power.fail_after(u64::MAX);
         let name = self.chance.pick(&[OVERWRITE_MAP_NAME, OVERWRITE_MAP_NAME, INTENT_LOG_NAME]);
         if let Ok(file) = self.primary.directory.open(name) {
             let mut sectors = Vec::new();

@@ -54,6 +54,7 @@ impl Life {
         let world = &mut self.world;
         let (step, ..) = STEPS[world.chance.weighted(&world.setting.weights)];
         world.take(step);
+        world.note(|| format!("{step:?}: {}", world.planes()));
         for _ in 0..world.chance.below(world.setting.works_max) {
             if !world.work() {
                 break;

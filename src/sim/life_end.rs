@@ -10,6 +10,8 @@ use crate::volume::primary::{Caller, Event};
 
 /// Rounds after which a life that does not come to rest is taken for stuck.
 const ROUNDS_MAX: usize = 400;
+/// Things that may happen before it is asked what has failed.
+const LATE_WORKS_MAX: usize = 2_000;
 /// Things that happen in one round, at the most.
 const WORKS_MAX: usize = 100_000;
 
@@ -41,6 +43,12 @@ impl World {
         self.end_merge();
         self.works.go_on();
         self.parted = false;
+        // What had failed before and is not told yet.
+        for _ in 0..LATE_WORKS_MAX {
+            if !self.work() {
+                break;
+            }
+        }
         let (poisoned, stopped) = self.note_stopped();
         let refuses = self.primary.driver().is_some_and(|driver| driver.refusal().is_some());
         if poisoned || refuses || self.chance.one_in(8) {

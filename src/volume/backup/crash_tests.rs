@@ -119,8 +119,8 @@ fn open(
 }
 
 impl Rig {
-    /// The power may go out when its session begins, not before.
-    fn new(power: &Arc<Power>) -> Self {
+    /// The power goes out at this event, counted from when its session begins.
+    fn new(power: &Arc<Power>, event: u64) -> Self {
         let steady = Power::steady();
         let home = Arc::new(CrashingDirectory::new(Arc::clone(&steady)));
         let mut bytes = vec![0; SIZE];
@@ -135,6 +135,7 @@ impl Rig {
         let home = Arc::new(home.crash(&mut |versions| versions, power));
         let disk = Arc::new(disk.crash(&mut |versions| versions, Arc::clone(power)));
         let backup = open(&home, &disk).expect("opened");
+        power.fail_after(event);
         let begun = backup.begin_session(1, 0).is_ok();
         let possible = bytes.chunks(512).map(|sector| vec![sector[0]]).collect();
         let model = Model {
@@ -328,7 +329,7 @@ proptest! {
     fn every_view_equals_a_plain_copy_whatever_is_written_and_deleted(
         steps in prop::collection::vec(step(), 1..30)
     ) {
-        let mut rig = Rig::new(&Power::steady());
+        let mut rig = Rig::new(&Power::steady(), u64::MAX);
         for step in &steps {
             prop_assert!(rig.run(step), "{:?}", step);
             rig.check_mirror();
@@ -355,7 +356,7 @@ proptest! {
 
 fn events_of(steps: &[Step]) -> u64 {
     let power = Power::steady();
-    let mut rig = Rig::new(&power);
+    let mut rig = Rig::new(&power, u64::MAX);
     for step in steps {
         assert!(rig.run(step), "{step:?}");
     }
@@ -390,8 +391,8 @@ fn finish_deletions(backup: &BackupVolume, begun: Option<Uuid>) {
 }
 
 fn crash_and_check(steps: &[Step], event: u64, last_takes_effect: bool, seed: u64) {
-    let power = Power::failing_at(event, last_takes_effect);
-    let mut rig = Rig::new(&power);
+    let power = Power::failing_at(u64::MAX, last_takes_effect);
+    let mut rig = Rig::new(&power, event);
     for step in steps {
         if !rig.run(step) {
             break;
