@@ -120,8 +120,11 @@ def launch(daemon: Daemon, command: list[str], **more: Any) -> None:
 
 
 def await_nobody(daemon: Daemon) -> None:
-    """Until it has become that user."""
-    wait_until("it became nobody", lambda: "goes on as nobody" in daemon.words())
+    """Until this start of it has become that user."""
+    started = f"serving 1 volumes; control socket {daemon.control}"
+    begun = daemon.words().count("stopped cleanly") + 1
+    wait_until("it became nobody", lambda: daemon.words().count(started) == begun)
+    assert daemon.words().count("goes on as nobody") == begun
 
 
 @pytest.mark.root
